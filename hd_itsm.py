@@ -1,0 +1,5470 @@
+#!/usr/bin/env python3
+"""hd_itsm: carries helpdesk tickets into an ITSM system.
+
+A helpdesk posts a webhook when a ticket is created, assigned or closed. This daemon stores the
+webhook in one SQLite file, answers, translates it into the request the ITSM wants and delivers it:
+at least once, in order per ticket, through outages of either side. README.md is for the
+administrator; this docstring is for whoever reads on.
+
+The life of an event:
+  1. Web admits a webhook and Reading finds the hook's fields in its bytes.
+  2. Storage writes it durably as one event, `pending`; only then does the helpdesk get its 200.
+  3. Delivery takes the first event of a ticket's line, Translation renders the ITSM's request.
+  4. `decide` says what the ITSM's answer means: delivered, failed, or try again later.
+  5. Storage records that, keeps ticket -> request id, and lets the ticket's next event go.
+
+The rooms, in the order in which data flows; each uses only the ones above it:
+  Tables         what it does when, as plain rows
+  Reading        bytes to fields: repairs, paths, dates
+  Translation    fields to a request: templates and filters
+  Configuration  TOML to one frozen object, or all that is wrong with it
+  Storage        the SQLite file: every statement, every transaction
+  Web            the door: admit, read, store, answer; the verbs of the operator
+  Delivery       due event -> request -> outcome; the only threads we start
+  Command line   composes the rooms; one function per command
+"""
+
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["bottle>=0.13.2", "waitress>=3.0.2", "urllib3>=2.3"]
+# ///
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import csv
+import difflib
+import email.utils
+import functools
+import hashlib
+import hmac
+import html
+import http.server
+import io
+import ipaddress
+import itertools
+import json
+import logging
+import logging.handlers
+import math
+import os
+import pathlib
+import random
+import re
+import secrets
+import shutil
+import signal
+import socket
+import sqlite3
+import ssl
+import sys
+import tempfile
+import threading
+import time
+import tomllib
+import urllib.parse
+import uuid
+import zoneinfo
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from typing import Any, NamedTuple
+
+import bottle
+import urllib3
+import waitress
+import waitress.channel
+import waitress.task
+import waitress.wasyncore
+
+__version__ = "1.0.0"
+
+log = logging.getLogger("hd_itsm")
+
+
+class Error(Exception):
+    """What a person is told: what failed, for which event or key, and what to do next."""
+
+
+# ── Tables: everything an operator may ask "what does it do when" about ───────────────────────
+
+STATES = ("pending", "held", "delivered", "failed", "ignored", "dropped")
+
+HOOKS: dict[str, dict[str, Any]] = {
+    "itsm_new": {
+        "kind": "new",
+        "fields": {
+            "ticket_id": "ticket_id",
+            "writer": "writer",
+            "category": "category",
+            "subject": "subject",
+            "contents": "contents",
+        },
+    },
+    "itsm_ass": {
+        "kind": "assign",
+        "fields": {"ticket_id": "ticket_id", "technician": "technician"},
+    },
+    "itsm_com": {
+        "kind": "complete",
+        "fields": {"ticket_id": "ticket_id", "date": ["data", "date"]},
+    },
+}
+
+KINDS: dict[str, dict[str, Any]] = {
+    "new": {
+        "opens": True,
+        "body": {
+            "code": "000",
+            "item_id": "{item_id}",
+            "service": "{service}",
+            "req_user_id": "{writer}",
+            "reg_user_id": "{writer}",
+            "request_purpose": "{category}",
+            "priority": 2,
+            "end_hop_date": "{expected_date}",
+            "title": "{subject}",
+            "contents": "{contents}",
+            "after_improvement": "없음",
+        },
+    },
+    "assign": {
+        "body": {
+            "code": "020",
+            "request_id": "{request_id}",
+            "rcv_user_id": "{technician}",
+            "trt_user_id": "{technician}",
+            "end_expect_date": "{expected_date}",
+            "comment": "요청이 접수되었습니다.",
+        },
+    },
+    "complete": {
+        "body": {
+            "code": "030",
+            "request_id": "{request_id}",
+            "work_qty": "{hours|text}",
+            "comment": "처리가 완료되었습니다.",
+        },
+    },
+}
+
+# HTTP status -> outcome, first row that matches. `credential`: everything waits, no ticket is to
+# blame. What no row knows means "later": a wrong "failed" loses patience, a wrong "later" only time.
+ANSWERS: tuple[tuple[int, int, str], ...] = (
+    (200, 299, "delivered"),
+    (401, 401, "credential"),
+    (407, 407, "credential"),
+    (403, 405, "later"),  # the door, not the ticket
+    (408, 408, "later"),
+    (410, 410, "later"),
+    (425, 425, "later"),
+    (429, 429, "later"),
+    (400, 499, "failed"),
+    (504, 504, "unclear"),
+)
+
+DATE_FORMATS = (  # .NET's general formats; 오전 and 오후 are read as AM and PM before these apply
+    "%m/%d/%Y %I:%M:%S %p",
+    "%m/%d/%Y %H:%M:%S",
+    "%m/%d/%Y %I:%M %p",
+    "%m/%d/%Y %H:%M",
+    "%Y-%m-%d %p %I:%M:%S",
+    "%Y-%m-%d %p %I:%M",
+    "%Y. %m. %d. %p %I:%M:%S",
+    "%Y. %m. %d. %p %I:%M",
+)
+
+COMPUTED = (
+    "request_id",
+    "ticket_id",
+    "event",
+    "received",
+    "today",
+    "expected_date",
+    "hours",
+    "minutes",
+)
+
+MAX_ID = 200  # characters of a ticket id or request id
+MAX_DEPTH = 100  # levels of nesting in a webhook's JSON
+MAX_DIGITS = 100  # digits of a number in it
+MAX_ANSWER = 1 << 20  # bytes read of an ITSM's answer
+MAX_WAIT = 30  # seconds a caller may ask for with Prefer: wait
+MAX_RETRY_AFTER = 3600.0  # seconds a Retry-After is honoured for, and the farthest due time kept
+
+
+class Option(NamedTuple):
+    """One key of the configuration. `reads` names its converter; `sample` is shown by `init`."""
+
+    section: str
+    key: str
+    reads: str
+    default: Any
+    sentence: str
+    sample: str = ""
+
+
+# fmt: off
+OPTIONS = (
+    Option("server", "listen", "address", "127.0.0.1:8080",
+           "address and port for the webhooks; any other than loopback demands [access]"),
+    Option("server", "threads", "count", 8, "webhooks answered at the same time"),
+    Option("server", "max_body", "count", 1048576, "largest webhook in bytes"),
+    Option("server", "stop_after", "duration", 10, "how long a stop waits for what is in flight"),
+    Option("server", "trusted_proxy", "networks", [],
+           "addresses whose X-Forwarded-For is believed"),
+    Option("server", "admin_password", "secret", "",
+           "for the pages, from other machines (Basic, any user); loopback needs none when empty"),
+    Option("access", "token", "secrets", "",
+           "admits a webhook: Bearer, X-Webhook-Token or Basic password; a list: all are valid"),
+    Option("access", "query_token", "flag", False,
+           "the token may also come as ?token=..., for a helpdesk that can set only the URL"),
+    Option("access", "networks", "networks", [],
+           "only these addresses may post; alone, without a token, they admit by address",
+           '["10.0.0.5/32"]'),
+    Option("access", "hmac", "hmac", {},
+           "the helpdesk's signature over the body (README, recipes)",
+           '{ secret = "...", header = "X-Hub-Signature", algorithm = "sha1", encoding = "hex",'
+           ' prefix = "sha1=", signed = "{body}" }'),
+    Option("itsm", "url", "url", "", "where requests go", '"https://itsm.example.com/api"'),
+    Option("itsm", "authorization", "secret", "",
+           "the Authorization header, as it is sent: text, { file = }, { env = } or { credential = }",
+           '{ file = "/etc/hd_itsm.token" }'),
+    Option("itsm", "headers", "headers", {}, "further headers of every request",
+           '{ "X-Api-Version" = "2" }'),
+    Option("itsm", "timeout", "duration", 60.0, "seconds an attempt may take"),
+    Option("itsm", "workers", "count", 4, "tickets delivered at the same time"),
+    Option("itsm", "ca_file", "file", "", "certificates (PEM) of the authority behind the ITSM"),
+    Option("itsm", "client_cert", "file", "", "our certificate (PEM), where the ITSM wants one"),
+    Option("itsm", "client_key", "file", "", "its private key, when not in the same file"),
+    Option("itsm", "proxy", "proxy", "", "HTTP proxy towards the ITSM",
+           '"http://proxy.example.com:3128"'),
+    Option("itsm", "request_id", "paths", "result.request_id",
+           "where the request id is in the answer"),
+    Option("itsm", "ok", "conditions", {}, "conditions a 2xx answer must meet to count",
+           '{ "result.code" = ["0", "00"] }'),
+    Option("itsm", "refused", "conditions", {}, "conditions that make a 2xx answer a refusal",
+           '{ "*" = "~(?i)permission denied|does not exist" }'),
+    Option("itsm", "answers", "answers", {}, "what a status means, where README's table is wrong",
+           '{ "404" = "failed", "400" = "later" }'),
+    Option("itsm", "check_url", "url", "", "what `check` may GET; empty: url"),
+    Option("retry", "first", "duration", 1.0, "longest wait before the second try; then doubled"),
+    Option("retry", "max", "duration", 300.0, "longest wait between two tries"),
+    Option("retry", "probe", "duration", 60.0, "longest wait between two probes of a dead ITSM"),
+    Option("retry", "tries", "count", 10,
+           "an event that failed so often, while others went through, is given up"),
+    Option("retry", "give_up_after", "duration", "7d", "an event is given up after so long"),
+    Option("store", "path", "text", "hd_itsm.db",
+           "the SQLite file; under systemd in $STATE_DIRECTORY",
+           '"/var/lib/hd_itsm/hd_itsm.db"'),
+    Option("store", "keep_days", "count", 30,
+           "days that delivered, ignored and dropped events are kept"),
+    Option("log", "level", "level", "INFO", "DEBUG, INFO, WARNING or ERROR"),
+    Option("log", "file", "text", "", "a rotating file besides stderr",
+           '"/var/log/hd_itsm/hd_itsm.log"'),
+    Option("log", "max_bytes", "count", 5242880, "its size when a new one is begun"),
+    Option("log", "backups", "count", 20, "how many old ones are kept"),
+    Option("time", "zone", "zone", "local", '"local", a name like "Asia/Seoul", or "+09:00"'),
+    Option("time", "due_days", "days", 7, "expected date = day received + so many days"),
+    Option("time", "date_formats", "formats", [], "further date formats (strptime)",
+           '["%d.%m.%Y %H:%M"]'),
+)
+
+HOOK_OPTIONS = (
+    Option("hooks", "path", "route", "", 'the address; empty: "/" and the name of the hook'),
+    Option("hooks", "kind", "text", "", "kind of its events; or rules"),
+    Option("hooks", "fields", "fields", {}, "name = path, list of paths, or { path, match }"),
+    Option("hooks", "rules", "rules", [], "{ kind, when } in order; the first that holds decides"),
+    Option("hooks", "delivery_id", "text", "", "header that names a delivery, for duplicates"),
+)
+
+KIND_OPTIONS = (
+    Option("kinds", "opens", "flag", False, "its answer brings the ticket's request id"),
+    Option("kinds", "method", "method", "POST", "HTTP method"),
+    Option("kinds", "url", "template_url", "", "where it goes; empty: itsm.url"),
+    Option("kinds", "headers", "headers", {}, "further headers"),
+    Option("kinds", "body", "template", {}, "the JSON to send, with {placeholders}"),
+    Option("kinds", "form_field", "text", "", "send the JSON inside this form field"),
+    Option("kinds", "request_id", "paths", "", "where the id is; empty: itsm.request_id"),
+    Option("kinds", "ok", "conditions", {}, "as itsm.ok; comes before it, key by key"),
+    Option("kinds", "refused", "conditions", {}, "as itsm.refused"),
+    Option("kinds", "answers", "answers", {}, "as itsm.answers"),
+    Option("kinds", "again", "again", "ignore", 'a second opening: "ignore" or "send"'),
+    Option("kinds", "unclear", "unclear", "retry",
+           'no answer came to an opening: "retry", "hold" for a person, or "find"'),
+    Option("kinds", "find", "find", {},
+           "{ url, request_id, after }: how to look the ticket up before a second try"),
+    Option("kinds", "then", "text", "", "a further kind delivered right after this one"),
+)
+# fmt: on
+
+SECTIONS = {
+    "server": "How the helpdesk reaches us.",
+    "access": "Who may post a webhook. Beyond loopback one of these is needed.",
+    "itsm": "Where tickets go.",
+    "retry": 'How patient we are. Durations: seconds, or "90s", "15m", "12h", "7d".',
+    "store": "Where events and mappings are kept.",
+    "log": "What is written down.",
+    "time": "How dates are read and written.",
+}
+
+SAMPLE_TAIL = """\
+[values]                     # constants for templates: {item_id}
+item_id = ""
+service = ""
+
+# [tables.users]             # a table is a filter: {technician|users}
+# "홍길동" = "gdhong"
+# "*" = "{}"                 # what is not listed: {} is the value itself
+
+# The built-in hooks POST /itsm_new, /itsm_ass, /itsm_com and kinds new, assign, complete are
+# active as they are. One given here replaces the built-in one of that name whole:
+#
+# [hooks.itsm_new]
+# kind = "new"
+# fields = { ticket_id = "ticket_id", writer = "writer", category = "category", \
+subject = "subject", contents = "contents" }
+#
+# [kinds.assign]
+# body = { code = "020", request_id = "{request_id}", rcv_user_id = "{technician|users}" }
+"""
+
+
+def as_toml(value: Any) -> str:
+    """A default of the option rows as TOML text (JSON's text is TOML's for these)."""
+    return "{}" if value == {} else json.dumps(value, ensure_ascii=False)
+
+
+def sample_config() -> str:
+    """The commented sample configuration, made from the option rows."""
+    lines = ["# Configuration of hd_itsm. Lines that start with # show a default or an example."]
+    for section, sentence in SECTIONS.items():
+        lines += ["", f"# {sentence}", f"[{section}]"]
+        for option in OPTIONS:
+            if option.section == section:
+                active = (
+                    "" if option.default == "" and option.key in ("url", "authorization") else "# "
+                )
+                shown = option.sample or as_toml(option.default)
+                lines.append(f"{active}{option.key} = {shown}".ljust(36) + f"  # {option.sentence}")
+    return "\n".join([*lines, "", SAMPLE_TAIL])
+
+
+# ── Reading: bytes to a JSON object, paths, ids, dates; pure functions ────────────────────────
+
+
+class Unreadable(Error):
+    """The body yields no JSON object, or no ticket id."""
+
+
+class Missing:
+    """The type of MISSING: nothing is at a path (null is something)."""
+
+
+MISSING = Missing()
+SUSPECT = re.compile(r"\\u(?:d[89a-f]|0000)", re.IGNORECASE)
+MASK = re.compile(r"#[^\W\d]\w*#|\{\{ ?[^\W\d]\w*(?:\.\w+)* ?\}\}|#\{[^\W\d]\w*(?:\.\w+)*\}")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffd]")
+
+
+def _first_of_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):  # a requester can type `","ticket_id":"1` into a subject
+        for key, value in reversed(pairs):
+            found[key] = value
+    return found
+
+
+def _bounded_int(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise Unreadable(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _bounded_float(digits: str) -> float:
+    number = float(digits)
+    if len(digits) > MAX_DIGITS or math.isinf(number):
+        raise Unreadable("a number that is too large")
+    return number
+
+
+def _no_constant(name: str) -> float:
+    raise Unreadable(f"{name} is not JSON")
+
+
+STRICT, LENIENT = (
+    json.JSONDecoder(
+        object_pairs_hook=_first_of_repeated,
+        parse_int=_bounded_int,
+        parse_float=_bounded_float,
+        parse_constant=_no_constant,
+        strict=strict,
+    )
+    for strict in (True, False)
+)
+COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
+def _clean(value: Any) -> Any:
+    """`value` with lone surrogates and NUL, which no store or ITSM takes, as U+FFFD."""
+    if isinstance(value, str):
+        text = value.replace("\0", "\ufffd")
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_clean(element) for element in value]
+    if isinstance(value, dict):
+        return {_clean(key): _clean(element) for key, element in value.items()}
+    return value
+
+
+def _too_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [
+            element
+            for container in level
+            if isinstance(container, list | dict)
+            for element in (container.values() if isinstance(container, dict) else container)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def parse_json(text: str, strict: bool = True) -> Any:
+    """The JSON value in `text`: first of repeated keys, no NaN, bounded numbers and nesting.
+
+    Raises ValueError where it is no JSON, Unreadable where it is JSON that is refused.
+    """
+    try:
+        value = (STRICT if strict else LENIENT).decode(text)
+    except RecursionError:
+        raise Unreadable(f"nesting past {MAX_DEPTH} levels") from None
+    if text.count("[") + text.count("{") > MAX_DEPTH and _too_deep(value):
+        raise Unreadable(f"nesting past {MAX_DEPTH} levels")
+    return value if strict and not SUSPECT.search(text) else _clean(value)
+
+
+def decode_body(raw: bytes) -> list[tuple[str, str]]:
+    """The texts `raw` may be, likeliest first, each with its repair ("" for none)."""
+    texts = []
+    encoding = json.detect_encoding(raw)
+    for name, repair in ((encoding, ""), ("cp949", "cp949")):
+        with contextlib.suppress(UnicodeDecodeError):
+            texts.append((raw.decode(name).removeprefix("\ufeff"), repair))
+    return texts or [(raw.decode(encoding, "replace"), "bytes replaced")]
+
+
+def _parsed(text: str, strict: bool) -> dict[str, Any] | None:
+    with contextlib.suppress(ValueError):
+        value = parse_json(text, strict)
+        return value if isinstance(value, dict) else None
+    return None
+
+
+def _unwrapped(text: str) -> tuple[str, str]:
+    """A JSON string that itself holds JSON, or an HTML-escaped body, laid open."""
+    with contextlib.suppress(ValueError):
+        inner = parse_json(text, strict=False)
+        if isinstance(inner, str):
+            return inner, "JSON within a string"
+    if "&quot;" in text or "&#34;" in text:
+        return html.unescape(text), "HTML escapes"
+    return "", ""
+
+
+FORM_ENCODED = re.compile(r"[!-%'-<>-~]+=[!-%'-<>-~]*(?:&[!-%'-<>-~]+=[!-%'-<>-~]*)*")
+FORM_START = re.compile(r"\s*[^\s=&{\[\"]+=")
+
+
+def read_form(text: str, known: frozenset[str]) -> dict[str, Any] | None:
+    """The fields of a form body, or the JSON object that one of its fields holds.
+
+    Masks pasted in without percent-encoding leave & and = inside values: such a body is cut at
+    the known keys only, and its values are taken as they stand.
+    """
+    if not FORM_START.match(text):
+        return None
+    if FORM_ENCODED.fullmatch(text):
+        pairs = urllib.parse.parse_qsl(text, keep_blank_values=True, max_num_fields=1000)
+    else:
+        keys = "|".join(re.escape(key) for key in sorted(known, key=len, reverse=True))
+        starts = list(re.finditer(rf"(?:^|&)({keys})=", text)) if keys else []
+        seen: dict[str, re.Match[str]] = {}
+        for start in starts:
+            seen.setdefault(start[1], start)
+        ends = [*(start.start() for start in list(seen.values())[1:]), len(text)]
+        pairs = [
+            (name, text[start.end() : end])
+            for (name, start), end in zip(seen.items(), ends, strict=True)
+        ]
+    for _, value in pairs:
+        if value.lstrip().startswith("{") and (inner := _parsed(value, strict=False)) is not None:
+            return inner
+    return _clean(_first_of_repeated(pairs)) if pairs else None
+
+
+TOKENS = re.compile(r'(?:[\s,:{}\[\]]|"(?:[^"\\]|\\.)*+"|-?[0-9][0-9.eE+-]*|true|false|null)*+')
+STRING = re.compile(r'(?:[^"\\]|\\.)*+"', re.DOTALL)
+
+
+def _mended(text: str, known: frozenset[str]) -> str:
+    """`text` with the string values of its known keys escaped as JSON wants them.
+
+    A value reaches up to the next known key that was not seen before; there, the last quote that
+    is followed by nothing but punctuation closes it. Each stretch is looked at once: linear.
+    """
+    keys = "|".join(re.escape(key) for key in sorted(known, key=len, reverse=True))
+    first: dict[str, re.Match[str]] = {}
+    for match in re.finditer(rf'(?:(?<=[,{{\[\s])|^)"({keys})"\s*:\s*', text):
+        first.setdefault(match[1], match)
+    stops = [*(match.start() for match in list(first.values())[1:]), len(text)]
+    mended = [text[: next(iter(first.values())).start()]] if first else []
+    for match, stop in zip(first.values(), stops, strict=True):
+        stretch = text[match.end() : stop]
+        mended.append(match[0])
+        if not stretch.startswith('"'):
+            mended.append(stretch)
+            continue
+        close = STRING.match(stretch, 1)
+        if close and TOKENS.fullmatch(stretch, close.end()):
+            value, rest = stretch[1 : close.end() - 1], stretch[close.end() :]
+        else:
+            body = stretch.rstrip(" \t\r\n,{}[]")
+            whole = body.endswith('"') and len(body) > 1
+            value = body[1:-1] if whole else stretch[1:]
+            rest = stretch[len(body) :] if whole else ""
+        mended += [json.dumps(value, ensure_ascii=False), rest]
+    return "".join(mended)
+
+
+def _closed(text: str) -> str:
+    """`text` with the brackets it left open closed; what follows its object is cut off."""
+    open_ones: list[str] = []
+    for match in re.finditer(r'"(?:[^"\\]|\\.)*+"|[{}\[\]]', text, re.DOTALL):
+        token = match[0]
+        if token in "{[":
+            open_ones.append("}" if token == "{" else "]")
+        elif token in "}]" and open_ones:
+            open_ones.pop()
+            if not open_ones:
+                return text[: match.end()]
+    return text.rstrip(" \t\r\n,") + "".join(reversed(open_ones))
+
+
+def recover(text: str, known: frozenset[str]) -> dict[str, Any] | None:
+    """The object in a template into which text was pasted unescaped, cut at the known keys."""
+    start = text.find("{")
+    if start < 0 or not known:
+        return None
+    return _parsed(_closed(_mended(text[start:], known)), strict=False)
+
+
+def read_body(raw: bytes, known: frozenset[str]) -> tuple[dict[str, Any], str]:
+    """The JSON object in a webhook's body and how it was repaired ("" where it was not).
+
+    `known` are the keys that the hook's paths name. Raises Unreadable.
+    """
+    if not raw.strip():
+        raise Unreadable("the body is empty")
+    texts = decode_body(raw)
+    for strict, remark in ((True, ""), (False, "control characters")):
+        for text, repair in texts:
+            found = _parsed(text, strict)
+            if found is not None:
+                return found, ", ".join(filter(None, (repair, remark)))
+    candidates = [(text, repair) for text, repair in texts]
+    for text, repair in texts:
+        inner, remark = _unwrapped(text)
+        if inner and (found := _parsed(inner, strict=False)) is not None:
+            return found, ", ".join(filter(None, (repair, remark)))
+        if inner:
+            candidates.insert(0, (inner, ", ".join(filter(None, (repair, remark)))))
+    for text, repair in texts:
+        if (found := read_form(text, known)) is not None:
+            return found, ", ".join(filter(None, (repair, "form body")))
+    for text, repair in candidates:
+        if (found := recover(text, known)) is not None:
+            return found, ", ".join(filter(None, (repair, "cut at the known keys")))
+    raise Unreadable("the body holds no JSON object")
+
+
+class Step(NamedTuple):
+    """One step of a path: `key` "name", `any`, or `where` name=value."""
+
+    does: str
+    name: str
+    value: str = ""
+
+
+PATH_STEP = re.compile(
+    r'(?:^|\.)(?:"(?P<quoted>[^"]+)"|(?P<any>\*)|(?P<key>[^."\[\]*]+))'
+    r"|\[(?P<name>[^\]=]+)=(?P<value>[^\]]*)\]"
+)
+Path = tuple[Step, ...]
+
+
+def parse_path(text: str) -> Path:
+    """A path of SPEC's grammar: a.b, a.0, a.-1, a[role=assigned].name, a.*.key, "quoted key".
+
+    Raises ValueError with what is wrong.
+    """
+    steps, at = [], 0
+    while at < len(text):
+        match = PATH_STEP.match(text, at)
+        if not match or (match["name"] and not at):
+            raise ValueError(f"cannot be read as a path from {text[at:]!r} on")
+        if match["any"]:
+            steps.append(Step("any", "*"))
+        elif match["name"]:
+            steps.append(Step("where", match["name"].strip(), match["value"].strip().strip('"')))
+        else:
+            steps.append(Step("key", match["quoted"] or match["key"]))
+        at = match.end()
+    if not steps:
+        raise ValueError("is an empty path")
+    return tuple(steps)
+
+
+def as_text(value: Any) -> str:
+    """`value` as text: 4182 and 4182.0 are "4182", true is "true", null is "", a list is JSON."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value) if isinstance(value, int | float) else COMPACT.encode(value)
+
+
+def find_all(value: Any, path: Path) -> Iterator[Any]:
+    """Every element of `value` that `path` means."""
+    if not path:
+        yield value
+        return
+    step, rest = path[0], path[1:]
+    elements: Iterable[Any] = ()
+    if step.does == "key" and isinstance(value, dict):
+        elements = (value[step.name],) if step.name in value else ()
+    elif step.does == "key" and isinstance(value, list):
+        if re.fullmatch(r"-?[0-9]{1,6}", step.name) and -len(value) <= int(step.name) < len(value):
+            elements = (value[int(step.name)],)
+    elif isinstance(value, dict | list):
+        elements = value.values() if isinstance(value, dict) else value
+        if step.does == "where":
+            elements = [
+                element
+                for element in ([value] if isinstance(value, dict) else elements)
+                if isinstance(element, dict)
+                and step.name in element
+                and as_text(element[step.name]) == step.value
+            ]
+    for element in elements:
+        yield from find_all(element, rest)
+
+
+def present(value: Any) -> bool:
+    """Whether `value` counts as there: no null, nothing empty, no template mask left in place."""
+    if isinstance(value, str):
+        return value != "" and not MASK.fullmatch(value)
+    return value is not MISSING and value is not None and value != [] and value != {}
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """Where one field of a hook is: the first path whose value is present wins."""
+
+    paths: tuple[Path, ...]
+    match: re.Pattern[str] | None = None
+
+    def read(self, found: dict[str, Any]) -> Any:
+        """The field's value in a webhook's object, or MISSING."""
+        value: Any = MISSING
+        for candidate in itertools.chain(*(find_all(found, path) for path in self.paths)):
+            if present(candidate):
+                value = candidate
+                break
+            if value is MISSING and not (isinstance(candidate, str) and candidate):
+                value = candidate  # null or empty: kept, unless a later path has something
+        if self.match is None or value is MISSING:
+            return value
+        group = self.match.search(as_text(value))
+        return group[1] if group else MISSING
+
+
+Headers = Mapping[str, str]  # lower-case name -> value
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A path (or "@header:NAME") and what must be there: a text, "*", or "~PATTERN"; any of them."""
+
+    path: Path
+    header: str
+    wanted: tuple[str | re.Pattern[str] | None, ...]  # None: present and not empty
+
+    def holds(self, found: Any, headers: Headers) -> bool:
+        """Whether an element that the path means is as wanted."""
+        if self.header:
+            elements: Iterable[Any] = (headers.get(self.header, MISSING),)
+        else:
+            elements = find_all(found, self.path)
+        return any(
+            (wanted is None and present(element))
+            or (isinstance(wanted, re.Pattern) and wanted.search(as_text(element)) is not None)
+            or (isinstance(wanted, str) and as_text(element) == wanted)
+            for element in elements
+            if element is not MISSING
+            for wanted in self.wanted
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """An address the helpdesk posts to, with the rules to read it."""
+
+    name: str
+    path: str
+    kind: str
+    fields: Mapping[str, Field]
+    rules: tuple[tuple[str, tuple[Condition, ...]], ...]
+    delivery_id: str
+    known: frozenset[str]
+    headers: tuple[str, ...]  # lower-case names that its rules read
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds its events may have."""
+        return (self.kind,) if self.kind else tuple(dict.fromkeys(kind for kind, _ in self.rules))
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a webhook says. `kind` "" with no `problem`: no rule of the hook matched."""
+
+    kind: str
+    ticket: str
+    fields: dict[str, Any]
+    repaired: str
+    problem: str = ""
+    rule: int = 0  # the rule that matched, from 1; 0 where the hook has a fixed kind
+    found: dict[str, Any] = field(default_factory=dict)  # the whole object
+
+
+def read_id(value: Any) -> str:
+    """An id as text, or "" where it is none (null, true, lists, objects, over MAX_ID, control)."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return ""
+    text = as_text(value).strip(" ")
+    return "" if len(text) > MAX_ID or CONTROL.search(text) or MASK.fullmatch(text) else text
+
+
+def read_webhook(hook: Hook, raw: bytes, headers: Headers) -> Reading:
+    """What the webhook `raw` says by the rules of `hook`; a `problem` where it cannot be used."""
+    try:
+        found, repaired = read_body(raw, hook.known)
+    except Unreadable as error:
+        return Reading("", "", {}, "", str(error))
+    fields = {name: rule.read(found) for name, rule in hook.fields.items()}
+    fields = {name: value for name, value in fields.items() if value is not MISSING}
+    kind, number = hook.kind, 0
+    for position, (name, conditions) in enumerate(hook.rules, 1):
+        if all(condition.holds(found, headers) for condition in conditions):
+            kind, number = name, position
+            break
+    ticket = read_id(fields.get("ticket_id"))
+    problem = ""
+    if kind and not ticket:
+        shown = "nothing" if "ticket_id" not in fields else as_text(fields["ticket_id"])[:60]
+        problem = f"no ticket id where hook {hook.name} looks for it (found {shown!r})"
+    fields["ticket_id"] = ticket
+    return Reading(kind, ticket, fields, repaired, problem, number, found)
+
+
+def local_zone(name: str) -> tzinfo | None:
+    """The zone of `name`; None is the machine's own. Raises ValueError."""
+    if name == "local":
+        return None
+    if match := re.fullmatch(r"([+-])([0-9]{2}):?([0-9]{2})", name):
+        offset = timedelta(hours=int(match[2]), minutes=int(match[3]))
+        return timezone(-offset if match[1] == "-" else offset)
+    if name == "UTC":
+        return UTC
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError(f"no time zone data for {name!r}: write an offset like +09:00") from error
+
+
+def _date_in_text(text: str, formats: Sequence[str]) -> datetime:
+    if re.fullmatch(r"[0-9]{9,10}|[0-9]{12,13}", text):
+        return datetime.fromtimestamp(int(text) / (1000 if len(text) > 10 else 1), UTC)
+    with contextlib.suppress(ValueError):
+        return datetime.fromisoformat(text)
+    plain = re.sub(r"[\u202f\u00a0\s]+", " ", text).replace("오전", "AM").replace("오후", "PM")
+    for form in (*formats, *DATE_FORMATS):
+        with contextlib.suppress(ValueError):
+            return datetime.strptime(plain, form)
+    raise ValueError
+
+
+def parse_date(value: Any, zone: tzinfo | None, formats: Sequence[str] = ()) -> datetime:
+    """The moment `value` names: ISO 8601, epoch seconds or milliseconds, .NET, `formats`.
+
+    Text without an offset is meant in `zone`. Raises ValueError.
+    """
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return datetime.fromtimestamp(value / (1000 if abs(value) > 1e11 else 1), UTC)
+        moment = _date_in_text(as_text(value).strip(), formats)
+        if moment.tzinfo is None:
+            moment = moment.astimezone() if zone is None else moment.replace(tzinfo=zone)
+        moment.timestamp()
+        return moment
+    except (ValueError, OverflowError, OSError):
+        raise ValueError(f"{as_text(value)[:60]!r} is no date known here") from None
+
+
+# ── Translation: fields to an ITSM request; pure, no clock, no I/O ────────────────────────────
+
+
+class Untranslatable(Error):
+    """The event cannot become a request with today's configuration."""
+
+
+TAG = re.compile(r"<(?:/?[a-zA-Z]|[!?])")
+TAG_NAME = re.compile(r"</?[a-zA-Z][a-zA-Z0-9:-]{0,30}")
+QUOTE_OR_END = re.compile(r"[\"'>]")
+HREF = re.compile(r"""\bhref ?= ?(?:"([^"]*)"|'([^']*)'|([^\s>]+))""", re.IGNORECASE)
+LAYOUT = frozenset(
+    "address article aside blockquote body br dd div dl dt fieldset figure footer form h1 h2 h3 h4"
+    " h5 h6 header hr html li main nav ol p pre section table tr ul".split()
+)
+HIDDEN = {name: re.compile(f"</{name}\\b", re.IGNORECASE) for name in ("script", "style", "head")}
+
+
+def _tag_end(text: str, at: int, absent: set[str]) -> int:
+    """Where the tag that holds `at` ends (after ">"), or -1. `absent`: what no search finds again."""
+    if ">" in absent:
+        return -1
+    skip = at
+    for match in QUOTE_OR_END.finditer(text, at):
+        if match.start() < skip:
+            continue
+        if match[0] == ">":
+            return match.end()
+        close = -1 if match[0] in absent else text.find(match[0], match.end())
+        if close < 0:
+            absent.add(match[0])
+        skip = close + 1
+    absent.add(">")
+    return -1
+
+
+def _comment_end(text: str, at: int, absent: set[str]) -> int:
+    end = -1 if "-->" in absent else text.find("-->", at)
+    if end < 0:
+        absent.add("-->")
+        return -1
+    return end + 3
+
+
+def _html_pieces(text: str) -> Iterator[tuple[str, str]]:
+    """("text", words) and (tag name, the tag), in one pass over `text`."""
+    at, absent = 0, set[str]()
+    while match := TAG.search(text, at):
+        start = match.start()
+        yield "text", text[at:start]
+        ends = _comment_end if text.startswith("<!--", start) else _tag_end
+        at = ends(text, start + 1, absent)
+        if at < 0:  # no tag after all: it stands as text
+            yield "text", "<"
+            at = start + 1
+            continue
+        name = TAG_NAME.match(text, start)
+        tag = name[0][1:].lower() if name else ""
+        if tag in HIDDEN:
+            hidden = HIDDEN[tag].search(text, at)
+            at = hidden.start() if hidden else len(text)
+        yield tag, text[start:at]
+    yield "text", text[at:]
+
+
+def _unescape(text: str) -> str:
+    return html.unescape(re.sub(r"&#(?:[0-9]{8,}|[xX][0-9a-fA-F]{7,});?", "\ufffd", text))
+
+
+def _link(tag: str) -> str:
+    found = HREF.search(tag)
+    link = _unescape(next(filter(None, found.groups()), "")) if found else ""
+    return "" if link.startswith(("#", "javascript:")) else link
+
+
+def html_to_text(text: str) -> str:
+    """HTML as plain text: lines, lists and links kept; linear in time on any input.
+
+    Line breaks of the source count where no tag lays the text out, and within <pre>.
+    """
+    if not TAG.search(text):
+        return _unescape(text)
+    pieces = list(_html_pieces(text))
+    source_lines = not any(name.lstrip("/") in LAYOUT for name, _ in pieces)
+    out, link, pre, fresh = [""], "", False, True  # fresh: at the start of a line
+    for name, piece in pieces:
+        if name == "text":
+            words = _unescape(piece).replace("\u00a0", " ")
+            if not (pre or source_lines):
+                words = re.sub(r"\s+", " ", words)
+                words = words.lstrip(" ") if fresh or out[-1].endswith(" ") else words
+            if words:
+                out.append(words)
+                fresh = words.endswith("\n")
+        elif name == "br" or (name.lstrip("/") in LAYOUT and not fresh):
+            out.append("\n")
+            fresh = True
+        elif name in ("/td", "/th"):
+            out.append("\t")
+        elif name == "/a" and link and out[-1].strip() != link:
+            out.append(f" ({link})")
+        link = _link(piece) if name == "a" else "" if name == "/a" else link
+        pre = name == "pre" or (pre and name != "/pre")
+        if name == "li":
+            out.append("- ")
+    lines = "".join(out).replace("\r\n", "\n").split("\n")
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in lines)).strip()
+
+
+class Clock(NamedTuple):
+    """What translation must know of time: the zone (None: the machine's), the days, the formats."""
+
+    zone: tzinfo | None = UTC
+    due_days: int = 7
+    formats: tuple[str, ...] = ()
+
+    def local(self, moment: float | datetime) -> datetime:
+        """`moment` (epoch seconds or aware) in the zone."""
+        if not isinstance(moment, datetime):
+            moment = datetime.fromtimestamp(moment, UTC)
+        return moment.astimezone(self.zone)
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What placeholders may name: an event's fields, the constants, and what is computed."""
+
+    fields: Mapping[str, Any]
+    values: Mapping[str, Any]
+    tables: Mapping[str, Mapping[str, str]]
+    clock: Clock
+    event: int
+    ticket: str
+    received: float
+    request_id: str | None
+
+    def get(self, name: str) -> Any:
+        """The value of `name`, or MISSING. Raises Untranslatable for a date that is none."""
+        if name in COMPUTED:
+            return self._computed(name)
+        return self.fields.get(name, self.values.get(name, MISSING))
+
+    def _computed(self, name: str) -> Any:
+        received = self.clock.local(self.received)
+        match name:
+            case "request_id":
+                return MISSING if self.request_id is None else self.request_id
+            case "ticket_id":
+                return self.ticket
+            case "event":
+                return self.event
+            case "received":
+                return received.isoformat(timespec="seconds")
+            case "today":
+                return received.date().isoformat()
+            case "expected_date":
+                return (received.date() + timedelta(days=self.clock.due_days)).isoformat()
+        if not present(opened := self.fields.get("date")):
+            return MISSING
+        try:
+            opened = parse_date(opened, self.clock.zone, self.clock.formats)
+        except ValueError as error:
+            raise Untranslatable(f"field date: {error}; see [time] date_formats") from None
+        seconds = (received - opened).total_seconds()
+        return max(0, int(seconds // (3600 if name == "hours" else 60)))
+
+
+def _filter_number(value: Any, argument: str, scope: Scope) -> Any:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    text = as_text(value).strip()
+    if re.fullmatch(r"-?[0-9]{1,100}", text):
+        return int(text)
+    if re.fullmatch(r"-?[0-9]{1,50}\.[0-9]{1,50}", text):
+        return float(text)
+    raise Untranslatable(f"{text[:60]!r} is no number")
+
+
+def _filter_date(value: Any, argument: str, scope: Scope) -> str:
+    try:
+        moment = parse_date(value, scope.clock.zone, scope.clock.formats)
+    except ValueError as error:
+        raise Untranslatable(f"{error}; see [time] date_formats") from None
+    return scope.clock.local(moment).strftime(argument)
+
+
+def _filter_or(value: Any, argument: str, scope: Scope) -> Any:
+    return value if present(value) else argument
+
+
+FILTERS: dict[str, Callable[[Any, str, Scope], Any]] = {
+    "text": lambda value, argument, scope: as_text(value),
+    "number": _filter_number,
+    "html": lambda value, argument, scope: html_to_text(as_text(value)),
+    "max": lambda value, argument, scope: as_text(value)[: int(argument)],
+    "bytes": lambda value, argument, scope: (
+        as_text(value).encode("utf-8", "replace")[: int(argument)].decode("utf-8", "ignore")
+    ),
+    "date": _filter_date,
+    "or": _filter_or,
+}
+
+
+def look_up(table: Mapping[str, str], name: str, value: Any) -> str:
+    """What `table` says for `value`; its "*" row serves what is not listed."""
+    text = as_text(value)
+    if text in table:
+        return table[text]
+    if "*" not in table:
+        raise Untranslatable(f'{text[:60]!r} is not in [tables.{name}], which has no "*" row')
+    return table["*"].replace("{}", text)
+
+
+@dataclass(frozen=True, slots=True)
+class Placeholder:
+    """{name|filter|filter:argument}"""
+
+    name: str
+    filters: tuple[tuple[str, str], ...]
+
+    def render(self, scope: Scope) -> Any:
+        """Its value in `scope`, with its JSON type. Raises Untranslatable."""
+        value = scope.get(self.name)
+        for name, argument in self.filters:
+            if value is MISSING and name != "or":
+                break
+            if name in FILTERS:
+                value = FILTERS[name](value, argument, scope)
+            else:
+                value = look_up(scope.tables[name], name, value)
+        if value is MISSING:
+            missing = "date" if self.name in ("hours", "minutes") else self.name
+            raise Untranslatable(
+                f"field {missing} is missing; {{{self.name}|or:...}} would allow it"
+            )
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """One string with placeholders. Values are never expanded again."""
+
+    parts: tuple[str | Placeholder, ...]
+
+    def render(self, scope: Scope) -> Any:
+        """Text; or, where the whole is one placeholder, its value with its JSON type."""
+        if len(self.parts) == 1 and isinstance(self.parts[0], Placeholder):
+            return self.parts[0].render(scope)
+        return self.text(scope)
+
+    def text(self, scope: Scope, escape: Callable[[str], str] = str) -> str:
+        """The text, each placeholder's passed through `escape`."""
+        return "".join(
+            part if isinstance(part, str) else escape(as_text(part.render(scope)))
+            for part in self.parts
+        )
+
+
+TEMPLATE_PIECE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]|[^{}]+")
+
+
+def parse_template(text: str) -> Template:
+    """The template in `text`. Raises ValueError with what is wrong."""
+    parts: list[str | Placeholder] = []
+    for match in TEMPLATE_PIECE.finditer(text):
+        if match[1] is None:
+            if match[0] in ("{", "}"):
+                raise ValueError(f"has a single {match[0]}: write {match[0] * 2} for a literal one")
+            literal = match[0][0] if match[0] in ("{{", "}}") else match[0]
+            if parts and isinstance(parts[-1], str):
+                parts[-1] += literal
+            else:
+                parts.append(literal)
+            continue
+        name, *filters = match[1].split("|")
+        if not name.strip():
+            raise ValueError("has an empty placeholder {}")
+        pairs = tuple((part.partition(":")[0].strip(), part.partition(":")[2]) for part in filters)
+        parts.append(Placeholder(name.strip(), pairs))
+    return Template(tuple(parts))
+
+
+Tree = Any  # JSON, with Template for its string leaves
+
+
+def parse_tree(value: Any) -> Tree:
+    """A JSON tree with its strings as templates. Raises ValueError."""
+    if isinstance(value, str):
+        return parse_template(value)
+    if isinstance(value, list):
+        return [parse_tree(element) for element in value]
+    if isinstance(value, dict):
+        return {key: parse_tree(element) for key, element in value.items()}
+    return value
+
+
+def render_tree(tree: Tree, scope: Scope) -> Any:
+    """The JSON that `tree` gives in `scope`. Raises Untranslatable."""
+    if isinstance(tree, Template):
+        return tree.render(scope)
+    if isinstance(tree, dict):
+        return {key: render_tree(element, scope) for key, element in tree.items()}
+    if isinstance(tree, list):
+        return [render_tree(element, scope) for element in tree]
+    return tree
+
+
+def templates_in(tree: Tree) -> Iterator[Template]:
+    """Every template of a tree."""
+    if isinstance(tree, Template):
+        yield tree
+    elif isinstance(tree, dict | list):
+        for element in tree.values() if isinstance(tree, dict) else tree:
+            yield from templates_in(element)
+
+
+@dataclass(frozen=True, slots=True)
+class Find:
+    """How to ask the ITSM whether a create that got no answer happened after all."""
+
+    url: Template
+    request_id: tuple[Path, ...]
+    after: float  # seconds to wait before asking: a create given up on may still happen
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What an event of this kind becomes at the ITSM, and how its answer is read."""
+
+    name: str
+    opens: bool
+    method: str
+    url: Template
+    headers: Mapping[str, Any]  # name -> Template or Secret
+    body: Tree
+    form_field: str
+    request_id: tuple[Path, ...]
+    ok: tuple[Condition, ...]
+    refused: tuple[Condition, ...]
+    answers: Mapping[int, str]
+    again: str
+    unclear: str
+    find: Find | None
+    then: str
+
+    def placeholders(self) -> Iterator[Placeholder]:
+        """Every placeholder in its URL, headers and body."""
+        find = self.find.url if self.find else None
+        for template in templates_in([self.url, find, dict(self.headers), self.body]):
+            yield from (part for part in template.parts if isinstance(part, Placeholder))
+
+    def used(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of an event's fields that make a difference to its request."""
+        names = {part.name for part in self.placeholders()}
+        if names & {"hours", "minutes"}:
+            names.add("date")
+        return {name: value for name, value in fields.items() if name in names}
+
+    @property
+    def needs(self) -> bool:
+        """Whether it must wait for the ticket's request id."""
+        return any(
+            part.name == "request_id" and not any(name == "or" for name, _ in part.filters)
+            for part in self.placeholders()
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One HTTP request for the ITSM, without the headers that hold secrets."""
+
+    method: str
+    url: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+def _url(template: Template, scope: Scope) -> str:
+    url = template.text(scope, lambda text: urllib.parse.quote(text, safe=""))
+    path = urllib.parse.urlsplit(url).path
+    for segment in path.split("/"):
+        if urllib.parse.unquote(segment) in (".", ".."):
+            raise Untranslatable(f"{segment!r} as a segment of the URL would lead elsewhere")
+    first = next((n for n, part in enumerate(template.parts) if not isinstance(part, str)), None)
+    if first is not None and "//" in path:
+        raise Untranslatable("an empty value in the path of the URL would lead elsewhere")
+    return url
+
+
+def find_request(find: Find, scope: Scope) -> Request:
+    """The question whether the ticket of `scope` is known to the ITSM. Raises Untranslatable."""
+    return Request("GET", _url(find.url, scope), (), b"")
+
+
+def translate(kind: Kind, scope: Scope) -> Request:
+    """The request that an event becomes. Raises Untranslatable."""
+    headers = []
+    for name, value in kind.headers.items():
+        if isinstance(value, Template):
+            text = value.text(scope)
+            if CONTROL.search(text):
+                raise Untranslatable(f"header {name} would hold control characters")
+            headers.append((name, text.encode().decode("latin-1")))
+    body = b""
+    if kind.method not in ("GET", "HEAD"):
+        body = COMPACT.encode(render_tree(kind.body, scope)).encode()
+    content_type = "application/json; charset=utf-8"
+    if kind.form_field:
+        body = urllib.parse.urlencode({kind.form_field: body}).encode()
+        content_type = "application/x-www-form-urlencoded"
+    return Request(
+        kind.method,
+        _url(kind.url, scope),
+        (("Content-Type", content_type), *headers) if body else tuple(headers),
+        body,
+    )
+
+
+# ── Configuration: TOML to one frozen object, or the full list of what is wrong with it ───────
+
+
+class ConfigError(Error):
+    """All problems of a configuration, one per line."""
+
+
+Environ = Mapping[str, str]
+
+
+class Secret:
+    """A text that never prints; read anew when the file it comes from changes.
+
+    `source` is "text", "file", "env" or "credential" (a file of systemd's $CREDENTIALS_DIRECTORY).
+    """
+
+    def __init__(self, source: str, name: str) -> None:
+        self.source, self.name = source, name
+        self._stamp: tuple[int, ...] = ()
+        self._value = name if source == "text" else ""
+
+    def bind(self, environ: Environ) -> None:
+        """Finds the variable, or the directory of the credential, in `environ`."""
+        if self.source == "env":
+            self._value = environ.get(self.name, "")
+        elif self.source == "credential":
+            self.name = os.path.join(environ.get("CREDENTIALS_DIRECTORY", ""), self.name)
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    def __bool__(self) -> bool:
+        return self.source != "text" or bool(self._value)
+
+    def refresh(self) -> bool:
+        """Reads the file if it changed; tells whether it did. Raises OSError, UnicodeError."""
+        if self.source not in ("file", "credential"):
+            return False
+        stat = os.stat(self.name)
+        stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        if stamp == self._stamp:
+            return False
+        self._value = pathlib.Path(self.name).read_text(encoding="utf-8").strip()
+        self._stamp = stamp
+        return True
+
+    def reveal(self) -> str:
+        """The text; the last one known where its file cannot be read any more."""
+        with contextlib.suppress(OSError, UnicodeError):
+            self.refresh()
+        return self._value
+
+    def problem(self) -> str:
+        """Why it cannot be used, or ""."""
+        try:
+            self.refresh()
+        except (OSError, UnicodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+            return f"cannot read {self.name}: {reason}"
+        if not self._value and self.source != "text":
+            return f"{self.source} {self.name} is empty or not set"
+        if any(not " " <= letter <= "~" for letter in self._value):
+            return "holds line breaks or letters outside ASCII, which no header can carry"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """A helpdesk's signature: HMAC over what `signed` says, in a header."""
+
+    secrets: tuple[Secret, ...]
+    header: str
+    algorithm: str
+    encoding: str
+    prefix: str
+    signed: str
+    timestamp_header: str
+    max_age: float
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything configured, checked. `config["itsm.timeout"]` reads an option by its full key."""
+
+    options: Mapping[str, Any]
+    values: Mapping[str, Any]
+    tables: Mapping[str, Mapping[str, str]]
+    hooks: Mapping[str, Hook]
+    kinds: Mapping[str, Kind]
+    clock: Clock
+    source: str  # the file it came from, "" for none
+    warnings: tuple[str, ...] = ()
+
+    def __getitem__(self, key: str) -> Any:
+        return self.options[key]
+
+    def scope(
+        self,
+        fields: Mapping[str, Any],
+        event: int,
+        ticket: str,
+        received: float,
+        request_id: str | None,
+        masked: bool = False,
+    ) -> Scope:
+        """What the placeholders of one event may name; `masked` shows no secret."""
+        values = self.values
+        if any(isinstance(value, Secret) for value in values.values()):
+            values = {
+                name: ("***" if masked else value.reveal()) if isinstance(value, Secret) else value
+                for name, value in values.items()
+            }
+        return Scope(fields, values, self.tables, self.clock, event, ticket, received, request_id)
+
+
+def _read_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("must be text in quotes")
+    return value
+
+
+def _read_count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError("must be a whole number from 1 on")
+    return value
+
+
+def _read_days(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not -3650 <= value <= 3650:
+        raise ValueError("must be a whole number of days")
+    return value
+
+
+def _read_flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("must be true or false")
+    return value
+
+
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _read_duration(value: Any) -> float:
+    if isinstance(value, str) and (
+        match := re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]+)?)([smhd])", value)
+    ):
+        return float(match[1]) * UNITS[match[2]]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
+        raise ValueError('must be seconds, or like "90s", "15m", "12h", "7d"')
+    return float(value)
+
+
+def _read_address(value: Any) -> tuple[str, int]:
+    match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]/\s]+):([0-9]{1,5})", _read_text(value))
+    if not match or int(match[2]) > 65535:
+        raise ValueError('must be like "127.0.0.1:8080" or "[::1]:8080"')
+    return match[1].strip("[]"), int(match[2])
+
+
+def _read_url(value: Any) -> str:
+    text = _read_text(value)
+    if text and not re.fullmatch(r"https?://[^/?#\s@]+(?:[/?#]\S*)?", text, re.IGNORECASE):
+        raise ValueError("must be like https://itsm.example.com/api (no user or password in it)")
+    return text
+
+
+def _read_proxy(value: Any) -> str:
+    text = _read_text(value)
+    if text and not re.fullmatch(r"https?://[^/?#\s]+/?", text, re.IGNORECASE):
+        raise ValueError("must be like http://proxy.example.com:3128")
+    return text
+
+
+def _read_template_url(value: Any) -> str:
+    text = _read_text(value)
+    if text and not re.match(r"https?://[^/?#\s{}@]+(?:[/?#]|$)", text, re.IGNORECASE):
+        raise ValueError("must begin with http:// or https:// and a host without placeholders")
+    parse_template(text)
+    return text
+
+
+def _read_file(value: Any) -> str:
+    text = _read_text(value)
+    if text and not os.access(text, os.R_OK):
+        raise ValueError(f"cannot read {text}")
+    return text
+
+
+def _texts(value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(element, str) for element in value):
+        raise ValueError("must be a list of texts")
+    return value
+
+
+def _read_networks(value: Any) -> tuple[Any, ...]:
+    return tuple(ipaddress.ip_network(text, strict=False) for text in _texts(value))
+
+
+def _read_formats(value: Any) -> tuple[str, ...]:
+    for text in _texts(value):
+        if "%" not in text:
+            raise ValueError(f'{text!r} is no date format: write it like "%d.%m.%Y %H:%M"')
+        datetime(2026, 11, 23).strftime(text)
+    return tuple(value)
+
+
+def _read_secret(value: Any) -> Secret:
+    if isinstance(value, str):
+        return Secret("text", value)
+    if isinstance(value, dict) and len(value) == 1:
+        ((source, name),) = value.items()
+        if source in ("file", "env", "credential") and isinstance(name, str) and name:
+            return Secret(source, name)
+    raise ValueError('must be text, { file = "PATH" }, { env = "NAME" } or { credential = "NAME" }')
+
+
+def _read_secrets(value: Any) -> tuple[Secret, ...]:
+    found = [_read_secret(one) for one in (value if isinstance(value, list) else [value])]
+    return tuple(secret for secret in found if secret)
+
+
+def _read_headers(value: Any) -> dict[str, Template | Secret]:
+    headers: dict[str, Template | Secret] = {}
+    for name, text in _table(value).items():
+        if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name):
+            raise ValueError(f"{name!r} is no header name")
+        if name.lower() in ("content-length", "transfer-encoding", "host", "connection"):
+            raise ValueError(f"{name} is set by the program itself")
+        secret = isinstance(text, dict)
+        headers[name] = _read_secret(text) if secret else parse_template(as_text(text))
+    return headers
+
+
+def _table(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("must be a table { name = value }")
+    return value
+
+
+def _read_hmac(value: Any) -> Signature | None:
+    row = {
+        "secret": "", "header": "X-Hub-Signature", "algorithm": "sha1", "encoding": "hex",
+        "prefix": "", "signed": "{body}", "timestamp_header": "", "max_age": 300.0,
+    }  # fmt: skip
+    for key in _table(value):
+        if key not in row:
+            raise ValueError(f"unknown key {key!r}{_hint(key, row)}")
+    row.update(value)
+    secrets = _read_secrets(row.pop("secret"))
+    max_age = _read_duration(row.pop("max_age"))
+    for key, text in row.items():
+        if not isinstance(text, str):
+            raise ValueError(f"{key} must be text in quotes")
+    if row["algorithm"] not in ("sha1", "sha256", "sha512"):
+        raise ValueError("algorithm must be sha1, sha256 or sha512")
+    if row["encoding"] not in ("hex", "base64"):
+        raise ValueError("encoding must be hex or base64")
+    if row["signed"] not in ("{body}", "{timestamp}{body}", "{body}{timestamp}"):
+        raise ValueError('signed must be "{body}", "{timestamp}{body}" or "{body}{timestamp}"')
+    if "{timestamp}" in str(row["signed"]) and not row["timestamp_header"]:
+        raise ValueError("signed names {timestamp}: timestamp_header must say where it is")
+    return Signature(secrets=secrets, max_age=max_age, **row) if secrets else None  # type: ignore[arg-type]
+
+
+def _read_paths(value: Any) -> tuple[Path, ...]:
+    texts = [value] if isinstance(value, str) else _texts(value)
+    location = (Step("header", "location"),)
+    return tuple(
+        location if text.lower() == "@location" else parse_path(text) for text in texts if text
+    )
+
+
+def _wanted(value: Any) -> str | re.Pattern[str] | None:
+    if isinstance(value, dict | list):
+        raise ValueError('a condition is a text, a number, a list of them, "*" or "~PATTERN"')
+    text = as_text(value)
+    if text.startswith("~"):
+        try:
+            return re.compile(text[1:])
+        except re.error as error:
+            raise ValueError(f"{text!r} is no regular expression: {error}") from None
+    return None if text == "*" else text
+
+
+def _read_conditions(value: Any) -> dict[str, Condition]:
+    conditions = {}
+    for where, wanted in _table(value).items():
+        header = where[8:].strip().lower() if where.lower().startswith("@header:") else ""
+        values = wanted if isinstance(wanted, list) else [wanted]
+        path = () if header else parse_path(where)
+        conditions[where] = Condition(path, header, tuple(_wanted(one) for one in values))
+    return conditions
+
+
+def _read_answers(value: Any) -> dict[int, str]:
+    answers = {}
+    for status, outcome in _table(value).items():
+        if not re.fullmatch(r"[1-5][0-9]{2}", status):
+            raise ValueError(f"{status!r} is no HTTP status")
+        if outcome not in ("delivered", "failed", "later"):
+            raise ValueError(f'{status}: must be "delivered", "failed" or "later"')
+        answers[int(status)] = outcome
+    return answers
+
+
+def _read_level(value: Any) -> str:
+    return _one_of(value, "DEBUG", "INFO", "WARNING", "ERROR")
+
+
+def _one_of(value: Any, *allowed: str) -> str:
+    if value not in allowed:
+        raise ValueError(f"must be one of {', '.join(allowed)}")
+    return str(value)
+
+
+def _read_zone(value: Any) -> tzinfo | None:
+    return local_zone(_read_text(value))
+
+
+def _read_route(value: Any) -> str:
+    text = _read_text(value)
+    if text and not re.fullmatch(r"/[A-Za-z0-9._~/-]*[A-Za-z0-9._~-]", text):
+        raise ValueError('must be like "/hook/zammad"')
+    if text.startswith("/control/") or text in ("/health", "/metrics", "/openapi.json"):
+        raise ValueError("is an address of the program itself")
+    return text
+
+
+def _read_field(value: Any) -> Field:
+    match = None
+    if isinstance(value, dict):
+        if unknown := set(value) - {"path", "match"}:
+            raise ValueError(
+                f"unknown key {min(unknown)!r}{_hint(min(unknown), ('path', 'match'))}"
+            )
+        with_match = value.get("match", "")
+        try:
+            match = re.compile(_read_text(with_match)) if with_match else None
+        except re.error as error:
+            raise ValueError(f"match is no regular expression: {error}") from None
+        if match and not match.groups:
+            raise ValueError('match needs a group in ( ): "id=(\\\\d+)"')
+        value = value.get("path", "")
+    paths = [value] if isinstance(value, str) else _texts(value)
+    return Field(tuple(parse_path(path) for path in paths), match)
+
+
+def _read_fields(value: Any) -> dict[str, Field]:
+    fields = {}
+    for name, where in _table(value).items():
+        if not re.fullmatch(r"[^\W\d]\w*", name):
+            raise ValueError(f"{name!r} is no field name (letters, digits, _)")
+        try:
+            fields[name] = _read_field(where)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return fields
+
+
+def _read_rules(value: Any) -> list[tuple[str, dict[str, Condition]]]:
+    if not isinstance(value, list):
+        raise ValueError("must be a list of { kind, when }")
+    rules = []
+    for number, rule in enumerate(value, 1):
+        try:
+            if unknown := set(_table(rule)) - {"kind", "when"}:
+                raise ValueError(f"unknown key {min(unknown)!r}")
+            kind = _read_text(rule.get("kind"))
+            rules.append((kind, _read_conditions(rule.get("when", {}))))
+        except ValueError as error:
+            raise ValueError(f"rule {number}: {error}") from None
+    return rules
+
+
+def _read_method(value: Any) -> str:
+    return _one_of(value, "POST", "PUT", "PATCH", "GET", "DELETE")
+
+
+def _read_again(value: Any) -> str:
+    return _one_of(value, "ignore", "send")
+
+
+def _read_unclear(value: Any) -> str:
+    return _one_of(value, "retry", "hold", "find")
+
+
+def _read_find(value: Any) -> Find | None:
+    if not _table(value):
+        return None
+    if unknown := set(value) - {"url", "request_id", "after"}:
+        raise ValueError(f"unknown key {min(unknown)!r}")
+    if not value.get("url") or not value.get("request_id"):
+        raise ValueError("needs url and request_id")
+    url = parse_template(_read_template_url(value["url"]))
+    after = _read_duration(value.get("after", 60.0))
+    return Find(url, _read_paths(value["request_id"]), after)
+
+
+def _read_template(value: Any) -> Tree:
+    problems = []
+    for text in _texts_in(value):
+        try:
+            parse_template(text)
+        except ValueError as error:
+            problems.append(f"{text!r} {error}")
+    if problems:
+        raise ValueError("; ".join(problems))
+    return parse_tree(value)
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _texts_in(one)
+
+
+READERS: dict[str, Callable[[Any], Any]] = {  # what the option rows name
+    "text": _read_text,
+    "count": _read_count,
+    "days": _read_days,
+    "flag": _read_flag,
+    "duration": _read_duration,
+    "address": _read_address,
+    "url": _read_url,
+    "proxy": _read_proxy,
+    "template_url": _read_template_url,
+    "file": _read_file,
+    "networks": _read_networks,
+    "formats": _read_formats,
+    "secret": _read_secret,
+    "secrets": _read_secrets,
+    "headers": _read_headers,
+    "hmac": _read_hmac,
+    "paths": _read_paths,
+    "conditions": _read_conditions,
+    "answers": _read_answers,
+    "level": _read_level,
+    "zone": _read_zone,
+    "route": _read_route,
+    "fields": _read_fields,
+    "rules": _read_rules,
+    "method": _read_method,
+    "again": _read_again,
+    "unclear": _read_unclear,
+    "find": _read_find,
+    "template": _read_template,
+}
+
+
+def _hint(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _secrets_in(value: Any) -> Iterator[Secret]:
+    if isinstance(value, Signature):
+        yield from value.secrets
+    elif isinstance(value, dict | tuple):
+        for one in value.values() if isinstance(value, dict) else value:
+            if isinstance(one, Secret):
+                yield one
+    elif isinstance(value, Secret):
+        yield value
+
+
+class _Loader:
+    """Reads one configuration and collects what is wrong with it."""
+
+    def __init__(self, tables: dict[str, Any], environ: Environ) -> None:
+        self.given, self.environ = tables, environ
+        self.problems: list[str] = []
+        self.warnings: list[str] = []
+        self.secrets: list[tuple[str, Secret]] = []
+
+    def wrong(self, key: str, what: str) -> None:
+        """Notes a problem under its key."""
+        self.problems.append(f"{key}: {what}")
+
+    def option(self, key: str, option: Option, given: Mapping[str, Any]) -> Any:
+        """One option's value, its default where it is absent or wrong."""
+        try:
+            value = READERS[option.reads](given.get(option.key, option.default))
+        except ValueError as error:
+            self.wrong(key, str(error))
+            value = READERS[option.reads](option.default)
+        for secret in _secrets_in(value):
+            secret.bind(self.environ)
+            self.secrets.append((key, secret))
+        return value
+
+    def section(self, name: str, options: Iterable[Option], given: Any) -> dict[str, Any]:
+        """The options of one table; unknown keys are problems."""
+        rows = list(options)
+        if not isinstance(given, dict):
+            self.wrong(name, "must be a table")
+            given = {}
+        for key in given:
+            if key not in [row.key for row in rows]:
+                self.wrong(f"{name}.{key}", f"unknown key{_hint(key, [row.key for row in rows])}")
+        return {row.key: self.option(f"{name}.{row.key}", row, given) for row in rows}
+
+    def load(self) -> tuple[dict[str, Any], dict[str, Hook], dict[str, Kind]]:
+        """All of it; look at `problems` before use."""
+        allowed = [*SECTIONS, "values", "tables", "hooks", "kinds"]
+        for name in self.given:
+            if name not in allowed:
+                self.wrong(name, f"unknown table{_hint(name, allowed)}")
+        options = {
+            f"{section}.{key}": value
+            for section in SECTIONS
+            for key, value in self.section(
+                section,
+                [option for option in OPTIONS if option.section == section],
+                self.given.get(section, {}),
+            ).items()
+        }
+        hooks = {name: self.hook(name, row) for name, row in self.named("hooks", HOOKS).items()}
+        kinds = {
+            name: self.kind(name, row, options) for name, row in self.named("kinds", KINDS).items()
+        }
+        return options, hooks, kinds
+
+    def named(self, table: str, built_in: Mapping[str, Any]) -> dict[str, Any]:
+        """Hooks or kinds: the built-in ones, each replaced whole by one given of its name."""
+        given = self.given.get(table, {})
+        if not isinstance(given, dict):
+            self.wrong(table, "must be tables like [hooks.zammad]")
+            given = {}
+        return {**built_in, **given}
+
+    def hook(self, name: str, given: Any) -> Hook:
+        """One hook from its table."""
+        row = self.section(f"hooks.{name}", HOOK_OPTIONS, given)
+        rules = tuple((kind, tuple(when.values())) for kind, when in row["rules"])
+        conditions = [condition for _, when in rules for condition in when]
+        paths = [path for rule in row["fields"].values() for path in rule.paths]
+        paths += [condition.path for condition in conditions]
+        if "ticket_id" not in row["fields"]:
+            self.wrong(f"hooks.{name}.fields", "ticket_id is missing: where is the ticket's id?")
+        if bool(row["kind"]) == bool(rules):
+            self.wrong(f"hooks.{name}", "needs either kind or rules")
+        delivery_id = row["delivery_id"].lower()
+        return Hook(
+            name=name,
+            path=row["path"] or f"/{name}",
+            kind=row["kind"],
+            fields=row["fields"],
+            rules=rules,
+            delivery_id=delivery_id,
+            known=frozenset(step.name for path in paths for step in path if step.does != "any"),
+            headers=tuple({condition.header for condition in conditions if condition.header}),
+        )
+
+    def kind(self, name: str, given: Any, options: Mapping[str, Any]) -> Kind:
+        """One kind from its table, completed by what [itsm] says."""
+        row = self.section(f"kinds.{name}", KIND_OPTIONS, given)
+        url = parse_template(
+            row["url"] or options["itsm.url"].replace("{", "{{").replace("}", "}}")
+        )
+        if row["unclear"] == "find" and row["find"] is None:
+            self.wrong(f"kinds.{name}.find", 'is missing: unclear = "find" needs it')
+        headers = {**options["itsm.headers"], **row["headers"]}
+        return Kind(
+            **{key: row[key] for key in ("opens", "method", "body", "form_field")},
+            **{key: row[key] for key in ("again", "unclear", "find", "then")},
+            name=name,
+            url=url,
+            headers=headers,
+            request_id=row["request_id"] or options["itsm.request_id"],
+            ok=tuple({**options["itsm.ok"], **row["ok"]}.values()),
+            refused=tuple({**options["itsm.refused"], **row["refused"]}.values()),
+            answers={**options["itsm.answers"], **row["answers"]},
+        )
+
+    def values(self) -> dict[str, Any]:
+        """[values]: constants, secrets among them."""
+        given = self.given.get("values", {})
+        if not isinstance(given, dict):
+            self.wrong("values", "must be a table of constants")
+            given = {}
+        values: dict[str, Any] = {"item_id": "", "service": ""}
+        for name, value in given.items():
+            if isinstance(value, dict):
+                secret = Option("values", name, "secret", "", "")
+                value = self.option(f"values.{name}", secret, given)
+            elif isinstance(value, str | int | float):
+                pass
+            else:
+                self.wrong(f"values.{name}", "must be text, a number, true or false")
+            values[name] = value
+        return values
+
+    def tables(self) -> dict[str, dict[str, str]]:
+        """[tables.*], each a filter."""
+        found: dict[str, dict[str, str]] = {}
+        given = self.given.get("tables", {})
+        if not isinstance(given, dict):
+            self.wrong("tables", "must be tables like [tables.users]")
+            given = {}
+        for name, rows in given.items():
+            if name in FILTERS:
+                self.wrong(f"tables.{name}", "has the name of a built-in filter")
+            if not isinstance(rows, dict):
+                self.wrong(f"tables.{name}", "must be a table of texts")
+                continue
+            found[name] = {key: as_text(value) for key, value in rows.items()}
+        return found
+
+    def agree(
+        self,
+        options: Mapping[str, Any],
+        values: Mapping[str, Any],
+        tables: Mapping[str, Any],
+        hooks: Mapping[str, Hook],
+        kinds: Mapping[str, Kind],
+    ) -> None:
+        """Whether hooks, kinds, tables and fields name each other rightly."""
+        for hook in hooks.values():
+            for kind in hook.kinds:
+                if kind not in kinds:
+                    self.wrong(f"hooks.{hook.name}", f"no kind {kind!r}{_hint(kind, kinds)}")
+        for row in kinds.values():
+            if row.then and (row.then not in kinds or kinds[row.then].opens):
+                what = "opens a request itself" if row.then in kinds else "is not there"
+                self.wrong(f"kinds.{row.name}.then", f"kind {row.then!r} {what}")
+            self.placeholders(row, values, tables, hooks)
+        paths = collections.Counter(hook.path for hook in hooks.values())
+        for hook in hooks.values():
+            if paths[hook.path] > 1:
+                self.wrong(f"hooks.{hook.name}.path", f"{hook.path} belongs to another hook, too")
+        host, _ = options["server.listen"]
+        if not is_loopback(host) and not admits(options):
+            self.wrong(
+                "server.listen",
+                f"{host} is reachable from other machines: set [access] token, networks or hmac,"
+                " or listen on 127.0.0.1",
+            )
+
+    def placeholders(
+        self,
+        kind: Kind,
+        values: Mapping[str, Any],
+        tables: Mapping[str, Any],
+        hooks: Mapping[str, Hook],
+    ) -> None:
+        """Whether each placeholder of a kind has a source and each of its filters exists."""
+        key = f"kinds.{kind.name}"
+        sources = [hook for hook in hooks.values() if self.leads_to(hook, kind.name)]
+        for part in kind.placeholders():
+            for name, argument in part.filters:
+                if name not in FILTERS and name not in tables:
+                    known = [*FILTERS, *tables]
+                    self.wrong(key, f"{{{part.name}|{name}}}: no such filter{_hint(name, known)}")
+                if name in ("max", "bytes") and not re.fullmatch(r"[0-9]{1,9}", argument):
+                    self.wrong(key, f"{{{part.name}|{name}:{argument}}}: needs a number")
+                if name == "date" and "%" not in argument:
+                    self.wrong(key, f"{{{part.name}|date:{argument}}}: needs a format like %Y%m%d")
+            optional = any(name == "or" for name, _ in part.filters)
+            if part.name in values or part.name in COMPUTED[:-2]:
+                continue
+            wanted = "date" if part.name in COMPUTED else part.name
+            for hook in sources:
+                if wanted not in hook.fields and not optional:
+                    self.unresolved(key, part.name, hook, [*hook.fields, *values, *COMPUTED])
+            if (
+                not sources
+                and not optional
+                and wanted not in {f for h in hooks.values() for f in h.fields}
+            ):
+                self.wrong(key, f"{{{part.name}}}: no hook has such a field")
+
+    def leads_to(self, hook: Hook, kind: str) -> bool:
+        """Whether events of `hook` may become `kind`, by `then` too."""
+        kinds = self.named("kinds", KINDS)
+        for name in hook.kinds:
+            seen: set[str] = set()
+            while name and name not in seen:
+                if name == kind:
+                    return True
+                seen.add(name)
+                name = kinds[name].get("then", "") if isinstance(kinds.get(name), dict) else ""
+        return False
+
+    def unresolved(self, key: str, name: str, hook: Hook, known: list[str]) -> None:
+        """A placeholder without a source: a problem, or a warning where the hook is built in."""
+        what = f"{{{name}}}: hook {hook.name} has no such field{_hint(name, known)}"
+        if hook.name in self.given.get("hooks", {}) or hook.name not in HOOKS:
+            self.wrong(key, what)
+        elif key.removeprefix("kinds.") in self.given.get("kinds", {}):
+            self.warnings.append(f"{key}: {what}; what it receives will fail")
+        else:
+            self.wrong(key, what)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine's loopback."""
+    if host == "localhost":
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
+
+
+def admits(options: Mapping[str, Any]) -> bool:
+    """Whether any means of admission is configured."""
+    return bool(options["access.token"] or options["access.networks"] or options["access.hmac"])
+
+
+CONFIG_PLACES = ("hd_itsm.toml", "/etc/hd_itsm.toml")
+
+
+def find_config(given: str | None, environ: Environ) -> str:
+    """The configuration file to read, "" for none. Raises ConfigError when a named one is absent."""
+    named = given or environ.get("HD_ITSM_CONFIG")
+    if named:
+        if not os.path.isfile(named):
+            raise ConfigError(f"no configuration file {named}; `init {named}` writes a sample")
+        return named
+    return next((place for place in CONFIG_PLACES if os.path.isfile(place)), "")
+
+
+def _read_toml(path: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(pathlib.Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: is not TOML: {error}") from None
+
+
+def load_config(
+    path: str, overrides: Mapping[str, str], environ: Environ, complete: bool = True
+) -> Config:
+    """The configuration in `path` ("" for the defaults), with `overrides` by full key.
+
+    `complete`: the ITSM's address must be there and every secret readable (serve, check); other
+    commands do without. Raises ConfigError with every problem.
+    """
+    tables = _read_toml(path) if path else {}
+    for key, value in overrides.items():
+        section, name = key.split(".")
+        if isinstance(tables.setdefault(section, {}), dict):
+            tables[section][name] = value
+    store = tables.get("store", {})
+    if (
+        isinstance(store, dict)
+        and isinstance(store.get("path", ""), str)
+        and "STATE_DIRECTORY" in environ
+    ):
+        name = (
+            store.get("path", "hd_itsm.db")
+            if "store.path" not in overrides
+            else os.path.abspath(store["path"])
+        )
+        tables["store"] = {**store, "path": os.path.join(environ["STATE_DIRECTORY"], name)}
+    loader = _Loader(tables, environ)
+    options, hooks, kinds = loader.load()
+    named = loader.tables()
+    values = loader.values()
+    loader.agree(options, values, named, hooks, kinds)
+    if complete:
+        if not options["itsm.url"] and any(
+            not "".join(map(str, kind.url.parts)) for kind in kinds.values()
+        ):
+            loader.wrong("itsm.url", "is missing: where does the ITSM take requests?")
+        for key, secret in loader.secrets:
+            if problem := secret.problem():
+                loader.wrong(key, problem)
+    if loader.problems:
+        raise ConfigError("\n".join(f"{path or 'configuration'}: {one}" for one in loader.problems))
+    clock = Clock(options["time.zone"], options["time.due_days"], options["time.date_formats"])
+    return Config(options, values, named, hooks, kinds, clock, path, tuple(loader.warnings))
+
+
+# ── Storage: the SQLite file; all SQL, all transactions, all durable state ────────────────────
+
+
+class StoreError(Error):
+    """The file cannot be opened or used; the text says what to do."""
+
+
+class StoreFull(StoreError):
+    """There is no room on the disk now: nothing was stored, later it may be."""
+
+
+APPLICATION_ID = 0x68646974  # "hdit" in the file's header: this file is ours
+RESERVE = 4 << 20  # bytes kept aside, so that outcomes can still be recorded on a full disk
+SMALL_FILE = 256 << 20  # bytes up to which every start checks the whole file
+
+MIGRATIONS = (  # entry n brings a file of version n to n + 1; never change one that was released
+    """
+    CREATE TABLE events (
+        event INTEGER PRIMARY KEY,    -- its number: 1, 2, 3
+        place INTEGER NOT NULL,       -- its place in the ticket's line; a `then` event's: its parent's
+        parent INTEGER,               -- the event that a `then` event follows
+        ticket TEXT,                  -- NULL where none could be read
+        kind TEXT NOT NULL,
+        hook TEXT NOT NULL,
+        state TEXT NOT NULL,
+        reason TEXT NOT NULL DEFAULT '',
+        opens INTEGER NOT NULL,       -- 1: its answer brings the request id
+        needs INTEGER NOT NULL,       -- 1: it waits for the request id
+        unclear INTEGER NOT NULL DEFAULT 0,  -- 1: an attempt may have happened at the ITSM
+        received REAL NOT NULL,       -- wall clock, epoch seconds
+        settled REAL,                 -- wall clock of its last change of state
+        born REAL NOT NULL,           -- service clock of its receipt
+        due REAL,                     -- service clock of its next try; NULL: not first in its line
+        tries INTEGER NOT NULL DEFAULT 0,     -- attempts that count against it
+        attempts INTEGER NOT NULL DEFAULT 0,  -- all attempts
+        first_try REAL,               -- service clock of its first attempt that ended in "later"
+        idempotency_key TEXT NOT NULL,
+        delivery_id TEXT,
+        sender TEXT NOT NULL,
+        repaired TEXT NOT NULL,
+        digest BLOB NOT NULL,         -- of what makes it different: used fields, or unreadable body
+        fields TEXT NOT NULL,         -- JSON
+        headers TEXT NOT NULL,        -- JSON: those that the hook's rules read
+        raw BLOB NOT NULL             -- the record: all else is derived from it
+    );
+    CREATE INDEX events_ticket ON events (ticket, place, event) WHERE ticket IS NOT NULL;
+    CREATE INDEX events_due ON events (due) WHERE due IS NOT NULL;
+    CREATE INDEX events_open ON events (state, event) WHERE state IN ('pending', 'held', 'failed');
+    CREATE INDEX events_line ON events (ticket, place, event) WHERE state IN ('pending', 'held');
+    CREATE INDEX events_delivery ON events (delivery_id, hook) WHERE delivery_id IS NOT NULL;
+    CREATE INDEX events_unreadable ON events (digest) WHERE ticket IS NULL;
+    CREATE TABLE attempts (
+        event INTEGER NOT NULL,
+        attempt INTEGER NOT NULL,     -- 1, 2, 3
+        at REAL NOT NULL,             -- wall clock, epoch seconds
+        duration REAL,                -- seconds
+        status INTEGER,               -- of the ITSM's answer; NULL: none came
+        outcome TEXT NOT NULL,        -- 'sent' until it is known
+        reason TEXT NOT NULL,
+        answer TEXT NOT NULL,         -- the beginning of what the ITSM said
+        PRIMARY KEY (event, attempt)
+    ) WITHOUT ROWID;
+    CREATE TABLE mappings (
+        ticket TEXT PRIMARY KEY,
+        request_id TEXT NOT NULL CHECK (request_id != ''),
+        since REAL NOT NULL,          -- wall clock, epoch seconds
+        origin TEXT NOT NULL          -- 'itsm', 'hand' or 'import'
+    ) WITHOUT ROWID;
+    CREATE INDEX mappings_request ON mappings (request_id);
+    CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+    """,
+)
+
+WAITS = "waits for the request id of its ticket; no opening event is pending"
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """What Web gives to the store: a webhook that was read, or why it could not be."""
+
+    hook: str
+    raw: bytes
+    headers: str
+    sender: str
+    received: float
+    state: str  # pending, failed or ignored
+    reason: str = ""
+    kind: str = ""
+    ticket: str = ""
+    fields: str = "{}"
+    used: str = ""  # what of it makes a difference to the request; for duplicates
+    repaired: str = ""
+    delivery_id: str = ""
+    opens: bool = False
+    needs: bool = False
+    again: str = "ignore"
+
+
+class Receipt(NamedTuple):
+    """What the store made of a webhook; for a duplicate, `event` is the first one's number."""
+
+    event: int
+    state: str
+    reason: str
+    request_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event as Delivery needs it."""
+
+    event: int
+    ticket: str
+    kind: str
+    hook: str
+    opens: bool
+    unclear: bool
+    received: float
+    born: float
+    tries: int
+    attempts: int
+    first_try: float | None
+    idempotency_key: str
+    fields: Mapping[str, Any]
+    request_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One HTTP request of a delivery and what it meant."""
+
+    at: float
+    duration: float
+    status: int | None
+    outcome: str
+    reason: str
+    answer: str = ""
+
+
+class Verdict(NamedTuple):
+    """What the store is to make of an event after an attempt."""
+
+    state: str  # pending, held, failed or delivered
+    reason: str
+    due: float | None = None  # service clock; for pending
+    tries: int = 0
+    request_id: str = ""  # for delivered, of a kind that opens
+    then: str = ""  # a kind to be delivered next
+    then_needs: bool = False
+    unclear: bool = False
+
+
+class _Write:
+    """An operation waiting for the transaction that carries it."""
+
+    __slots__ = ("done", "error", "operation", "result")
+
+    def __init__(self, operation: Callable[[], Any]) -> None:
+        self.operation = operation
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.done = False
+
+
+def _refuse_foreign(path: str) -> None:
+    """Raises StoreError where the file is not ours or newer, before SQLite could touch it."""
+    try:
+        with open(path, "rb") as file:
+            header = file.read(100)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
+    keep = "keep a copy of it; restore a backup, or move it away to begin anew"
+    if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
+        raise StoreError(f"{path} is damaged or no SQLite file: {keep}")
+    version, application = (int.from_bytes(header[at : at + 4], "big") for at in (60, 68))
+    if application != APPLICATION_ID:
+        raise StoreError(f"{path} is an SQLite file of another program: name another [store] path")
+    if version > len(MIGRATIONS):
+        raise StoreError(
+            f"{path} was written by a newer hd_itsm (file version {version}, this program knows"
+            f" {len(MIGRATIONS)}): run the newer one, or restore a backup made before the upgrade"
+        )
+
+
+def _create(path: str) -> None:
+    """Makes a new file under another name first: a half-made one never stands at `path`."""
+    new = f"{path}.new.{os.getpid()}"
+    try:
+        os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
+        os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        connection = sqlite3.connect(new, isolation_level=None)
+        try:
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            for version, statements in enumerate(MIGRATIONS, 1):
+                connection.executescript(_migration(version, statements))
+        finally:
+            connection.close()
+        with contextlib.suppress(FileExistsError):
+            os.link(new, path)  # unlike a rename, never over a file that came to be meanwhile
+        _sync_directory(path)
+    except (OSError, sqlite3.Error) as error:
+        raise StoreError(f"{path}: cannot be created: {error}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(new)
+
+
+def _migration(version: int, statements: str) -> str:
+    return f"BEGIN IMMEDIATE; {statements}; PRAGMA user_version = {version}; COMMIT;"
+
+
+def _sync_directory(path: str) -> None:
+    if os.name == "posix":
+        directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def _connect(path: str) -> sqlite3.Connection:
+    """The one connection, holding the file alone. Raises StoreError."""
+    connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # before WAL: then no -shm exists
+        mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("BEGIN EXCLUSIVE")
+        connection.execute("COMMIT")
+        sync = connection.execute("PRAGMA synchronous").fetchone()[0]
+        if (mode, sync) != ("wal", 2):
+            raise StoreError(f"{path}: SQLite refuses durable mode (journal {mode}, sync {sync})")
+        if os.stat(path).st_size <= SMALL_FILE:
+            found = connection.execute("PRAGMA quick_check(3)").fetchall()
+            if found != [("ok",)]:
+                raise sqlite3.DatabaseError("; ".join(row[0] for row in found))
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        for number, statements in enumerate(MIGRATIONS[version:], version + 1):
+            connection.executescript(_migration(number, statements))
+    except StoreError:
+        connection.close()
+        raise
+    except sqlite3.Error as error:
+        connection.close()
+        raise _open_error(path, error) from None
+    connection.row_factory = sqlite3.Row
+    return connection
+
+
+def _open_error(path: str, error: sqlite3.Error) -> StoreError:
+    name = getattr(error, "sqlite_errorname", "")
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return StoreError(
+            f"{path} is in use by another process: only one may hold it; stop that one"
+        )
+    if name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM", "SQLITE_AUTH")):
+        return StoreError(f"{path}: {error}: the directory and the file must be writable for us")
+    if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
+        return StoreError(
+            f"{path}: {error}: make room on the disk, or look after it; then start again"
+        )
+    return StoreError(
+        f"{path} is damaged ({error}): keep a copy of it; restore a backup, or move it away and"
+        " `import` the mappings of your last `export`"
+    )
+
+
+class Store:
+    """The file and everything durable in it. Every method may be called from any thread.
+
+    `_lock` guards the connection and all attributes below; who holds it never waits for anything
+    but the disk. Writers put their operation into `_queue` first and then take the lock: whoever
+    gets it runs all that wait in one transaction and commits once (group commit), so the others
+    find their work done. Nothing else is locked while `_lock` is held.
+
+    Service clock: seconds that the service has been running, kept over restarts. Due times and
+    ages are measured with it, so that no jump of the wall clock delays or gives up an event.
+    """
+
+    def __init__(self, path: str, create: bool = False) -> None:
+        if create and not os.path.exists(path):
+            _create(path)
+        if not os.path.exists(path):
+            raise StoreError(f"no file {path}: start the service once, or name it with --db")
+        _refuse_foreign(path)
+        self.path = path
+        self._db = _connect(path)
+        self._lock = threading.Lock()
+        self._queue: collections.deque[_Write] = collections.deque()
+        self._moved: collections.Counter[str] = collections.Counter()
+        self._settled: list[int] = []
+        self._waiters: dict[int, list[threading.Event]] = {}
+        self.broken = ""  # why nothing can be written any more; the process must end
+        self.tight = False  # the disk is full: outcomes only, no webhooks
+        self._facts: dict[str, str] = dict(
+            tuple(row) for row in self._db.execute("SELECT * FROM facts")
+        )
+        self.counts = collections.Counter(json.loads(self._facts.get("counts", "{}")))
+        self.board: dict[str, Any] = {}  # what Delivery tells and Web shows, in memory only
+        self._base = float(self._facts.get("clock", "0")) + self._away()
+        self._started = time.monotonic()
+        self._recover()
+
+    def close(self) -> None:
+        """Keeps the clock and closes the file; a second call does nothing."""
+        with contextlib.suppress(StoreError, sqlite3.ProgrammingError):
+            self.keep_clock()
+        with self._lock:
+            self._db.close()
+
+    # The service clock
+
+    def _away(self) -> float:
+        """Seconds that passed while nobody ran, as far as the wall clock can be believed."""
+        last = float(self._facts.get("clock_at", "0"))
+        return min(max(0.0, time.time() - last), MAX_RETRY_AFTER) if last else 0.0
+
+    def clock(self) -> float:
+        """The service clock, in seconds."""
+        return self._base + time.monotonic() - self._started
+
+    def keep_clock(self) -> None:
+        """Writes the service clock down, so that it goes on from here after a restart."""
+        facts = {"clock": repr(self.clock()), "clock_at": repr(time.time())}
+        facts["last_delivery"] = self.fact("last_delivery")
+        self._write(lambda: self._set_facts(facts))
+
+    def _recover(self) -> None:
+        """After a start: attempts on the way are unclear, due times are within reach."""
+
+        def operation() -> None:
+            now = self.clock()
+            self._db.execute(
+                "UPDATE events SET unclear = 1 WHERE state = 'pending' AND event IN"
+                " (SELECT event FROM attempts WHERE outcome = 'sent')"
+            )
+            self._db.execute(
+                "UPDATE attempts SET outcome = 'unclear',"
+                " reason = 'the program ended while the request was on its way'"
+                " WHERE outcome = 'sent'"
+            )
+            self._db.execute(
+                "UPDATE events SET due = :cap WHERE due > :cap", {"cap": now + MAX_RETRY_AFTER}
+            )
+            self._db.execute("UPDATE events SET born = :now WHERE born > :now", {"now": now})
+
+        self._write(operation)
+
+    # Transactions
+
+    def _write(self, operation: Callable[[], Any]) -> Any:
+        """Runs `operation` in a transaction and returns its result once that is on the disk."""
+        entry = _Write(operation)
+        self._queue.append(entry)
+        with self._lock:
+            if not entry.done:
+                batch = []
+                while self._queue:
+                    batch.append(self._queue.popleft())
+                self._transact(batch)
+                if any(one.error for one in batch) and len(batch) > 1 and not self.broken:
+                    for one in batch:  # one bad operation must not take the others with it
+                        self._transact([one])
+        if entry.error is not None:
+            raise entry.error
+        return entry.result
+
+    def _transact(self, batch: list[_Write]) -> None:
+        self._moved.clear()
+        self._settled.clear()
+        error: BaseException | None = None
+        try:
+            if self.broken:
+                raise StoreError(self.broken)
+            self._db.execute("BEGIN IMMEDIATE")
+            for entry in batch:
+                entry.result = entry.operation()
+            if +self._moved or -self._moved:
+                self._set_fact("counts", json.dumps(dict(self.counts + self._moved)))
+            self._db.execute("COMMIT")
+        except sqlite3.Error as found:
+            error = self._failed(found)
+        except BaseException as found:
+            error = found
+        if error is not None and self._db.in_transaction:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+        if error is None:
+            self.counts = self.counts + self._moved
+            for event in self._settled:
+                for waiter in self._waiters.get(event, ()):
+                    waiter.set()
+        for entry in batch:
+            entry.error, entry.done = error, True
+
+    def _failed(self, error: sqlite3.Error) -> Error:
+        """What a failed statement or commit means for the file from now on."""
+        name = getattr(error, "sqlite_errorname", "")
+        if name == "SQLITE_FULL":
+            if not self.tight:
+                self.tight = True
+                log.error(
+                    "%s: the disk is full: webhooks are refused (503) until there is room",
+                    self.path,
+                )
+            with contextlib.suppress(OSError):
+                os.unlink(self.path + ".reserve")
+            return StoreFull("the disk is full: nothing was stored; the webhook may be sent again")
+        if name == "SQLITE_NOMEM":
+            return StoreFull("out of memory: nothing was stored; the webhook may be sent again")
+        # After a failed write or fsync nobody knows what is on the disk: only a new start does.
+        self.broken = f"{self.path} cannot be written any more: {error} ({name})"
+        log.critical("%s: ending; look after the disk", self.broken)
+        return StoreError(self.broken)
+
+    def _read(self, sql: str, arguments: Mapping[str, Any] | None = None) -> list[sqlite3.Row]:
+        with self._lock:
+            try:
+                return self._db.execute(sql, arguments or {}).fetchall()
+            except sqlite3.Error as error:
+                raise self._failed(error) from None
+
+    def keep_reserve(self) -> None:
+        """Sets room aside for a full disk; when that works again, webhooks are taken again."""
+        reserve = self.path + ".reserve"
+        if self.broken or (not self.tight and os.path.exists(reserve)):
+            return
+        try:
+            handle = os.open(reserve + ".new", os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+            try:
+                os.write(handle, b"\0" * RESERVE)
+                os.fsync(handle)
+                written = os.fstat(handle).st_size
+            finally:
+                os.close(handle)
+            if written < RESERVE:
+                raise OSError("no room")
+            os.replace(reserve + ".new", reserve)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(reserve + ".new")
+            return
+        if self.tight:
+            self.tight = False
+            log.info("%s: there is room on the disk again: webhooks are taken", self.path)
+
+    # Facts: small things that outlive the process
+
+    def _set_fact(self, name: str, value: str) -> None:
+        self._db.execute(
+            "INSERT INTO facts (name, value) VALUES (:name, :value)"
+            " ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            {"name": name, "value": value},
+        )
+        self._facts[name] = value
+
+    def _set_facts(self, facts: Mapping[str, str]) -> None:
+        for name, value in facts.items():
+            self._set_fact(name, value)
+
+    def fact(self, name: str) -> str:
+        """A fact kept earlier, "" for none: paused, itsm (how it is), last_delivery."""
+        return self._facts.get(name, "")
+
+    def keep_fact(self, name: str, value: str) -> None:
+        """Keeps a fact."""
+        self._write(lambda: self._set_fact(name, value))
+
+    # Intake
+
+    def receive(self, webhook: Webhook) -> Receipt:
+        """Stores a webhook as an event, or recognises it as a duplicate; returns when it is durable.
+
+        Raises StoreFull and StoreError: then nothing was stored.
+        """
+        if self.tight:
+            raise StoreFull("the disk is full: nothing was stored; the webhook may be sent again")
+        return self._write(lambda: self._receive(webhook))  # type: ignore[no-any-return]
+
+    def _receive(self, webhook: Webhook) -> Receipt:
+        request_id = self._request_id(webhook.ticket) if webhook.ticket else None
+        digest = self._digest(webhook)
+        if not webhook.ticket and webhook.state == "failed":
+            first = self._row(
+                "SELECT event, reason FROM events WHERE digest = :digest AND ticket IS NULL"
+                " AND state = 'failed'",
+                digest=digest,
+            )
+            if first:
+                return Receipt(first["event"], "failed", first["reason"], None)
+        if webhook.state != "ignored" and webhook.ticket:
+            first, reason = self._duplicate(webhook, digest, request_id)
+            if first and first["state"] == "failed" and not first["attempts"]:
+                if webhook.state == "failed":  # refused with 400 then, and now again
+                    return Receipt(first["event"], "failed", webhook.reason, request_id)
+            elif reason:
+                number = self._insert(replace(webhook, state="ignored", reason=reason), digest)
+                return Receipt(first["event"] if first else number, "ignored", reason, request_id)
+        event = self._insert(webhook, digest)
+        state, reason = webhook.state, webhook.reason
+        if state == "pending":
+            state, reason = self._join_line(event, webhook, request_id is not None)
+        return Receipt(event, state, reason, request_id)
+
+    def _digest(self, webhook: Webhook) -> bytes:
+        what = webhook.used or webhook.fields if webhook.ticket else webhook.raw.hex()
+        return hashlib.sha256(f"{webhook.kind}\0{what}".encode()).digest()
+
+    def _duplicate(
+        self, webhook: Webhook, digest: bytes, request_id: str | None
+    ) -> tuple[sqlite3.Row | None, str]:
+        """The event that `webhook` repeats, and the reason to ignore it ("" for none)."""
+        if webhook.opens and webhook.again == "ignore":
+            first = self._row(
+                "SELECT event, state, attempts FROM events WHERE ticket = :ticket AND opens = 1"
+                " AND state IN ('pending', 'held', 'delivered') ORDER BY place, event LIMIT 1",
+                ticket=webhook.ticket,
+            )
+            if first:
+                return first, f"duplicate of event {first['event']}: the ticket is opened already"
+            if request_id is not None:
+                return None, f"the ticket already has request id {request_id}"
+        if webhook.delivery_id:
+            first = self._row(
+                "SELECT event, state, attempts FROM events WHERE delivery_id = :delivery_id"
+                " AND hook = :hook AND state != 'ignored' ORDER BY event LIMIT 1",
+                delivery_id=webhook.delivery_id,
+                hook=webhook.hook,
+            )
+        else:
+            first = self._row(
+                "SELECT event, state, attempts, digest FROM events"
+                " WHERE ticket = :ticket AND state != 'ignored' AND parent IS NULL"
+                " ORDER BY place DESC, event DESC LIMIT 1",
+                ticket=webhook.ticket,
+            )
+            if first and first["digest"] != digest:
+                return None, ""
+        if (
+            not first
+            or first["state"] == "dropped"
+            or (webhook.opens and first["state"] == "failed")
+        ):
+            return None, ""
+        return first, f"duplicate of event {first['event']}"
+
+    def _insert(self, webhook: Webhook, digest: bytes, parent: int | None = None) -> int:
+        number = self._db.execute("SELECT coalesce(max(event), 0) + 1 FROM events").fetchone()[0]
+        self._db.execute(
+            "INSERT INTO events (event, place, parent, ticket, kind, hook, state, reason, opens,"
+            " needs, received, born, idempotency_key, delivery_id, sender, repaired, digest,"
+            " fields, headers, raw) VALUES (:event, :event, :parent, :ticket, :kind, :hook, :state,"
+            " :reason, :opens, :needs, :received, :born, :idempotency_key, :delivery_id, :sender,"
+            " :repaired, :digest, :fields, :headers, :raw)",
+            {
+                "event": number,
+                "parent": parent,
+                "ticket": webhook.ticket or None,
+                "kind": webhook.kind,
+                "hook": webhook.hook,
+                "state": webhook.state,
+                "reason": webhook.reason,
+                "opens": webhook.opens,
+                "needs": webhook.needs,
+                "received": webhook.received,
+                "born": self.clock(),
+                "idempotency_key": str(uuid.uuid4()),
+                "delivery_id": webhook.delivery_id or None,
+                "sender": webhook.sender,
+                "repaired": webhook.repaired,
+                "digest": digest,
+                "fields": webhook.fields,
+                "headers": webhook.headers,
+                "raw": webhook.raw,
+            },
+        )
+        self._moved[webhook.state] += 1
+        return int(number)
+
+    def _join_line(self, event: int, webhook: Webhook, mapped: bool) -> tuple[str, str]:
+        """Puts a new event at the end of its ticket's line; its state and reason then."""
+        if mapped or webhook.opens:
+            ahead = self._row(
+                "SELECT 1 FROM events WHERE ticket = :ticket AND state IN ('pending', 'held')"
+                " AND event != :event LIMIT 1",
+                ticket=webhook.ticket,
+                event=event,
+            )
+            if not ahead:
+                self._db.execute(
+                    "UPDATE events SET due = :due WHERE event = :event",
+                    {"due": self.clock(), "event": event},
+                )
+                return "pending", ""
+        self._arrange(webhook.ticket)
+        row = self._row("SELECT state, reason FROM events WHERE event = :event", event=event)
+        return (row["state"], row["reason"]) if row else ("pending", "")
+
+    def wait(self, event: int, seconds: float, most: int) -> Receipt | None:
+        """How `event` stands when it was settled, or after `seconds`.
+
+        None at once where `most` callers wait already: each keeps a thread from other webhooks.
+        """
+        waiter = threading.Event()
+        with self._lock:
+            if sum(map(len, self._waiters.values())) >= most:
+                return None
+            self._waiters.setdefault(event, []).append(waiter)
+        deadline = time.monotonic() + seconds
+        while True:
+            found = self.show(event)
+            left = deadline - time.monotonic()
+            if found is None or found["state"] not in ("pending", "held") or left <= 0:
+                break
+            waiter.wait(left)
+        with self._lock:
+            self._waiters[event].remove(waiter)
+            if not self._waiters[event]:
+                del self._waiters[event]
+        if found is None:
+            return None
+        return Receipt(event, found["state"], found["reason"], found["request_id"])
+
+    # The line of a ticket
+
+    def _row(self, sql: str, **arguments: Any) -> sqlite3.Row | None:
+        return self._db.execute(sql, arguments).fetchone()  # type: ignore[no-any-return]
+
+    def _request_id(self, ticket: str) -> str | None:
+        row = self._row("SELECT request_id FROM mappings WHERE ticket = :ticket", ticket=ticket)
+        return row["request_id"] if row else None
+
+    def _arrange(self, ticket: str) -> None:
+        """Gives the first event of the ticket's line its due time, and no other.
+
+        Without a request id the first is an opening event, or one that needs no id; the others
+        wait: pending while an opening event is, held where none is.
+        """
+        line = self._db.execute(
+            "SELECT event, state, opens, needs, unclear, due FROM events WHERE ticket = :ticket"
+            " AND state IN ('pending', 'held') ORDER BY place, event",
+            {"ticket": ticket},
+        ).fetchall()
+        mapped = self._request_id(ticket) is not None
+        opening = any(row["opens"] and row["state"] == "pending" for row in line)
+        head = None
+        for row in line:
+            if row["state"] == "held" and row["unclear"]:
+                continue  # a person decides
+            waits = row["needs"] and not mapped
+            state = "held" if waits and not opening else "pending"
+            if row["state"] != state:
+                self._move(row["event"], row["state"], state, WAITS if state == "held" else "")
+            if head is None and not waits:
+                head = row["event"]
+                if row["due"] is None:
+                    self._due(head, self.clock())
+            elif row["due"] is not None:
+                self._due(row["event"], None)
+
+    def _due(self, event: int, due: float | None) -> None:
+        self._db.execute(
+            "UPDATE events SET due = :due WHERE event = :event", {"due": due, "event": event}
+        )
+
+    def _move(self, event: int, leaves: str, enters: str, reason: str, **columns: Any) -> bool:
+        """Moves an event from one state to another; False where it was not in the first."""
+        columns = {"due": None, **columns}
+        sets = "".join(f", {name} = :{name}" for name in columns)
+        changed = self._db.execute(
+            f"UPDATE events SET state = :enters, reason = :reason, settled = :settled{sets}"
+            " WHERE event = :event AND state = :leaves",
+            {
+                "event": event,
+                "leaves": leaves,
+                "enters": enters,
+                "reason": reason,
+                "settled": time.time(),
+                **columns,
+            },
+        ).rowcount
+        if changed:
+            self._moved[leaves] -= 1
+            self._moved[enters] += 1
+            if enters not in ("pending", "held"):
+                self._settled.append(event)
+        return bool(changed)
+
+    # Delivery
+
+    def due(self, now: float, limit: int) -> list[tuple[int, str]]:
+        """Events that may be tried at `now` (service clock) with their tickets, longest due first."""
+        rows = self._read(
+            "SELECT event, ticket FROM events WHERE due <= :now ORDER BY due LIMIT :limit",
+            {"now": now, "limit": limit},
+        )
+        return [(row["event"], row["ticket"]) for row in rows]
+
+    def next_due(self, now: float) -> float | None:
+        """The earliest due time after `now` (service clock), None where there is none."""
+        found = self._read("SELECT min(due) AS due FROM events WHERE due > :now", {"now": now})
+        return found[0]["due"]  # type: ignore[no-any-return]
+
+    def postpone_unclear(self, kind: str, due: float) -> None:
+        """Lets openings that may have happened wait until `due` (service clock)."""
+        self._write(
+            lambda: self._db.execute(
+                "UPDATE events SET due = :due WHERE state = 'pending' AND unclear = 1"
+                " AND kind = :kind AND due IS NOT NULL",
+                {"due": due, "kind": kind},
+            )
+        )
+
+    def load(self, event: int, now: float) -> Event | None:
+        """The event, if it is still pending, first in its line and due at `now` (service clock)."""
+        rows = self._read(
+            "SELECT events.*, mappings.request_id FROM events LEFT JOIN mappings USING (ticket)"
+            " WHERE event = :event AND state = 'pending' AND due <= :now",
+            {"event": event, "now": now},
+        )
+        if not rows:
+            return None
+        row = rows[0]
+        names = ("event", "ticket", "kind", "hook", "received", "born", "tries", "attempts")
+        return Event(
+            **{name: row[name] for name in names},
+            opens=bool(row["opens"]),
+            unclear=bool(row["unclear"]),
+            first_try=row["first_try"],
+            idempotency_key=row["idempotency_key"],
+            fields=json.loads(row["fields"]),
+            request_id=row["request_id"],
+        )
+
+    def begin(self, event: Event, at: float) -> bool:
+        """Records durably that an attempt is about to be made; False: the event may not go now."""
+
+        def operation() -> bool:
+            changed = self._db.execute(
+                "UPDATE events SET attempts = attempts + 1 WHERE event = :event AND state = 'pending'",
+                {"event": event.event},
+            ).rowcount
+            if changed:
+                self._note_attempt(
+                    event.event, event.attempts + 1, Attempt(at, 0.0, None, "sent", "on its way")
+                )
+            return bool(changed)
+
+        return self._write(operation)  # type: ignore[no-any-return]
+
+    def _note_attempt(self, event: int, number: int, attempt: Attempt) -> None:
+        self._db.execute(
+            "INSERT OR REPLACE INTO attempts VALUES"
+            " (:event, :attempt, :at, :duration, :status, :outcome, :reason, :answer)",
+            {
+                "event": event,
+                "attempt": number,
+                "at": attempt.at,
+                "duration": attempt.duration,
+                "status": attempt.status,
+                "outcome": attempt.outcome,
+                "reason": attempt.reason,
+                "answer": attempt.answer,
+            },
+        )
+        if number > 60:  # of a long outage the first and the last attempts are kept
+            self._db.execute(
+                "DELETE FROM attempts WHERE event = :event AND attempt = :attempt",
+                {"event": event, "attempt": number - 50},
+            )
+
+    def record(self, event: Event, attempt: Attempt | None, verdict: Verdict) -> bool:
+        """Records an attempt (None: there was none) and what becomes of the event.
+
+        False where the event is not pending any more (dropped meanwhile); a request id that the
+        ITSM gave is kept all the same.
+        """
+        return self._write(lambda: self._record(event, attempt, verdict))  # type: ignore[no-any-return]
+
+    def _record(self, event: Event, attempt: Attempt | None, verdict: Verdict) -> bool:
+        now = self.clock()
+        attempts = event.attempts
+        if attempt is not None:
+            attempts += 1
+            self._note_attempt(event.event, attempts, attempt)
+        first_try = event.first_try
+        if verdict.state == "pending" and first_try is None and attempt is not None:
+            first_try = now
+        moved = self._move(
+            event.event,
+            "pending",
+            verdict.state,
+            verdict.reason,
+            due=verdict.due,
+            tries=verdict.tries,
+            attempts=attempts,
+            first_try=first_try,
+            unclear=verdict.unclear,
+        )
+        if verdict.request_id:
+            self._map(event.ticket, verdict.request_id, "itsm")
+        if moved and verdict.state == "delivered":
+            self._facts["last_delivery"] = repr(time.time())
+            if verdict.then:
+                self._follow(event, verdict)
+        if verdict.state != "pending":
+            self._arrange(event.ticket)
+        return moved
+
+    def _follow(self, event: Event, verdict: Verdict) -> None:
+        """Queues the `then` event of one that was delivered, ahead of the ticket's later ones."""
+        parent = self._row(
+            "SELECT place, sender, fields FROM events WHERE event = :event", event=event.event
+        )
+        assert parent is not None
+        webhook = Webhook(
+            hook=event.hook,
+            raw=b"",
+            headers="{}",
+            sender=parent["sender"],
+            received=event.received,
+            state="pending",
+            kind=verdict.then,
+            ticket=event.ticket,
+            fields=parent["fields"],
+            needs=verdict.then_needs,
+        )
+        number = self._insert(webhook, self._digest(webhook), event.event)
+        self._db.execute(
+            "UPDATE events SET place = :place WHERE event = :event",
+            {"place": parent["place"], "event": number},
+        )
+
+    def _map(self, ticket: str, request_id: str, origin: str) -> None:
+        self._db.execute(
+            "INSERT INTO mappings VALUES (:ticket, :request_id, :since, :origin)"
+            " ON CONFLICT (ticket) DO UPDATE SET request_id = excluded.request_id,"
+            " since = excluded.since, origin = excluded.origin",
+            {"ticket": ticket, "request_id": request_id, "since": time.time(), "origin": origin},
+        )
+
+    # What a person asks and does
+
+    def events(
+        self,
+        state: str = "",
+        ticket: str = "",
+        kind: str = "",
+        since: float = 0.0,
+        before: int = 0,
+        limit: int = 50,
+        oldest_first: bool = False,
+    ) -> list[dict[str, Any]]:
+        """Events, newest first, without bodies; `since` is wall clock, `before` an event number."""
+        where = ["1"]
+        where += [f"state = '{STATES[STATES.index(state)]}'"] if state else []  # for the index
+        where += ["ticket = :ticket"] if ticket else []
+        where += ["kind = :kind"] if kind else []
+        where += ["received >= :since"] if since else []
+        where += ["event < :before"] if before else []
+        rows = self._read(
+            "SELECT event, state, kind, hook, ticket, request_id, received, reason, attempts, due,"
+            " repaired, unclear FROM events LEFT JOIN mappings USING (ticket)"
+            f" WHERE {' AND '.join(where)} ORDER BY event {'' if oldest_first else 'DESC'}"
+            " LIMIT :limit",
+            {
+                "ticket": ticket,
+                "kind": kind,
+                "since": since,
+                "before": before,
+                "limit": limit,
+            },
+        )
+        return [dict(row) for row in rows]
+
+    def show(self, event: int) -> dict[str, Any] | None:
+        """Everything of one event, its attempts included."""
+        rows = self._read(
+            "SELECT events.*, mappings.request_id FROM events LEFT JOIN mappings USING (ticket)"
+            " WHERE event = :event",
+            {"event": event},
+        )
+        if not rows:
+            return None
+        attempts = self._read(
+            "SELECT attempt, at, duration, status, outcome, reason, answer FROM attempts"
+            " WHERE event = :event ORDER BY attempt",
+            {"event": event},
+        )
+        return {**dict(rows[0]), "attempts": [dict(row) for row in attempts]}
+
+    def line(self, ticket: str) -> list[int]:
+        """The numbers of all events of a ticket, in its order."""
+        rows = self._read(
+            "SELECT event FROM events WHERE ticket = :ticket ORDER BY place, event",
+            {"ticket": ticket},
+        )
+        return [row["event"] for row in rows]
+
+    def mapping(self, ticket: str) -> dict[str, Any] | None:
+        """The mapping of a ticket: ticket, request_id, since, origin."""
+        rows = self._read("SELECT * FROM mappings WHERE ticket = :ticket", {"ticket": ticket})
+        return dict(rows[0]) if rows else None
+
+    def oldest(self) -> dict[str, Any] | None:
+        """The oldest event that is pending or held: event, received, born."""
+        rows = self._read(
+            "SELECT min(event) AS event FROM events WHERE state = 'pending' UNION ALL"
+            " SELECT min(event) FROM events WHERE state = 'held'"
+        )
+        numbers = [row["event"] for row in rows if row["event"] is not None]
+        if not numbers:
+            return None
+        return dict(
+            self._read(
+                "SELECT event, received, born FROM events WHERE event = :event",
+                {"event": min(numbers)},
+            )[0]
+        )
+
+    def near_end(self, born_before: float) -> int:
+        """How many of the oldest pending events were born before that (counted up to 1,000)."""
+        rows = self._read(
+            "SELECT born FROM events WHERE state = 'pending' ORDER BY event LIMIT 1000"
+        )
+        return sum(row["born"] < born_before for row in rows)
+
+    def last_received(self) -> float | None:
+        """When the last webhook came (wall clock)."""
+        rows = self._read("SELECT received FROM events ORDER BY event DESC LIMIT 1")
+        return rows[0]["received"] if rows else None
+
+    def retry(self, event: int, reading: Webhook, force: bool) -> str:
+        """Puts an event back to pending as `reading` has it now; "" or why it is refused."""
+        return self._write(lambda: self._retry(event, reading, force))  # type: ignore[no-any-return]
+
+    def _retry(self, event: int, reading: Webhook, force: bool) -> str:
+        row = self._row(
+            "SELECT event, state, place, ticket FROM events WHERE event = :event", event=event
+        )
+        if (
+            row is None
+            or row["state"] in ("pending", "delivered")
+            or (row["state"] == "held" and not self._unclear(event))
+        ):
+            return f"event {event} is {row['state'] if row else 'not there'}: nothing to retry"
+        if refusal := self._out_of_order(row["place"], event, reading) if not force else "":
+            return refusal
+        self._move(
+            event,
+            row["state"],
+            "pending",
+            "",
+            kind=reading.kind,
+            ticket=reading.ticket,
+            fields=reading.fields,
+            repaired=reading.repaired,
+            opens=reading.opens,
+            needs=reading.needs,
+            unclear=False,
+            tries=0,
+            first_try=None,
+            digest=self._digest(reading),
+            born=self.clock(),
+        )
+        self._arrange(reading.ticket)
+        return ""
+
+    def _unclear(self, event: int) -> bool:
+        row = self._row("SELECT unclear FROM events WHERE event = :event", event=event)
+        return bool(row and row["unclear"])
+
+    def _out_of_order(self, place: int, event: int, reading: Webhook) -> str:
+        """Why sending the event now could double or disorder its ticket, or ""."""
+        later = self._row(
+            "SELECT event FROM events WHERE ticket = :ticket AND state = 'delivered'"
+            " AND (place, event) > (:place, :event) LIMIT 1",
+            ticket=reading.ticket,
+            place=place,
+            event=event,
+        )
+        if later:
+            return (
+                f"event {event} is older than event {later['event']} of ticket {reading.ticket},"
+                " which was delivered: --force sends it all the same"
+            )
+        if reading.opens and reading.again == "ignore":
+            other = self._row(
+                "SELECT event FROM events WHERE ticket = :ticket AND opens = 1 AND event != :event"
+                " AND state IN ('pending', 'held', 'delivered') LIMIT 1",
+                ticket=reading.ticket,
+                event=event,
+            )
+            if other:
+                return (
+                    f"event {event} would open ticket {reading.ticket} a second time (event"
+                    f" {other['event']} does it): --force sends it all the same"
+                )
+            if request_id := self._request_id(reading.ticket):
+                return (
+                    f"event {event} would open ticket {reading.ticket} a second time (it has"
+                    f" request id {request_id}): --force sends it all the same"
+                )
+        return ""
+
+    def drop(self, event: int, why: str) -> str:
+        """Gives an event up; "" or why it cannot be dropped."""
+
+        def operation() -> str:
+            row = self._row("SELECT state, ticket FROM events WHERE event = :event", event=event)
+            if row is None:
+                return f"event {event} is not there"
+            if row["state"] not in ("pending", "held", "failed", "ignored"):
+                return f"event {event} is {row['state']}: nothing to drop"
+            self._move(event, row["state"], "dropped", f"dropped by hand: {why}")
+            if row["ticket"]:
+                self._arrange(row["ticket"])
+            return ""
+
+        return self._write(operation)  # type: ignore[no-any-return]
+
+    def map(self, ticket: str, request_id: str, origin: str = "hand") -> list[int]:
+        """Sets a ticket's request id; the events that it freed, in order."""
+
+        def operation() -> list[int]:
+            self._map(ticket, request_id, origin)
+            waiting = self._db.execute(
+                "SELECT event, state, opens, unclear FROM events WHERE ticket = :ticket"
+                " AND (state = 'held' OR (state = 'failed' AND unclear = 1)) ORDER BY place, event",
+                {"ticket": ticket},
+            ).fetchall()
+            for row in waiting:
+                if row["opens"] and row["unclear"]:
+                    self._move(row["event"], row["state"], "delivered", "mapped by hand")
+            self._arrange(ticket)
+            return [row["event"] for row in waiting if not row["unclear"]]
+
+        return self._write(operation)  # type: ignore[no-any-return]
+
+    def import_mappings(self, rows: Iterable[tuple[str, str, float]]) -> int:
+        """Adds mappings in small transactions; how many."""
+        count = 0
+        while batch := list(itertools.islice(rows, 500)):
+
+            def operation(batch: list[tuple[str, str, float]] = batch) -> None:
+                for ticket, request_id, since in batch:
+                    self._map(ticket, request_id, "import")
+                    self._db.execute(
+                        "UPDATE mappings SET since = :since WHERE ticket = :ticket",
+                        {"since": since, "ticket": ticket},
+                    )
+                    self._arrange(ticket)
+
+            self._write(operation)
+            count += len(batch)
+        return count
+
+    def mappings(self, after: str = "", limit: int = 1000) -> list[dict[str, Any]]:
+        """Mappings in the order of their tickets, from the one after `after` on."""
+        rows = self._read(
+            "SELECT * FROM mappings WHERE ticket > :after ORDER BY ticket LIMIT :limit",
+            {"after": after, "limit": limit},
+        )
+        return [dict(row) for row in rows]
+
+    def retain(self, received_before: float, after: int, limit: int = 200) -> int:
+        """Deletes settled events received before that, among the `limit` that follow `after`.
+
+        Where to go on, 0 when all are looked at. The last event stays: its number is not used again.
+        """
+
+        def operation() -> int:
+            rows = self._db.execute(
+                "SELECT event, state, received FROM events WHERE event > :after"
+                " AND event < (SELECT max(event) FROM events) ORDER BY event LIMIT :limit",
+                {"after": after, "limit": limit},
+            ).fetchall()
+            old = [row for row in rows if row["received"] < received_before]
+            for row in old:
+                if row["state"] in ("delivered", "ignored", "dropped"):
+                    self._moved[row["state"]] -= 1
+                    for table in ("attempts", "events"):
+                        self._db.execute(
+                            f"DELETE FROM {table} WHERE event = :event", {"event": row["event"]}
+                        )
+            return old[-1]["event"] if len(old) == limit else 0
+
+        return self._write(operation)  # type: ignore[no-any-return]
+
+
+# ── Web: admit, read, store, wake, answer; the operator's verbs and the control endpoint ──────
+
+
+class Refused(Error):
+    """A request that is not let in: its HTTP status and why."""
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+def _header(environ: Mapping[str, Any], name: str) -> str:
+    key = name.upper().replace("-", "_")
+    value = environ.get(f"HTTP_{key}", environ.get(key, ""))
+    return str(value)
+
+
+def _same(given: str, secret: Secret) -> bool:
+    wanted = secret.reveal().encode("utf-8")
+    return bool(wanted) and hmac.compare_digest(given.encode("utf-8", "replace"), wanted)
+
+
+def client_address(environ: Mapping[str, Any], trusted: Sequence[Any]) -> Any:
+    """The caller's address; behind trusted proxies, the last one that no trusted proxy added."""
+    address = ipaddress.ip_address(str(environ.get("REMOTE_ADDR", "0.0.0.0")).partition("%")[0])
+    hops = [hop.strip() for hop in _header(environ, "X-Forwarded-For").split(",") if hop.strip()]
+    while hops and any(address in network for network in trusted):
+        try:
+            address = ipaddress.ip_address(hops.pop())
+        except ValueError:
+            break
+    mapped = getattr(address, "ipv4_mapped", None)
+    return mapped or address
+
+
+def _basic_password(authorization: str) -> str:
+    import base64
+    import binascii
+
+    try:
+        decoded = base64.b64decode(authorization[6:].strip(), validate=True).decode("utf-8")
+    except (binascii.Error, UnicodeDecodeError, ValueError):
+        return ""
+    return decoded.partition(":")[2]
+
+
+def _tokens(environ: Mapping[str, Any], query_token: bool) -> Iterator[str]:
+    """Every token a request brings."""
+    authorization = _header(environ, "Authorization")
+    if authorization[:7].lower() == "bearer ":
+        yield authorization[7:].strip()
+    elif authorization[:6].lower() == "basic ":
+        yield _basic_password(authorization)
+    yield _header(environ, "X-Webhook-Token")
+    if query_token:
+        query = urllib.parse.parse_qs(environ.get("QUERY_STRING", ""), max_num_fields=50)
+        yield from query.get("token", [])
+
+
+def signature_holds(rule: Signature, environ: Mapping[str, Any], raw: bytes, now: float) -> bool:
+    """Whether the request carries the helpdesk's signature over its body, not older than allowed."""
+    import base64
+
+    given = _header(environ, rule.header).strip()
+    timestamp = _header(environ, rule.timestamp_header) if rule.timestamp_header else ""
+    if rule.timestamp_header:
+        try:
+            age = abs(now - parse_date(timestamp, UTC).timestamp())
+        except ValueError:
+            return False
+        if age > rule.max_age:
+            return False
+    signed = {
+        "{body}": raw,
+        "{timestamp}{body}": timestamp.encode("latin-1", "replace") + raw,
+        "{body}{timestamp}": raw + timestamp.encode("latin-1", "replace"),
+    }[rule.signed]
+    given = given.lower() if rule.encoding == "hex" else given
+    matches = False
+    for secret in rule.secrets:
+        digest = hmac.new(secret.reveal().encode(), signed, rule.algorithm).digest()
+        text = digest.hex() if rule.encoding == "hex" else base64.b64encode(digest).decode()
+        wanted = (rule.prefix + text).encode()
+        matches |= hmac.compare_digest(given.encode("utf-8", "replace"), wanted)
+    return matches
+
+
+def admit(config: Config, environ: Mapping[str, Any], raw: bytes, now: float) -> None:
+    """Lets a webhook in, or raises Refused (401, 403)."""
+    networks = config["access.networks"]
+    if networks:
+        try:
+            address = client_address(environ, config["server.trusted_proxy"])
+            inside = any(address in network for network in networks)
+        except ValueError:
+            inside = False
+        if not inside:
+            raise Refused(403, "this address may not post here: see [access] networks")
+    tokens, signature = config["access.token"], config["access.hmac"]
+    if not tokens and not signature:
+        return
+    for given in _tokens(environ, config["access.query_token"]):
+        if any(_same(given, secret) for secret in tokens):
+            return
+    if signature and signature_holds(signature, environ, raw, now):
+        return
+    raise Refused(401, "no valid credential: see [access] token and hmac")
+
+
+def judge(config: Config, hook: Hook, reading: Reading, base: Webhook) -> Webhook:
+    """The webhook as it is to be stored: pending, ignored by the rules, or failed and why."""
+    if reading.problem:
+        return replace(base, state="failed", reason=reading.problem, repaired=reading.repaired)
+    fields = COMPACT.encode(reading.fields)
+    base = replace(base, ticket=reading.ticket, fields=fields, repaired=reading.repaired)
+    if not reading.kind:
+        return replace(base, state="ignored", reason=f"no rule of hook {hook.name} matches")
+    return judge_kind(config, replace(base, kind=reading.kind), reading.fields)
+
+
+def judge_kind(config: Config, base: Webhook, fields: Mapping[str, Any]) -> Webhook:
+    """`base` with what its kind says of it; failed where it could not be translated today."""
+    kind = config.kinds.get(base.kind)
+    if kind is None:
+        reason = f"kind {base.kind} is not configured: add [kinds.{base.kind}], then retry"
+        return replace(base, state="failed", reason=reason)
+    used = COMPACT.encode(kind.used(fields))
+    base = replace(base, used=used, opens=kind.opens, needs=kind.needs, again=kind.again)
+    try:
+        translate(kind, config.scope(fields, 0, base.ticket, base.received, "?"))
+    except Untranslatable as error:
+        return replace(base, state="failed", reason=f"cannot be translated: {error}")
+    return base
+
+
+# The verbs: what an operator asks and does, alike from the command line and the control endpoint.
+
+Arguments = Mapping[str, Any]
+
+
+def iso(moment: float | None, clock: Clock) -> str | None:
+    """Epoch seconds as ISO 8601 text in the configured zone."""
+    return None if moment is None else clock.local(moment).isoformat(timespec="seconds")
+
+
+def raw_text(raw: bytes) -> str:
+    """A body as text, for people."""
+    return decode_body(raw)[0][0] if raw else ""
+
+
+def _shown(config: Config, store: Store, row: Mapping[str, Any]) -> dict[str, Any]:
+    """An event's row in the words of SPEC section 2."""
+    shown = {
+        "event": row["event"],
+        "state": row["state"],
+        "kind": row["kind"] or None,
+        "ticket": row["ticket"],
+        "request_id": row["request_id"],
+        "hook": row["hook"],
+        "received": iso(row["received"], config.clock),
+        "reason": row["reason"],
+        "repaired": row["repaired"],
+        "attempts": row["attempts"],
+    }
+    if row["state"] == "pending" and row["due"] is not None:
+        shown["next_try"] = iso(time.time() + max(0.0, row["due"] - store.clock()), config.clock)
+    return shown
+
+
+def verb_events(config: Config, store: Store, arguments: Arguments) -> Any:
+    """Events, newest first: state, ticket, kind, since (epoch seconds), limit, before."""
+    state = str(arguments.get("state") or "")
+    if state and state not in STATES:
+        raise Error(f"no state {state!r}{_hint(state, STATES)}: {', '.join(STATES)}")
+    rows = store.events(
+        state,
+        str(arguments.get("ticket") or ""),
+        str(arguments.get("kind") or ""),
+        float(arguments.get("since") or 0),
+        int(arguments.get("before") or 0),
+        min(int(arguments.get("limit") or 50), 1000),
+    )
+    return [_shown(config, store, row) for row in rows]
+
+
+def show_event(config: Config, store: Store, number: int) -> dict[str, Any]:
+    """Everything of one event. Raises Error where there is none."""
+    row = store.show(number)
+    if row is None:
+        raise Error(f"there is no event {number}; `events` lists them")
+    attempts = [{**one, "at": iso(one["at"], config.clock)} for one in row["attempts"]]
+    shown = _shown(config, store, row)
+    shown |= {"idempotency_key": row["idempotency_key"], "sender": row["sender"]}
+    shown |= {"delivery_id": row["delivery_id"], "parent": row["parent"]}
+    shown |= {"settled": iso(row["settled"], config.clock), "fields": json.loads(row["fields"])}
+    return shown | {"raw": raw_text(row["raw"]), "attempts": attempts}
+
+
+def verb_show(config: Config, store: Store, arguments: Arguments) -> Any:
+    """One event (`event`), or a ticket's mapping and timeline (`ticket`)."""
+    if arguments.get("event") is not None:
+        return show_event(config, store, int(arguments["event"]))
+    ticket = str(arguments["ticket"])
+    mapping = store.mapping(ticket)
+    numbers = store.line(ticket)
+    if mapping is None and not numbers:
+        raise Error(f"ticket {ticket} was never seen: no event and no mapping")
+    if mapping:
+        mapping["since"] = iso(mapping["since"], config.clock)
+    events = [show_event(config, store, number) for number in numbers[-200:]]
+    return {"ticket": ticket, "mapping": mapping, "events": events}
+
+
+def reread(config: Config, row: Mapping[str, Any]) -> Webhook:
+    """A stored event read and judged anew with today's configuration."""
+    base = Webhook(
+        hook=row["hook"],
+        raw=row["raw"],
+        headers=row["headers"],
+        sender=row["sender"],
+        received=row["received"],
+        state="pending",
+    )
+    if row["parent"] is not None:  # it has no body of its own
+        fields = json.loads(row["fields"])
+        base = replace(base, kind=row["kind"], ticket=row["ticket"], fields=row["fields"])
+        return judge_kind(config, base, fields)
+    hook = config.hooks.get(row["hook"])
+    if hook is None:
+        reason = f"hook {row['hook']} is not configured any more"
+        return replace(base, state="failed", reason=reason)
+    return judge(config, hook, read_webhook(hook, row["raw"], json.loads(row["headers"])), base)
+
+
+def _retry_one(config: Config, store: Store, number: int, force: bool, dry: bool) -> str:
+    row = store.show(number)
+    if row is None:
+        return f"there is no event {number}"
+    webhook = reread(config, row)
+    if webhook.state == "ignored":
+        return f"event {number}: {webhook.reason}"
+    if webhook.state == "failed":
+        return f"event {number} would fail again: {webhook.reason}"
+    return "" if dry else store.retry(number, webhook, force)
+
+
+def verb_retry(config: Config, store: Store, arguments: Arguments) -> Any:
+    """Puts events back to pending: events, or state with kind, reason, since; force; dry_run."""
+    numbers = [int(number) for number in arguments.get("events") or ()]
+    dry = bool(arguments.get("dry_run"))
+    if not numbers:
+        state = str(arguments.get("state") or "")
+        if state not in ("failed", "ignored", "dropped", "held"):
+            raise Error("name events, or --state failed (ignored, dropped, held)")
+        numbers = _chosen(store, state, arguments)
+    retried, refused = [], []
+    for number in sorted(numbers):
+        refusal = _retry_one(config, store, number, bool(arguments.get("force")), dry)
+        if refusal:
+            refused.append({"event": number, "reason": refusal})
+        else:
+            retried.append(number)
+    return {"retried": retried, "refused": refused, "dry_run": dry}
+
+
+def _chosen(store: Store, state: str, arguments: Arguments) -> list[int]:
+    """Numbers of all events in `state` that fit kind, reason and since."""
+    numbers: list[int] = []
+    kind, since = str(arguments.get("kind") or ""), float(arguments.get("since") or 0)
+    reason, before = str(arguments.get("reason") or ""), 0
+    while rows := store.events(state, "", kind, since, before, 1000):
+        numbers += [row["event"] for row in rows if reason in row["reason"]]
+        before = rows[-1]["event"]
+    return numbers
+
+
+def verb_drop(config: Config, store: Store, arguments: Arguments) -> Any:
+    """Gives events up, with the reason `why`."""
+    why = str(arguments.get("why") or "").strip()
+    if not why:
+        raise Error("drop needs a reason: --why TEXT; it is kept with the event")
+    refused = []
+    for number in arguments["events"]:
+        if refusal := store.drop(int(number), why):
+            refused.append({"event": int(number), "reason": refusal})
+    done = [int(n) for n in arguments["events"] if int(n) not in [r["event"] for r in refused]]
+    return {"dropped": done, "refused": refused}
+
+
+def verb_map(config: Config, store: Store, arguments: Arguments) -> Any:
+    """Sets the request id of a ticket; what was held for it goes out."""
+    ticket, request_id = read_id(arguments.get("ticket")), read_id(arguments.get("request_id"))
+    if not ticket or not request_id:
+        raise Error(f"ticket and request id must be texts of 1 to {MAX_ID} characters")
+    return {"ticket": ticket, "request_id": request_id, "freed": store.map(ticket, request_id)}
+
+
+def verb_import(config: Config, store: Store, arguments: Arguments) -> Any:
+    """Adds mappings: rows of [ticket, request id, epoch seconds]."""
+    rows = ((str(one[0]), str(one[1]), float(one[2])) for one in arguments["rows"])
+    return {"imported": store.import_mappings(rows)}
+
+
+def verb_mappings(config: Config, store: Store, arguments: Arguments) -> Any:
+    """A page of mappings, after the ticket `after`."""
+    rows = store.mappings(str(arguments.get("after") or ""))
+    return [{**row, "since": iso(row["since"], config.clock)} for row in rows]
+
+
+def verb_pause(config: Config, store: Store, arguments: Arguments) -> Any:
+    """Stops deliveries; intake goes on."""
+    store.keep_fact("paused", store.fact("paused") or repr(time.time()))
+    return {"paused": iso(float(store.fact("paused")), config.clock)}
+
+
+def verb_resume(config: Config, store: Store, arguments: Arguments) -> Any:
+    """Lets deliveries go on."""
+    store.keep_fact("paused", "")
+    return {"paused": None}
+
+
+def verb_status(config: Config, store: Store, arguments: Arguments) -> Any:
+    """Counts by state, the oldest undelivered, the ITSM, and what needs a person."""
+    oldest, clock = store.oldest(), config.clock
+    counts = {state: store.counts.get(state, 0) for state in STATES}
+    itsm = json.loads(store.fact("itsm") or "{}")
+    limit = store.clock() - 0.8 * config["retry.give_up_after"]
+    near_end = store.near_end(limit)
+    needs = [
+        f"{counts[state]} {state}: `events --state {state}`"
+        for state in ("failed", "held")
+        if counts[state]
+    ]
+    if itsm.get("why") == "credential":
+        needs.append(
+            "the ITSM refuses our credential: put a good one in place; it is read by itself"
+        )
+    elif itsm.get("since") and time.time() - itsm["since"] > OUTAGE_TOLD:
+        needs.append(f"the ITSM is down: {itsm['reason']}")
+    if near_end:
+        needs.append(f"{near_end} will soon be given up: see [retry] give_up_after")
+    if store.tight:
+        needs.append("the disk is full: webhooks are refused until there is room")
+    last = store.fact("last_delivery")
+    return {
+        **counts,
+        "counts": counts,
+        "oldest": oldest and {"event": oldest["event"], "received": iso(oldest["received"], clock)},
+        "oldest_age": round(max(0.0, time.time() - oldest["received"])) if oldest else 0,
+        "itsm": {
+            "state": "down" if itsm else "up",
+            "reason": itsm.get("reason", ""),
+            "since": iso(itsm.get("since"), clock),
+        },
+        "paused": iso(float(store.fact("paused")), clock) if store.fact("paused") else None,
+        "last_delivery": iso(float(last), clock) if last else None,
+        "last_webhook": iso(store.last_received(), clock),
+        "repaired": int(store.fact("repaired") or 0),
+        "running": bool(store.board),
+        "needs": needs,
+    }
+
+
+OUTAGE_TOLD = 300.0  # seconds: a shorter outage of the ITSM needs nobody
+
+VERBS: dict[str, Callable[[Config, Store, Arguments], Any]] = {
+    "events": verb_events,
+    "show": verb_show,
+    "retry": verb_retry,
+    "drop": verb_drop,
+    "map": verb_map,
+    "import": verb_import,
+    "mappings": verb_mappings,
+    "pause": verb_pause,
+    "resume": verb_resume,
+    "status": verb_status,
+}
+WAKING = ("retry", "drop", "map", "import", "resume")  # after these something may be due
+
+
+def health(config: Config, store: Store) -> tuple[str, dict[str, Any]]:
+    """`ok`, `warn` or `fail`, and what it is made of."""
+    status = verb_status(config, store, {})
+    age, beat = status["oldest_age"], store.board.get("beat", 0.0)
+    dead = time.monotonic() - beat > 30
+    word = "fail" if age > 3600 or dead or store.broken else "ok"
+    if word == "ok" and (age > OUTAGE_TOLD or store.tight or status["needs"]):
+        word = "warn"
+    return word, {
+        "status": word,
+        "oldest_age": age,
+        "pending": status["counts"]["pending"],
+        "held": status["counts"]["held"],
+        "failed": status["counts"]["failed"],
+        "itsm": status["itsm"],
+        "paused": status["paused"],
+        "workers": "dead" if dead else "alive",
+        "disk": "full" if store.tight else "ok",
+        "needs": status["needs"],
+    }
+
+
+class _Site(bottle.Bottle):  # type: ignore[misc]
+    """Bottle with its own words for errors: JSON."""
+
+    def default_error_handler(self, res: bottle.HTTPError) -> str:
+        """Any error that no handler made: 404, 405, 500."""
+        res.content_type = "application/json"
+        words = {404: "no such address", 405: "this address takes another method (see Allow)"}
+        return COMPACT.encode({"error": words.get(res.status_code, "internal error; see the log")})
+
+
+def _reply(status: int, content: Any, **headers: str) -> bottle.HTTPResponse:
+    body = content if isinstance(content, str) else COMPACT.encode(content)
+    response = bottle.HTTPResponse(body.encode("utf-8", "replace"), status)
+    response.set_header("Content-Type", "application/json; charset=utf-8")
+    for name, value in headers.items():
+        response.set_header(name.replace("_", "-"), value)
+    return response
+
+
+class Web:
+    """The WSGI application: the hooks as configured, /health and the control endpoint.
+
+    `wake` is called after an event became pending; `key` opens the control endpoint.
+    """
+
+    def __init__(self, config: Config, store: Store, wake: Callable[[], None], key: str) -> None:
+        self.config, self.store, self.wake, self.key = config, store, wake, key
+        self.stopping = False
+        self.site = _Site(catchall=True)
+        for hook in config.hooks.values():
+            for path in (hook.path, hook.path + "/"):
+                self.site.route(path, "POST", functools.partial(self.hook, hook))
+        self.site.route("/control/<verb>", "POST", self.control)
+        self.site.route("/health", "GET", self.health)
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
+        """WSGI."""
+        if self.stopping:
+            bottle_start = start_response
+
+            def start_response(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
+                return bottle_start(status, [*headers, ("Connection", "close")], *more)
+
+        return self.site(environ, start_response)
+
+    def hook(self, hook: Hook) -> bottle.HTTPResponse:
+        """Answers one webhook: admit, read, store; then 200, 400, 401, 403, 415 or 503."""
+        environ, received = bottle.request.environ, time.time()
+        raw = environ["wsgi.input"].read()
+        sender = str(environ.get("REMOTE_ADDR", ""))
+        try:
+            admit(self.config, environ, raw, received)
+            if _header(environ, "Content-Encoding").lower() not in ("", "identity"):
+                raise Refused(415, "a compressed body is not read: send it plain")
+            webhook, echo = self.read(hook, environ, raw, received, sender)
+            receipt = self.store.receive(webhook)
+        except Refused as error:
+            log.warning("%s from %s refused: %d %s", hook.path, sender, error.status, error)
+            more = {"WWW_Authenticate": 'Basic realm="hd_itsm"'} if error.status == 401 else {}
+            return _reply(error.status, {"error": str(error)}, **more)
+        except StoreError as error:
+            return _reply(503, {"error": str(error)}, Retry_After="30")
+        self.note(hook, webhook, receipt)
+        if receipt.state == "pending":
+            self.wake()
+        return self.answer(receipt, echo)
+
+    def read(
+        self, hook: Hook, environ: Mapping[str, Any], raw: bytes, received: float, sender: str
+    ) -> tuple[Webhook, Any]:
+        """The webhook as it is to be stored, and its JSON to send back."""
+        headers = {
+            name: _header(environ, name).encode("latin-1", "replace").decode("utf-8", "replace")
+            for name in hook.headers
+        }
+        delivery_id = ""
+        for name in filter(None, (hook.delivery_id, "webhook-id", "idempotency-key")):
+            delivery_id = delivery_id or _header(environ, name)[:MAX_ID]
+        base = Webhook(
+            hook=hook.name,
+            raw=raw,
+            headers=json.dumps(headers) if headers else "{}",
+            sender=sender,
+            received=received,
+            state="pending",
+            delivery_id=delivery_id,
+        )
+        reading = read_webhook(hook, raw, headers)
+        return judge(self.config, hook, reading, base), reading.found
+
+    def note(self, hook: Hook, webhook: Webhook, receipt: Receipt) -> None:
+        """The log line of a webhook, where it is not simply taken."""
+        if receipt.state == "failed":
+            log.warning(
+                "event %d from %s on %s failed: %s",
+                receipt.event,
+                webhook.sender,
+                hook.path,
+                receipt.reason,
+            )
+        elif receipt.state == "ignored":
+            log.info(
+                "webhook for ticket %s on %s ignored: %s", webhook.ticket, hook.path, receipt.reason
+            )
+        else:
+            log.debug("event %d ticket %s %s received", receipt.event, webhook.ticket, webhook.kind)
+        if webhook.repaired:
+            log.info("event %d was repaired: %s", receipt.event, webhook.repaired)
+
+    def answer(self, receipt: Receipt, echo: Any) -> bottle.HTTPResponse:
+        """200 or 400 for a stored webhook; with Prefer: wait, once it is settled."""
+        headers: dict[str, str] = {}
+        match = re.search(
+            r'(?:^|[,;\s])wait\s*=\s*"?([0-9]{1,9})', bottle.request.get_header("Prefer", "")
+        )
+        if match and receipt.state in ("pending", "held"):
+            seconds = min(int(match[1]), MAX_WAIT)
+            waited = self.store.wait(
+                receipt.event, seconds, max(1, self.config["server.threads"] // 2)
+            )
+            if waited:
+                receipt = waited
+                headers["Preference_Applied"] = f"wait={seconds}"
+        headers["HD_ITSM_Event"] = str(receipt.event)
+        headers["HD_ITSM_State"] = receipt.state
+        if receipt.request_id:
+            headers["HD_ITSM_Request_Id"] = urllib.parse.quote(
+                receipt.request_id, safe=" !#$&'()*+,/:;=?@[]~"
+            )
+        if receipt.state == "failed" and "Preference_Applied" not in headers:
+            return _reply(400, {"error": receipt.reason, "event": receipt.event}, **headers)
+        return _reply(200, echo, **headers)
+
+    def own_host(self, environ: Mapping[str, Any]) -> None:
+        """Refuses a foreign, missing or doubled Host where we listen on loopback (DNS rebinding)."""
+        host, _ = self.config["server.listen"]
+        name = re.sub(r":[0-9]+$", "", _header(environ, "Host")).strip("[]").lower()
+        if is_loopback(host) and not is_loopback(name):
+            raise Refused(421, "this address is for callers on the machine itself")
+
+    def control(self, verb: str) -> bottle.HTTPResponse:
+        """Carries out a verb for the command line, which proves itself by the key."""
+        environ = bottle.request.environ
+        try:
+            self.own_host(environ)
+            given = _header(environ, "HD-ITSM-Key")
+            if not hmac.compare_digest(given.encode("utf-8", "replace"), self.key.encode()):
+                raise Refused(401, "wrong key")
+            if verb not in VERBS:
+                raise Refused(404, f"no verb {verb}")
+            arguments = json.loads(environ["wsgi.input"].read() or b"{}")
+            result = VERBS[verb](self.config, self.store, arguments)
+            if verb in WAKING:
+                self.wake()
+            return _reply(200, {"result": result})
+        except Refused as error:
+            return _reply(error.status, {"error": str(error)})
+        except StoreError as error:
+            return _reply(503, {"error": str(error)})
+        except (Error, ValueError, KeyError, TypeError) as error:
+            return _reply(400, {"error": str(error)})
+
+    def health(self) -> bottle.HTTPResponse:
+        """How it is, for monitoring: 200 for ok and warn, 503 for fail."""
+        try:
+            word, found = health(self.config, self.store)
+        except StoreError as error:
+            return _reply(503, {"status": "fail", "error": str(error)})
+        return _reply(503 if word == "fail" else 200, found)
+
+
+class _JsonError(waitress.task.ErrorTask):  # type: ignore[misc]
+    """What Waitress itself refuses (400, 413, 431, 501, 500), in JSON."""
+
+    def execute(self) -> None:
+        """Sends the error."""
+        error = self.request.error
+        self.status = f"{error.code} {error.reason}"
+        body = COMPACT.encode({"error": f"{error.reason}: {error.body}"}).encode("utf-8", "replace")
+        self.response_headers.append(("Content-Type", "application/json; charset=utf-8"))
+        self.set_close_on_finish()
+        self.content_length = len(body)
+        self.write(body)
+
+
+class _Channel(waitress.channel.HTTPChannel):  # type: ignore[misc]
+    """A connection that knows since when its request has been coming in."""
+
+    error_task_class = _JsonError
+    begun = 0.0
+
+    def received(self, data: bytes) -> bool:
+        """Takes what the client sent."""
+        if self.request is None:
+            self.begun = time.monotonic()
+        return bool(super().received(data))
+
+
+REQUEST_TIME = 20  # seconds in which a request must have come in whole
+
+
+def make_server(web: Web, listener: socket.socket, threads: int, max_body: int) -> Any:
+    """Waitress on a listening socket, with bounds that suit a small daemon beside a helpdesk."""
+    server = waitress.create_server(
+        web,
+        sockets=[listener],
+        threads=threads,
+        ident="",
+        connection_limit=4000,
+        channel_timeout=REQUEST_TIME,
+        cleanup_interval=5,
+        max_request_header_size=16384,
+        max_request_body_size=max_body + 1,  # Waitress refuses a body of exactly its limit
+        inbuf_overflow=max_body + 1,
+        asyncore_use_poll=True,
+        log_socket_errors=False,
+    )
+    server.channel_class = _Channel
+    return server
+
+
+def close_slow(server: Any, now: float) -> None:
+    """Closes connections whose request has been dripping in for too long (`now`: monotonic)."""
+    for channel in list(server.active_channels.values()):
+        if channel.request is not None and now - channel.begun > REQUEST_TIME:
+            channel.will_close = True
+
+
+def drain(server: Any) -> bool:
+    """Closes connections that owe no answer; True when none is left."""
+    for channel in list(server.active_channels.values()):
+        if not channel.requests and not channel.total_outbufs_len:
+            channel.will_close = True
+    return not server.active_channels
+
+
+# ── Delivery: due event -> request -> outcome; the breaker; the only threads we start ─────────
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back from an attempt. `status` None: nothing did, and `error` says why."""
+
+    status: int | None
+    headers: Headers = field(default_factory=dict)
+    body: bytes = b""
+    error: str = ""
+    sent: bool = True  # whether the ITSM may have seen the request
+    framed: bool = True  # whether a length (or chunks) told where the body ends
+
+
+class Outcome(NamedTuple):
+    """What an attempt meant: delivered, failed, later, credential or unclear."""
+
+    name: str
+    reason: str
+    words: str = ""  # the ITSM's own, for people; may hold ticket text
+    request_id: str = ""
+    retry_after: float = 0.0  # seconds the ITSM asked for
+    unclear: bool = False  # failed, but it may have happened
+
+
+def retry_after(value: str, now: float) -> float:
+    """The seconds a Retry-After asks for (RFC 9110 10.2.3), 0 for nonsense; `now`: epoch seconds."""
+    text = value.strip()
+    if re.fullmatch(r"[0-9]+", text):
+        return MAX_RETRY_AFTER if len(text) > 9 else min(float(text), MAX_RETRY_AFTER)
+    try:
+        moment = email.utils.parsedate_to_datetime(text)
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return min(max(0.0, moment.timestamp() - now), MAX_RETRY_AFTER)
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return 0.0
+
+
+def _words(answer: Answer) -> str:
+    """The beginning of what the ITSM said, as one line."""
+    text = answer.body[:4000].decode("utf-8", "replace")
+    return re.sub(r"\s+", " ", text).strip()[:500]
+
+
+def _is_html(answer: Answer) -> bool:
+    kind = answer.headers.get("content-type", "").lower()
+    return "text/html" in kind or answer.body.lstrip()[:9].lower().startswith(
+        (b"<!doctype", b"<html")
+    )
+
+
+def read_request_id(kind: Kind, answer: Answer, found: Any) -> str:
+    """The request id in an answer, "" where there is none."""
+    for path in kind.request_id:
+        if path[0].does == "header":
+            location = urllib.parse.urlsplit(answer.headers.get("location", "")).path
+            ids = [read_id(urllib.parse.unquote(location.rstrip("/").rpartition("/")[2]))]
+        else:
+            ids = [read_id(element) for element in find_all(found, path)]
+        if request_id := next(filter(None, ids), ""):
+            return request_id
+    return ""
+
+
+def decide(kind: Kind, answer: Answer, now: float) -> Outcome:
+    """The one author of outcomes. What it does not know means "later". `now`: epoch seconds."""
+    if answer.status is None:
+        return Outcome("unclear" if answer.sent else "later", answer.error)
+    name = kind.answers.get(answer.status) or next(
+        (name for first, last, name in ANSWERS if first <= answer.status <= last), "later"
+    )
+    if name != "delivered":
+        wait = retry_after(answer.headers.get("retry-after", ""), now)
+        return Outcome(name, f"answered {answer.status}", _words(answer), "", wait)
+    if answer.error:
+        return Outcome("unclear", f"answered {answer.status}, but {answer.error}")
+    return _accepted(kind, answer)
+
+
+def _accepted(kind: Kind, answer: Answer) -> Outcome:
+    """The outcome of a 2xx answer that was read whole."""
+    status, words = f"answered {answer.status}", _words(answer)
+    if _is_html(answer):
+        return Outcome(
+            "later", f"{status} with HTML instead of JSON: a login page or a proxy?", words
+        )
+    found: Any = MISSING
+    with contextlib.suppress(ValueError, Unreadable):
+        found = parse_json(decode_body(answer.body)[0][0])
+    if found is MISSING and not answer.framed:
+        return Outcome("unclear", f"{status}, but the answer may have been cut", words)
+    judged = found is not MISSING or answer.body.strip()
+    for condition in kind.refused:
+        if judged and condition.holds(found, answer.headers):
+            return Outcome("failed", f"{status}, but refused by what it says", words)
+    for condition in kind.ok:
+        if judged and not condition.holds(found, answer.headers):
+            return Outcome("failed", f"{status}, but not with what `ok` demands", words)
+    if not kind.opens:
+        return Outcome("delivered", status, words)
+    request_id = read_request_id(kind, answer, found)
+    if request_id:
+        return Outcome("delivered", status, words, request_id)
+    if found is MISSING:
+        reason = f"{status} without JSON: it may have happened; `map` or `retry` decides"
+        return Outcome("failed", reason, words, unclear=True)
+    return Outcome("failed", f"{status} without a request id where it should be", words)
+
+
+class _Flight:
+    """One attempt on its way: the worker that makes it and the watch that may have to end it."""
+
+    def __init__(self, deadline: float) -> None:
+        self.deadline = deadline  # monotonic
+        self.sent = False
+        self.cut = False
+        self.tap: socket.socket | None = None
+        self.left: list[socket.socket] = []  # taps of connections closed meanwhile
+
+    def end(self) -> None:
+        """Wakes whoever reads from the connection: closing it would not."""
+        self.cut = True
+        for tap in [self.tap, *self.left]:
+            if tap is not None:
+                with contextlib.suppress(OSError):
+                    tap.shutdown(socket.SHUT_RDWR)
+
+
+_air = threading.local()  # .flight: the attempt that this thread is making
+
+
+class _Tapped:
+    """A connection with a second handle on its socket, which works through TLS and in any state."""
+
+    tap: socket.socket | None = None
+    sock: Any
+
+    def _new_conn(self) -> socket.socket:
+        connected: socket.socket = super()._new_conn()  # type: ignore[misc]
+        self.tap = _air.flight.tap = connected.dup()
+        if _air.flight.cut:
+            _air.flight.end()
+        return connected
+
+    def request(self, *arguments: Any, **named: Any) -> None:
+        if self.sock is None:
+            self.connect()  # type: ignore[attr-defined]
+        _air.flight.tap, _air.flight.sent = self.tap, True
+        super().request(*arguments, **named)  # type: ignore[misc]
+
+    def close(self) -> None:
+        super().close()  # type: ignore[misc]
+        tap, self.tap = self.tap, None
+        flight = getattr(_air, "flight", None)
+        if tap is not None and flight is not None:
+            flight.left.append(tap)  # its answer may still be read
+        elif tap is not None:
+            tap.close()
+
+
+class _HttpConnection(_Tapped, urllib3.connection.HTTPConnection):
+    pass
+
+
+class _HttpsConnection(_Tapped, urllib3.connection.HTTPSConnection):
+    pass
+
+
+class _HttpPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _HttpConnection
+
+
+class _HttpsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _HttpsConnection
+
+
+class Wire:
+    """One worker's connections to the ITSM. Not shared between threads."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        tls = {
+            "ca_certs": config["itsm.ca_file"] or None,
+            "cert_file": config["itsm.client_cert"] or None,
+        }
+        tls["key_file"] = config["itsm.client_key"] or None
+        options: dict[str, Any] = {"num_pools": 4, "maxsize": 1, **tls}
+        if proxy := config["itsm.proxy"]:
+            self.pools: urllib3.PoolManager = urllib3.ProxyManager(proxy, **options)
+        else:
+            self.pools = urllib3.PoolManager(**options)
+        self.pools.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+
+    def headers(self, kind: Kind, request: Request, key: str) -> dict[str, str]:
+        """All headers of a request, secrets included. `key`: the event's Idempotency-Key."""
+        headers = {
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+            "User-Agent": f"hd_itsm/{__version__}",
+            "Idempotency-Key": key,
+        }
+        if authorization := self.config["itsm.authorization"].reveal():
+            headers["Authorization"] = authorization
+        headers |= {
+            name: value.reveal()
+            for name, value in kind.headers.items()
+            if isinstance(value, Secret)
+        }
+        return headers | dict(request.headers)
+
+    def send(
+        self, flight: _Flight, request: Request, headers: Mapping[str, str], fresh: bool
+    ) -> Answer:
+        """Makes one HTTP request; never raises for what the network or the ITSM does.
+
+        `fresh`: on a new connection, so that no idle one that was just closed spoils it.
+        """
+        _air.flight = flight
+        if fresh:
+            self.pools.clear()
+        try:
+            return self._exchange(flight, request, headers)
+        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            reason = "no answer in time" if flight.cut else _transport_reason(error)
+            return Answer(None, error=reason, sent=flight.sent)
+        finally:
+            _air.flight = None
+            for tap in flight.left:
+                tap.close()
+
+    def _exchange(self, flight: _Flight, request: Request, headers: Mapping[str, str]) -> Answer:
+        timeout = max(0.1, flight.deadline - time.monotonic())
+        response = self.pools.request(
+            request.method,
+            request.url,
+            body=request.body or None,
+            headers=headers,
+            timeout=urllib3.Timeout(connect=timeout, read=timeout),
+            retries=False,
+            redirect=False,
+            preload_content=False,
+            decode_content=False,
+        )
+        error, body = "", b""
+        try:
+            while len(body) <= MAX_ANSWER and (chunk := response.read(65536)):
+                body += chunk
+            if len(body) > MAX_ANSWER:
+                error = f"its answer is longer than {MAX_ANSWER} bytes"
+        except (urllib3.exceptions.HTTPError, OSError) as found:
+            error = f"its answer was cut: {_transport_reason(found)}"
+        if flight.cut:  # what looks like an answer may be what the cut left of one
+            response.close()
+            return Answer(None, error="no whole answer in time")
+        named = {name.lower(): value for name, value in response.headers.items()}
+        framed = (
+            "content-length" in named or "chunked" in named.get("transfer-encoding", "").lower()
+        )
+        if error:
+            response.close()
+        response.release_conn()
+        return Answer(
+            response.status, named, body[:MAX_ANSWER], error, True, framed or response.status == 204
+        )
+
+
+def _transport_reason(error: BaseException) -> str:
+    """A transport error in few words; its own text would carry the whole URL."""
+    seen: BaseException = error
+    while seen.__cause__ or getattr(seen, "reason", None):
+        inner = seen.__cause__ or seen.reason  # type: ignore[attr-defined]
+        if not isinstance(inner, BaseException):
+            break
+        seen = inner
+    if isinstance(seen, ssl.SSLCertVerificationError):
+        return f"TLS certificate refused: {seen.verify_message}"
+    if isinstance(seen, TimeoutError | urllib3.exceptions.TimeoutError):
+        return "no answer in time"
+    if isinstance(seen, socket.gaierror):
+        return f"name not found: {seen.strerror}"
+    if isinstance(seen, OSError) and seen.strerror:
+        return seen.strerror.lower()
+    return {
+        "RemoteDisconnected": "connection closed without an answer",
+        "IncompleteRead": "connection closed in the middle",
+    }.get(type(seen).__name__, type(seen).__name__)
+
+
+class Breaker:
+    """Whether the ITSM is up: three "later" for different tickets in a row say it is not.
+
+    Then one probe at a time goes, after longer and longer waits; the first answer that takes or
+    refuses a ticket opens the gates. A refused credential shuts them at once. `now` is the service
+    clock; Delivery guards it.
+    """
+
+    def __init__(self, first: float, probe: float, jitter: Callable[[], float]) -> None:
+        self.first, self.longest, self.jitter = first, probe, jitter
+        self.why = ""  # "", "down" or "credential"
+        self.reason = ""
+        self.next_probe = 0.0
+        self.probing = False
+        self.probes = 0
+        self.late: list[str] = []  # tickets of the "later" since the last other outcome
+        self.last_success: tuple[str, float] = ("", -1.0)
+        self.success_before: tuple[str, float] = ("", -1.0)  # the last one of another ticket
+
+    def admits(self, now: float) -> bool:
+        """Whether an attempt may start."""
+        return not self.why or (not self.probing and now >= self.next_probe)
+
+    def success_of_another(self, ticket: str) -> float:
+        """When a ticket other than this one last went through; -1 for never."""
+        return self.last_success[1] if self.last_success[0] != ticket else self.success_before[1]
+
+    def note(self, outcome: Outcome, ticket: str, now: float) -> bool:
+        """Takes an attempt's outcome in; True where the gates closed, opened or the reason changed."""
+        before = (self.why, self.reason)
+        if outcome.name in ("delivered", "failed"):
+            if outcome.name == "delivered":
+                if self.last_success[0] != ticket:
+                    self.success_before = self.last_success
+                self.last_success = (ticket, now)
+            self.why, self.reason, self.late, self.probes = "", "", [], 0
+        elif outcome.name == "credential":
+            self._shut("credential", outcome, now)
+        else:
+            self.late = [*(t for t in self.late if t != ticket), ticket][-3:]
+            if self.why or len(self.late) == 3:
+                self._shut(self.why or "down", outcome, now)
+        return before != (self.why, self.reason)
+
+    def _shut(self, why: str, outcome: Outcome, now: float) -> None:
+        if self.why and now < self.next_probe:
+            return  # an attempt that was under way when the gates closed
+        self.why, self.reason = why, outcome.reason
+        delay = min(self.longest, self.first * 2 ** min(self.probes, 20)) * (
+            0.5 + self.jitter() / 2
+        )
+        self.next_probe = now + max(delay, outcome.retry_after)
+        self.probes += 1
+
+
+class Delivery:
+    """Brings due events to the ITSM with a few worker threads, and watches over them.
+
+    `_gate` guards the page of due events, the tickets in flight, the breaker and the counts of
+    workers; it is held for moments only, never during SQL or HTTP. Workers without work wait on
+    it; `wake`, a worker that leaves more work behind, and `stop` notify. The store's lock is never
+    taken while `_gate` is held.
+    """
+
+    PAGE = 64
+
+    def __init__(
+        self, config: Config, store: Store, jitter: Callable[[], float] = random.random
+    ) -> None:
+        self.config, self.store, self.jitter = config, store, jitter
+        self.breaker = Breaker(config["retry.first"], config["retry.probe"], jitter)
+        self.fatal = ""  # why the process must end
+        self._gate = threading.Condition()
+        self._page: collections.deque[tuple[int, str]] = collections.deque()
+        self._busy: set[str] = set()  # tickets of the page and in flight
+        self._flights: dict[threading.Thread, _Flight] = {}
+        self._workers: list[threading.Thread] = []
+        self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
+        self._idle = self._looking = 0
+        self._fresh = True  # something may have become due since the last look
+        self._stop = threading.Event()
+        self._retained = 0
+
+    # Starting, waking, stopping
+
+    def start(self) -> None:
+        """Starts the threads; goes on where the last process ended."""
+        itsm = json.loads(self.store.fact("itsm") or "{}")
+        if itsm and self.store.counts["pending"]:
+            self.breaker.why, self.breaker.reason = itsm["why"], itsm["reason"]
+        elif itsm:
+            self.store.keep_fact("itsm", "")
+        for kind in self.config.kinds.values():
+            if kind.find:
+                self.store.postpone_unclear(kind.name, self.store.clock() + kind.find.after)
+        for _ in range(self.config["itsm.workers"]):
+            self._workers.append(self._new_worker())
+        self.store.board["beat"] = time.monotonic()
+        self._watcher.start()
+
+    def _new_worker(self) -> threading.Thread:
+        worker = threading.Thread(target=self._work, name="worker", daemon=True)
+        worker.start()
+        return worker
+
+    def wake(self) -> None:
+        """Something may be due. Cheap: wakes a worker only where none is looking for work."""
+        with self._gate:
+            self._fresh = True
+            if self._idle and not self._looking:
+                self._gate.notify()
+
+    def stop(self, seconds: float) -> None:
+        """Starts nothing more and waits for what is in flight; after `seconds` that is cut."""
+        deadline = time.monotonic() + seconds
+        with self._gate:
+            self._stop.set()
+            self._gate.notify_all()
+        for worker in self._workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
+        for flight in list(self._flights.values()):
+            flight.end()
+        for worker in self._workers:
+            worker.join(1.0)
+        self._watcher.join(1.0)
+
+    # One worker
+
+    def _work(self) -> None:
+        wire = Wire(self.config)
+        while (taken := self._take()) is not None:
+            event, ticket = taken
+            try:
+                self.deliver(wire, event)
+            except StoreError as error:
+                log.error("event %d: %s", event, error)
+                self._stop.wait(1.0)
+            finally:
+                with self._gate:
+                    self._busy.discard(ticket)
+                    self.breaker.probing = False
+
+    def _take(self) -> tuple[int, str] | None:
+        """The next event to deliver with its ticket; waits for one. None: time to stop."""
+        while not self._stop.is_set():
+            wait = 60.0
+            with self._gate:
+                self._looking += 1
+                self._fresh, fresh = False, self._fresh
+            try:
+                if taken := self._from_page():
+                    return taken
+                wait = self._fill_page(fresh)
+            except StoreError:
+                wait = 1.0
+            finally:
+                with self._gate:
+                    self._looking -= 1
+            with self._gate:
+                if wait > 0 and not self._fresh and not self._stop.is_set():
+                    self._idle += 1
+                    self._gate.wait(wait)
+                    self._idle -= 1
+        return None
+
+    def _from_page(self) -> tuple[int, str] | None:
+        """The first event of the page, where the breaker and the operator let it go."""
+        with self._gate:
+            if not self._page or self.store.fact("paused"):
+                return None
+            if not self.breaker.admits(self.store.clock()):
+                return None
+            self.breaker.probing = bool(self.breaker.why)
+            taken = self._page.popleft()
+            if self._page and self._idle and not self.breaker.why:
+                self._gate.notify()
+            return taken
+
+    def _fill_page(self, fresh: bool) -> float:
+        """Looks for due events; 0 where the page holds some that may go, else how long to wait."""
+        now = self.store.clock()
+        if self.store.fact("paused"):
+            return 60.0
+        with self._gate:
+            if not self.breaker.admits(now):
+                return 60.0 if self.breaker.probing else max(0.01, self.breaker.next_probe - now)
+            if self._page:
+                return 0.0
+            busy = len(self._busy)
+        found = self.store.due(now, self.PAGE + busy)
+        with self._gate:
+            for event, ticket in found:
+                if ticket not in self._busy and len(self._page) < self.PAGE:
+                    self._busy.add(ticket)
+                    self._page.append((event, ticket))
+            if self._page:
+                return 0.0
+        due = self.store.next_due(now)
+        return 60.0 if due is None else min(60.0, max(0.001, due - now))
+
+    # One delivery
+
+    def deliver(self, wire: Wire, number: int) -> None:
+        """Makes one attempt for an event and records what it meant."""
+        event = self.store.load(number, self.store.clock())
+        if event is None:
+            return
+        kind = self.config.kinds.get(event.kind)
+        if kind is None:
+            reason = f"kind {event.kind} is not configured: add [kinds.{event.kind}], then retry"
+            self._settle(event, None, Verdict("failed", reason))
+            return
+        scope = self.config.scope(
+            event.fields, event.event, event.ticket, event.received, event.request_id
+        )
+        try:
+            if event.unclear and kind.opens and kind.unclear != "retry":
+                self._look_up(wire, event, kind, scope)
+            else:
+                self._attempt(wire, event, kind, translate(kind, scope))
+        except Untranslatable as error:
+            log.warning("event %d ticket %s failed: %s", event.event, event.ticket, error)
+            self._settle(event, None, Verdict("failed", f"cannot be translated: {error}"))
+
+    def _exchange(
+        self, wire: Wire, event: Event, kind: Kind, request: Request, fresh: bool
+    ) -> tuple[Answer, float, float]:
+        """The ITSM's answer to `request`, when it began (epoch) and how long it took (seconds)."""
+        at, began = time.time(), time.monotonic()
+        flight = _Flight(began + self.config["itsm.timeout"])
+        thread = threading.current_thread()
+        self._flights[thread] = flight
+        try:
+            headers = wire.headers(kind, request, event.idempotency_key)
+            answer = wire.send(flight, request, headers, fresh)
+        finally:
+            del self._flights[thread]
+        return answer, at, time.monotonic() - began
+
+    def _attempt(self, wire: Wire, event: Event, kind: Kind, request: Request) -> None:
+        careful = kind.opens and kind.unclear != "retry"
+        if careful and not self.store.begin(event, time.time()):
+            return
+        answer, at, seconds = self._exchange(wire, event, kind, request, fresh=careful)
+        outcome = decide(kind, answer, time.time())
+        attempt = Attempt(at, seconds, answer.status, outcome.name, outcome.reason, outcome.words)
+        verdict = self._judge(event, kind, outcome)
+        self._settle(event, attempt, verdict)
+        log.log(
+            logging.INFO if outcome.name == "delivered" else logging.WARNING,
+            "event %d ticket %s %s attempt %d: %s (%s) in %.3f s",
+            event.event,
+            event.ticket,
+            event.kind,
+            event.attempts + 1,
+            outcome.name if verdict.state == "pending" else verdict.state,
+            outcome.reason,
+            seconds,
+        )
+
+    def _look_up(self, wire: Wire, event: Event, kind: Kind, scope: Scope) -> None:
+        """An opening that may have happened: asks the ITSM (`find`) or a person (`hold`)."""
+        if kind.find is None or kind.unclear == "hold":
+            reason = "no answer came: it may have happened; `map` or `retry` decides"
+            self._settle(event, None, Verdict("held", reason, unclear=True))
+            return
+        request = find_request(kind.find, scope)
+        answer, at, seconds = self._exchange(wire, event, kind, request, fresh=False)
+        asking = replace(kind, opens=False)
+        outcome = decide(asking, answer, time.time())
+        if outcome.name == "failed":  # the question was refused, not the ticket
+            outcome = outcome._replace(name="later")
+        hits: set[str] = set()
+        if outcome.name == "delivered":
+            with contextlib.suppress(ValueError, Unreadable):
+                found = parse_json(decode_body(answer.body)[0][0])
+                paths = kind.find.request_id
+                hits = {read_id(one) for path in paths for one in find_all(found, path)} - {""}
+            word = f"asked whether it happened: {len(hits) or 'no'} request found"
+            outcome = outcome._replace(reason=word)
+        attempt = Attempt(at, seconds, answer.status, outcome.name, outcome.reason, outcome.words)
+        if outcome.name != "delivered":
+            verdict = self._judge(event, asking, outcome)._replace(unclear=True)
+        elif len(hits) == 1:
+            verdict = self._delivered(kind, outcome._replace(request_id=hits.pop()))
+        elif hits:
+            verdict = Verdict("held", f"{outcome.reason}: `map` or `retry` decides", unclear=True)
+        else:
+            verdict = Verdict("pending", outcome.reason, due=self.store.clock())
+        self._settle(event, attempt, verdict)
+        log.info("event %d ticket %s %s: %s", event.event, event.ticket, event.kind, outcome.reason)
+
+    def _delivered(self, kind: Kind, outcome: Outcome) -> Verdict:
+        follows = self.config.kinds[kind.then] if kind.then else None
+        return Verdict(
+            "delivered",
+            outcome.reason,
+            request_id=outcome.request_id,
+            then=kind.then,
+            then_needs=bool(follows and follows.needs),
+        )
+
+    def _judge(self, event: Event, kind: Kind, outcome: Outcome) -> Verdict:
+        """What becomes of the event: the breaker, the poison rule and patience have their say."""
+        now = self.store.clock()
+        with self._gate:
+            was_open = bool(self.breaker.why)
+            changed = self.breaker.note(outcome, event.ticket, now)
+            down, others = self.breaker.why, self.breaker.success_of_another(event.ticket)
+        if changed:
+            self._tell(was_open)
+        said = f"{outcome.reason}: {outcome.words}" if outcome.words else outcome.reason
+        if outcome.name == "delivered":
+            return self._delivered(kind, outcome)
+        if outcome.name == "failed":
+            return Verdict("failed", said, unclear=outcome.unclear)
+        if outcome.name == "credential":
+            return Verdict("pending", said, due=now, tries=event.tries)
+        if outcome.name == "unclear" and kind.opens and kind.unclear == "hold":
+            return Verdict(
+                "held", f"{said}: it may have happened; `map` or `retry` decides", unclear=True
+            )
+        if now - event.born >= self.config["retry.give_up_after"]:
+            return Verdict("failed", f"given up after [retry] give_up_after: {said}")
+        if outcome.name == "unclear" and kind.opens and kind.find and kind.unclear == "find":
+            return Verdict(
+                "pending", said, due=now + kind.find.after, tries=event.tries, unclear=True
+            )
+        if down:
+            return Verdict("pending", said, due=now, tries=event.tries)
+        return self._again(event, outcome, said, others, now)
+
+    def _again(
+        self, event: Event, outcome: Outcome, said: str, others: float, now: float
+    ) -> Verdict:
+        """A later try: sooner or later by chance, or none any more for an event that is poison.
+
+        Only tries count that failed while others went through: before such evidence there is one.
+        """
+        evidence = event.first_try is not None and max(event.first_try, now - EVIDENCE) <= others
+        tries = event.tries + 1 if evidence else 1
+        if tries >= self.config["retry.tries"] and evidence:
+            return Verdict("failed", f"failed {tries} times while others went through: {said}")
+        longest = min(
+            self.config["retry.max"], self.config["retry.first"] * 2 ** min(event.attempts, 30)
+        )
+        due = now + max(outcome.retry_after, longest * self.jitter())
+        return Verdict("pending", said, due=due, tries=tries)
+
+    def _settle(self, event: Event, attempt: Attempt | None, verdict: Verdict) -> None:
+        """Records the verdict, however long a full disk takes to heal: what happened is not forgotten."""
+        while True:
+            try:
+                self.store.record(event, attempt, verdict)
+                return
+            except StoreFull:
+                if self._stop.wait(0.5):
+                    return  # it stays pending: at most this attempt is repeated
+
+    def _tell(self, was_open: bool) -> None:
+        """Notes a change of the breaker in the log and the store."""
+        with self._gate:
+            why, reason = self.breaker.why, self.breaker.reason
+            if not why:
+                self._gate.notify_all()
+        if why and not was_open:
+            what = "refuses our credential" if why == "credential" else "is down"
+            log.error("the ITSM %s (%s): everything waits, probes go on", what, reason)
+        elif not why:
+            log.info("the ITSM answers again")
+        itsm = json.loads(self.store.fact("itsm") or "{}")
+        fact = {"why": why, "reason": reason, "since": itsm.get("since", time.time())}
+        self.store.keep_fact("itsm", json.dumps(fact) if why else "")
+
+    # The watch
+
+    def _watch(self) -> None:
+        """Ends attempts that are over time, replaces dead workers, keeps house."""
+        turn = 0
+        while not self._stop.wait(0.25):
+            try:
+                self.watch(time.monotonic(), turn)
+            except StoreError as error:
+                log.error("%s", error)
+            except Exception:
+                log.exception("the watch failed; it goes on")
+            turn += 1
+
+    def watch(self, now: float, turn: int) -> None:
+        """One round, four a second; `now` is monotonic."""
+        for worker, flight in list(self._flights.items()):
+            if now > flight.deadline + 60:
+                self.fatal = f"{worker.name} hangs for a minute past its deadline"
+            elif now > flight.deadline:
+                flight.end()
+        for place, worker in enumerate(self._workers):
+            if not worker.is_alive() and not self._stop.is_set():
+                log.critical("a worker died: a new one takes its place")
+                self._workers[place] = self._new_worker()
+        self.store.board["beat"] = now
+        if turn % 4 == 0:
+            self._credential_renewed()
+        if turn % 40 == 0:
+            self.store.keep_reserve()
+            self.store.keep_clock()
+            self._near_end(turn)
+        if turn % 8 == 0:
+            days = self.config["store.keep_days"]
+            self._retained = self.store.retain(time.time() - days * 86400, self._retained)
+
+    def _credential_renewed(self) -> None:
+        """Probes at once where the ITSM refuses our credential and its file has changed."""
+        if self.breaker.why != "credential":
+            if self.breaker.why and not self.store.counts["pending"]:
+                self.breaker.why = self.breaker.reason = ""
+                self._tell(True)
+            return
+        with contextlib.suppress(OSError, UnicodeError):
+            if self.config["itsm.authorization"].refresh():
+                with self._gate:
+                    self.breaker.next_probe = 0.0
+                    self._gate.notify_all()
+
+    def _near_end(self, turn: int) -> None:
+        """Warns of events that will soon be given up, once an hour."""
+        limit = self.store.clock() - 0.8 * self.config["retry.give_up_after"]
+        if turn % 14400 == 0 and (count := self.store.near_end(limit)):
+            log.warning("%d events will soon be given up: see `status`", count)
+
+
+EVIDENCE = 300.0  # seconds for which another ticket's success speaks against a failing one
+
+
+# ── Command line: composes the rooms; one small function per command; exit codes ──────────────
+
+
+class _OneLine(logging.Formatter):
+    """A log line stays one line: what came from outside cannot break or colour it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as text."""
+        text = super().format(record)
+        return re.sub(
+            r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]",
+            lambda match: match[0].encode("unicode_escape").decode(),
+            text,
+        )
+
+
+def start_logging(config: Config, environ: Environ) -> None:
+    """Logs to stderr (under systemd without the time) and to the rotating file, if there is one."""
+    timed = "%(asctime)s - %(levelname)s - %(message)s"
+    plain = "%(levelname)s - %(message)s"
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    handlers[0].setFormatter(_OneLine(plain if environ.get("JOURNAL_STREAM") else timed))
+    if config["log.file"]:
+        try:
+            rotating = logging.handlers.RotatingFileHandler(
+                config["log.file"],
+                maxBytes=config["log.max_bytes"],
+                backupCount=config["log.backups"],
+                encoding="utf-8",
+                errors="backslashreplace",
+            )
+        except OSError as error:
+            raise Error(f"log.file: cannot write {config['log.file']}: {error.strerror}") from None
+        rotating.setFormatter(_OneLine(timed))
+        handlers.append(rotating)
+    logging.basicConfig(level=config["log.level"], handlers=handlers, force=True)
+    for name in ("urllib3", "waitress", "waitress.queue"):  # urllib3's DEBUG shows whole URLs
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+# The control file, by which a command finds the running service
+
+
+def control_path(store_path: str) -> str:
+    """Where the running service says how it can be reached."""
+    return store_path + ".control"
+
+
+def write_control(path: str, address: tuple[str, int], key: str) -> None:
+    """Writes the control file, 0600, in one step."""
+    new = f"{path}.new.{os.getpid()}"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(new)
+    handle = os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        json.dump({"host": address[0], "port": address[1], "key": key, "pid": os.getpid()}, file)
+    os.replace(new, path)
+
+
+class Remote:
+    """The running service, as the commands see it."""
+
+    def __init__(self, found: Mapping[str, Any]) -> None:
+        host = str(found["host"])
+        self.host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        self.port, self.key, self.pid = int(found["port"]), str(found["key"]), int(found["pid"])
+
+    def call(self, verb: str, arguments: Arguments) -> Any:
+        """The verb's result. Raises Error for its refusal, OSError where nobody listens there."""
+        pool = urllib3.HTTPConnectionPool(self.host, self.port, retries=False)
+        try:
+            answer = pool.request(
+                "POST",
+                f"/control/{verb}",
+                body=json.dumps(arguments).encode(),
+                headers={"HD-ITSM-Key": self.key},
+                timeout=urllib3.Timeout(connect=2, read=60),
+            )
+        except urllib3.exceptions.HTTPError as error:
+            raise OSError(str(error)) from error
+        content = json.loads(answer.data)
+        if answer.status == 401:
+            raise OSError("another program listens there")
+        if answer.status != 200:
+            raise Error(content["error"])
+        return content["result"]
+
+
+def find_remote(store_path: str) -> Remote | None:
+    """The running service of this file, None where none left its control file."""
+    try:
+        found = json.loads(pathlib.Path(control_path(store_path)).read_text(encoding="utf-8"))
+        return Remote(found)
+    except FileNotFoundError:
+        return None
+    except PermissionError:
+        raise Error(f"{control_path(store_path)}: not readable for you: run this as root") from None
+    except (ValueError, KeyError, OSError):
+        return None
+
+
+class Desk:
+    """Where a command's verbs are carried out: by the running service, or on the file itself."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.remote = find_remote(config["store.path"])
+        self._store: Store | None = None
+
+    def __enter__(self) -> Desk:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._store is not None:
+            self._store.close()
+
+    def call(self, verb: str, **arguments: Any) -> Any:
+        """The verb's result. Raises Error."""
+        if self._store is None and self.remote is not None:
+            try:
+                return self.remote.call(verb, arguments)
+            except OSError as error:
+                gone = self._opened(error)
+        else:
+            gone = self._opened(None)
+        return VERBS[verb](self.config, gone, arguments)
+
+    def _opened(self, trouble: OSError | None) -> Store:
+        if self._store is None:
+            try:
+                self._store = Store(self.config["store.path"])
+            except StoreError as error:
+                hint = f" (its service does not answer: {trouble})" if trouble else ""
+                raise StoreError(f"{error}{hint}") from None
+        return self._store
+
+
+# The service
+
+
+def notify(environ: Environ, state: str) -> None:
+    """Tells systemd how the service is (sd_notify); nothing where none listens."""
+    address = environ.get("NOTIFY_SOCKET", "")
+    if not address or not hasattr(socket, "AF_UNIX"):
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.connect("\0" + address[1:] if address.startswith("@") else address)
+        sender.sendall(state.encode())
+
+
+def listen(address: tuple[str, int]) -> socket.socket:
+    """A listening socket. Raises Error where the address cannot be had."""
+    host, port = address
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(place)
+        listener.listen(1024)
+        return listener
+    except OSError as error:
+        what = "another program has this address" if error.errno == 98 else error.strerror
+        raise Error(f"cannot listen on {host}:{port}: {what}; see [server] listen") from None
+
+
+class Service:
+    """The running daemon: store, delivery and web server, put together."""
+
+    def __init__(self, config: Config, environ: Environ) -> None:
+        self.config, self.environ = config, environ
+        self.store = Store(config["store.path"], create=True)
+        try:
+            self.listener = listen(config["server.listen"])
+            self.key = secrets.token_urlsafe(32)
+            self.delivery = Delivery(config, self.store)
+            self.web = Web(config, self.store, self.delivery.wake, self.key)
+            self.server = make_server(
+                self.web, self.listener, config["server.threads"], config["server.max_body"]
+            )
+            self.address: tuple[str, int] = self.listener.getsockname()[:2]
+            write_control(control_path(self.store.path), self.address, self.key)
+        except BaseException:
+            self.store.close()
+            raise
+        self.stopping = threading.Event()
+
+    @property
+    def url(self) -> str:
+        """Where the hooks are."""
+        host, port = self.address
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    def stop(self, *signal_and_frame: object) -> None:
+        """Asks `run` to end; safe in a signal handler and from any thread."""
+        self.stopping.set()
+        self.server.pull_trigger()
+
+    def run(self) -> int:
+        """Serves until `stop`; the exit code."""
+        self.delivery.start()
+        log.info("listening on %s, delivering to %s", self.url, self._target())
+        notify(self.environ, f"READY=1\nSTATUS=listening on {self.url}")
+        closed = time.monotonic()
+        while not self.stopping.is_set() and not self._trouble():
+            self._turn(1.0)
+            if time.monotonic() - closed >= 1.0:
+                closed = time.monotonic()
+                close_slow(self.server, closed)
+        return self._end()
+
+    def _target(self) -> str:
+        parts = urllib.parse.urlsplit(self.config["itsm.url"])
+        return f"{parts.scheme}://{parts.netloc}" if parts.netloc else "the ITSM"
+
+    def _turn(self, seconds: float) -> None:
+        waitress.wasyncore.loop(timeout=seconds, use_poll=True, map=self.server._map, count=1)
+
+    def _trouble(self) -> str:
+        """Why the process must end though nobody asked, or ""."""
+        if time.monotonic() - self.store.board["beat"] > 60:
+            return "the watch over the deliveries is dead"
+        return self.store.broken or self.delivery.fatal
+
+    def _end(self) -> int:
+        """Answers and attempts in flight are finished, then the file is closed."""
+        trouble = self._trouble()
+        log.log(
+            logging.CRITICAL if trouble else logging.INFO, "stopping%s", trouble and f": {trouble}"
+        )
+        notify(self.environ, "STOPPING=1")
+        began, patience = time.monotonic(), self.config["server.stop_after"]
+        ending = threading.Thread(target=self.delivery.stop, args=(patience,), daemon=True)
+        ending.start()
+        self.web.stopping = True
+        self.server.accepting = False
+        while not drain(self.server) and time.monotonic() - began < patience:
+            self._turn(0.05)
+        self.server.task_dispatcher.shutdown(timeout=1)
+        ending.join(max(0.1, patience + 2 - (time.monotonic() - began)))
+        with contextlib.suppress(OSError):
+            os.unlink(control_path(self.store.path))
+        self.listener.close()
+        self.store.close()
+        log.info("stopped")
+        return 1 if trouble else 0
+
+
+# What people see
+
+
+def _width(text: str) -> int:
+    import unicodedata
+
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
+
+
+def _plain(value: Any) -> str:
+    """A value for a terminal: one line, nothing that moves the cursor."""
+    return CONTROL.sub(" ", as_text(value))
+
+
+def show_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Rows as an aligned table for people."""
+    lines = [list(columns)] + [[_plain(row.get(name)) for name in columns] for row in rows]
+    widths = [max(_width(line[n]) for line in lines) for n in range(len(columns))]
+    return "\n".join(
+        "  ".join(
+            text + " " * (width - _width(text)) for text, width in zip(line, widths, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _emit(arguments: argparse.Namespace, found: Any, text: str) -> None:
+    print(json.dumps(found, ensure_ascii=False, indent=2) if arguments.json else text)
+
+
+EVENT_COLUMNS = ("event", "received", "ticket", "kind", "state", "attempts", "request_id", "reason")
+
+
+def command_serve(config: Config, arguments: argparse.Namespace, environ: Environ) -> int:
+    """Runs in the foreground until SIGTERM or SIGINT."""
+    start_logging(config, environ)
+    try:
+        remote = find_remote(config["store.path"])
+        service = Service(config, environ)
+    except StoreError as error:
+        running = f" (pid {remote.pid})" if remote and "in use" in str(error) else ""
+        raise Error(f"cannot start: {error}{running}") from None
+    except Error as error:
+        raise Error(f"cannot start: {error}") from None
+    for name in ("SIGTERM", "SIGINT"):
+        signal.signal(getattr(signal, name), service.stop)
+    for warning in config.warnings:
+        log.warning("%s", warning)
+    return service.run()
+
+
+def command_init(arguments: argparse.Namespace) -> int:
+    """Writes the sample configuration; never over a file."""
+    path = arguments.file or "hd_itsm.toml"
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            os.chmod(path, 0o600)  # a token may be written into it
+            file.write(sample_config())
+    except FileExistsError:
+        raise Error(f"{path} exists: it is left as it is; name another file") from None
+    except OSError as error:
+        raise Error(f"{path}: cannot be written: {error.strerror}") from None
+    print(f"wrote {path}: fill in itsm.url and itsm.authorization, then run `check`")
+    return 0
+
+
+def command_check(config: Config, arguments: argparse.Namespace, environ: Environ) -> int:
+    """Looks at everything that must be right before `serve` can work; sends no ticket."""
+    findings: list[tuple[str, str, str]] = [("ok", "configuration", config.source or "defaults")]
+    findings += [("look", "configuration", warning) for warning in config.warnings]
+    findings += [
+        _check_store(config),
+        _check_disk(config),
+        _check_zone(config),
+        _check_itsm(config),
+    ]
+    findings += _check_fields(config)
+    host, port = config["server.listen"]
+    for hook in config.hooks.values():
+        findings.append(
+            ("ok", "hook", f"POST http://{host}:{port}{hook.path} -> {', '.join(hook.kinds)}")
+        )
+    rows = [{"result": word, "what": what, "found": found} for word, what, found in findings]
+    _emit(arguments, rows, show_table(rows, ("result", "what", "found")))
+    return 1 if any(word == "wrong" for word, _, _ in findings) else 0
+
+
+Finding = tuple[str, str, str]
+
+
+def _check_store(config: Config) -> Finding:
+    path = config["store.path"]
+    if find_remote(path) is not None and os.path.exists(path):
+        try:
+            with Desk(config) as desk:
+                desk.call("status")
+            return "ok", "file", f"{path}, held by the running service"
+        except Error as error:
+            return "wrong", "file", str(error)
+    if os.path.exists(path):
+        try:
+            Store(path).close()
+        except StoreError as error:
+            return "wrong", "file", str(error)
+        return "ok", "file", path
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(folder) and not os.access(folder, os.W_OK):
+        return "wrong", "file", f"{folder} is not writable for this user"
+    return "ok", "file", f"{path} will be made by the first start"
+
+
+def _check_disk(config: Config) -> Finding:
+    folder = os.path.dirname(os.path.abspath(config["store.path"]))
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    free = shutil.disk_usage(folder).free
+    word = "ok" if free > 100 << 20 else "wrong"
+    return (
+        word,
+        "disk",
+        f"{free >> 20} MiB free in {folder}" + ("" if word == "ok" else ": make room"),
+    )
+
+
+def _check_zone(config: Config) -> Finding:
+    now = config.clock.local(time.time())
+    return "ok", "zone", f"now is {now.isoformat(timespec='seconds')}; is that your clock?"
+
+
+def _check_itsm(config: Config) -> Finding:
+    url = config["itsm.check_url"] or config["itsm.url"]
+    if not url:
+        url = next(str(kind.url.parts[0]) for kind in config.kinds.values() if kind.url.parts)
+    kind = replace(next(iter(config.kinds.values())), headers=config["itsm.headers"])
+    wire, flight = Wire(config), _Flight(time.monotonic() + min(10.0, config["itsm.timeout"]))
+    request = Request("GET", url, (), b"")
+    timer = threading.Timer(min(10.0, config["itsm.timeout"]), flight.end)
+    timer.start()
+    answer = wire.send(flight, request, wire.headers(kind, request, str(uuid.uuid4())), fresh=True)
+    timer.cancel()
+    host = urllib.parse.urlsplit(url).netloc
+    if answer.status is None:
+        return "wrong", "ITSM", f"{host}: {answer.error}: address, firewall, proxy or certificate?"
+    if answer.status in (401, 407):
+        return "wrong", "ITSM", f"{host} answers {answer.status}: look at itsm.authorization"
+    return "ok", "ITSM", f"{host} answers (HTTP {answer.status} to a GET; nothing was sent)"
+
+
+def _check_fields(config: Config) -> list[Finding]:
+    """Which configured fields no template uses."""
+    findings = []
+    for hook in config.hooks.values():
+        used = {"ticket_id"}
+        for name in hook.kinds:
+            seen = set[str]()
+            while name and name not in seen:
+                seen.add(name)
+                kind = config.kinds[name]
+                used |= {part.name for part in kind.placeholders()}
+                name = kind.then
+        if used & {"hours", "minutes"}:
+            used.add("date")
+        if unused := [name for name in hook.fields if name not in used]:
+            findings.append(("look", "hook", f"{hook.name}: no template uses {', '.join(unused)}"))
+    return findings
+
+
+def command_explain(config: Config, arguments: argparse.Namespace, environ: Environ) -> int:
+    """Shows what a webhook would become: repairs, rule, fields and the exact request."""
+    name = arguments.hook.strip("/")
+    hook = config.hooks.get(name) or next(
+        (hook for hook in config.hooks.values() if hook.path.strip("/") == name), None
+    )
+    if hook is None:
+        raise ConfigError(f"no hook {name!r}{_hint(name, config.hooks)}: {', '.join(config.hooks)}")
+    if arguments.body == "-":
+        raw = sys.stdin.buffer.read()
+    else:
+        try:
+            raw = pathlib.Path(arguments.body).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{arguments.body}: cannot be read: {error.strerror}") from None
+    pairs = [header.partition(":") for header in arguments.header or ()]
+    headers = {key.strip().lower(): value.strip() for key, _, value in pairs}
+    reading = read_webhook(hook, raw, headers)
+    found: dict[str, Any] = {"hook": hook.name, "repaired": reading.repaired}
+    if hook.rules:
+        found["rule"] = reading.rule or None
+    found |= {"kind": reading.kind or None, "ticket": reading.ticket, "fields": reading.fields}
+    problem = reading.problem
+    if not problem and not reading.kind:
+        found["result"] = "ignored (200): no rule of the hook matches"
+    elif not problem:
+        problem = _explain_request(config, reading, found)
+    if problem:
+        found["result"] = f"failed (400): {problem}"
+    _emit(arguments, found, _explained(found))
+    return 1 if problem else 0
+
+
+def _explain_request(config: Config, reading: Reading, found: dict[str, Any]) -> str:
+    """Adds the request that would be sent; what stands against it, or ""."""
+    kind = config.kinds[reading.kind]
+    request_id = None
+    if kind.needs:
+        with contextlib.suppress(Error), Desk(config) as desk:
+            mapping = desk.call("show", ticket=reading.ticket)["mapping"]
+            request_id = mapping and mapping["request_id"]
+        if request_id is None:
+            request_id = "REQUEST-ID"
+            found["note"] = "REQUEST-ID stands for the id that the ITSM will have given the ticket"
+    scope = config.scope(reading.fields, 0, reading.ticket, time.time(), request_id, masked=True)
+    try:
+        request = translate(kind, scope)
+    except Untranslatable as error:
+        return f"cannot be translated: {error}"
+    headers = Wire(config).headers(kind, request, "a UUID kept with the event")
+    masked = {name for name, value in kind.headers.items() if isinstance(value, Secret)}
+    masked.add("Authorization")
+    found["method"], found["url"] = request.method, request.url
+    found["headers"] = {name: "***" if name in masked else text for name, text in headers.items()}
+    found["body"] = request.body.decode()
+    found["result"] = "would be sent"
+    return ""
+
+
+def _explained(found: Mapping[str, Any]) -> str:
+    lines = []
+    for name, value in found.items():
+        if name in ("fields", "headers"):
+            lines += [f"{name}:"] + [f"  {key}: {_plain(one)}" for key, one in value.items()]
+        elif name == "body":
+            lines += ["body:", value]
+        else:
+            lines.append(f"{name}: {_plain(value) or '-'}")
+    return "\n".join(lines)
+
+
+def command_status(desk: Desk, arguments: argparse.Namespace) -> int:
+    """Counts, the ITSM, and what needs a person; exit 1 where something does."""
+    status = desk.call("status")
+    status["running"] = desk.remote is not None and desk._store is None
+    counts = "  ".join(f"{state} {status['counts'][state]}" for state in STATES)
+    itsm = status["itsm"]
+    oldest = status["oldest"]
+    lines = [
+        counts,
+        f"service        {'running' if status['running'] else 'not running'}",
+        f"ITSM           {itsm['state']}"
+        + (f" since {itsm['since']}: {itsm['reason']}" if itsm["reason"] else ""),
+        f"oldest waiting {oldest['event']} of {oldest['received']}"
+        if oldest
+        else "oldest waiting -",
+        f"last webhook   {status['last_webhook'] or '-'}",
+        f"last delivery  {status['last_delivery'] or '-'}",
+    ]
+    if status["paused"]:
+        lines.append(f"paused         since {status['paused']}: `resume` goes on")
+    lines += [f"needs you      {need}" for need in status["needs"]] or ["all is well"]
+    _emit(arguments, status, "\n".join(lines))
+    return 1 if status["needs"] else 0
+
+
+def _since(text: str | None) -> float:
+    """A point in time given as "2h" (ago) or as a date; epoch seconds, 0 for none."""
+    if not text:
+        return 0.0
+    with contextlib.suppress(ValueError):
+        return time.time() - _read_duration(text)
+    try:
+        return parse_date(text, None).timestamp()
+    except ValueError:
+        raise ConfigError(f'--since {text!r}: must be like "2h", "7d" or 2026-11-23') from None
+
+
+def command_events(desk: Desk, arguments: argparse.Namespace) -> int:
+    """Lists events, newest first."""
+    rows = desk.call(
+        "events",
+        state=arguments.state,
+        ticket=arguments.ticket,
+        kind=arguments.kind,
+        since=_since(arguments.since),
+        limit=arguments.limit,
+    )
+    _emit(arguments, rows, show_table(rows, EVENT_COLUMNS) if rows else "no such events")
+    return 0
+
+
+def command_show(desk: Desk, arguments: argparse.Namespace) -> int:
+    """Shows everything of an event, or a ticket's timeline."""
+    if (arguments.event is None) == (arguments.ticket is None):
+        raise ConfigError("show needs an event's number, or --ticket T")
+    found = desk.call("show", event=arguments.event, ticket=arguments.ticket)
+    if arguments.event is not None:
+        _emit(arguments, found, _shown_event(found))
+        return 0
+    mapping = found["mapping"]
+    lines = [
+        f"ticket {found['ticket']}: "
+        + (
+            f"request {mapping['request_id']} since {mapping['since']} (by {mapping['origin']})"
+            if mapping
+            else "no request id yet"
+        )
+    ]
+    for event in found["events"]:
+        lines += ["", _shown_event(event, brief=True)]
+    _emit(arguments, found, "\n".join(lines))
+    return 0
+
+
+def _shown_event(event: Mapping[str, Any], brief: bool = False) -> str:
+    lines = [
+        f"event {event['event']}: {event['state']}"
+        + (f" ({_plain(event['reason'])})" if event["reason"] else "")
+    ]
+    for name in (
+        "ticket",
+        "kind",
+        "request_id",
+        "hook",
+        "received",
+        "settled",
+        "sender",
+        "repaired",
+        "next_try",
+    ):
+        if event.get(name):
+            lines.append(f"  {name:<11}{_plain(event[name])}")
+    if not brief:
+        lines += [
+            f"  field      {name} = {_plain(value)}" for name, value in event["fields"].items()
+        ]
+        lines += ["  raw body", *("    " + _plain(line) for line in event["raw"].splitlines())]
+    for one in event["attempts"]:
+        said = f": {_plain(one['answer'])}" if one["answer"] else ""
+        lines.append(
+            f"  attempt {one['attempt']}  {one['at']}  {one['duration']:.3f} s  {one['outcome']}"
+            f" ({_plain(one['reason'])}){said}"
+        )
+    return "\n".join(lines)
+
+
+def command_retry(desk: Desk, arguments: argparse.Namespace) -> int:
+    """Puts events back to pending, translated anew."""
+    found = desk.call(
+        "retry",
+        events=arguments.events,
+        state=arguments.state,
+        kind=arguments.kind,
+        reason=arguments.reason,
+        since=_since(arguments.since),
+        force=arguments.force,
+        dry_run=arguments.dry_run,
+    )
+    word = "would be retried" if found["dry_run"] else "back to pending"
+    lines = [f"{len(found['retried'])} {word}: {' '.join(map(str, found['retried']))}".rstrip(": ")]
+    lines += [f"refused: {one['reason']}" for one in found["refused"]]
+    _emit(arguments, found, "\n".join(lines))
+    return 1 if found["refused"] else 0
+
+
+def command_drop(desk: Desk, arguments: argparse.Namespace) -> int:
+    """Gives events up."""
+    found = desk.call("drop", events=arguments.events, why=arguments.why)
+    lines = [f"dropped: {' '.join(map(str, found['dropped']))}"] if found["dropped"] else []
+    lines += [f"refused: {one['reason']}" for one in found["refused"]]
+    _emit(arguments, found, "\n".join(lines))
+    return 1 if found["refused"] else 0
+
+
+def command_map(desk: Desk, arguments: argparse.Namespace) -> int:
+    """Sets a ticket's request id by hand."""
+    found = desk.call("map", ticket=arguments.ticket, request_id=arguments.request)
+    freed = f"; goes out now: {' '.join(map(str, found['freed']))}" if found["freed"] else ""
+    _emit(arguments, found, f"ticket {found['ticket']} is request {found['request_id']}{freed}")
+    return 0
+
+
+def _rows_of(path: str, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line number, row) of a CSV file, with or without a header line."""
+    try:
+        file = open(path, encoding="utf-8-sig", newline="")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    with file:
+        names: Sequence[str] = columns
+        try:
+            for number, cells in enumerate(csv.reader(file), 1):
+                if number == 1 and columns[0] in [cell.strip() for cell in cells]:
+                    names = [cell.strip() for cell in cells]
+                elif any(cell.strip() for cell in cells):
+                    yield number, dict(zip(names, cells, strict=False))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: is no CSV in UTF-8: {error}") from None
+
+
+def command_import(desk: Desk, arguments: argparse.Namespace) -> int:
+    """Reads mappings from a CSV file; a bad line refuses the whole file."""
+    rows, problems = [], []
+    for number, row in _rows_of(arguments.file, ("ticket_id", "request_id", "timestamp")):
+        ticket, request_id = read_id(row.get("ticket_id")), read_id(row.get("request_id"))
+        try:
+            since = (
+                parse_date(row["timestamp"], UTC).timestamp()
+                if row.get("timestamp")
+                else time.time()
+            )
+            if not ticket or not request_id:
+                raise ValueError("ticket_id and request_id must not be empty")
+            rows.append([ticket, request_id, since])
+        except ValueError as error:
+            problems.append(f"{arguments.file} line {number}: {error}")
+    if problems:
+        raise ConfigError("\n".join(problems[:20]) + "\nnothing was imported")
+    for start in range(0, len(rows), 1000):
+        desk.call("import", rows=rows[start : start + 1000])
+        _progress(min(start + 1000, len(rows)), len(rows))
+    _emit(arguments, {"imported": len(rows)}, f"{len(rows)} mappings imported")
+    return 0
+
+
+def _progress(done: int, whole: int) -> None:
+    if sys.stderr.isatty() and whole > 1000:
+        print(f"\r{done} of {whole}", end="" if done < whole else "\n", file=sys.stderr, flush=True)
+
+
+def command_export(desk: Desk, arguments: argparse.Namespace) -> int:
+    """Prints all mappings as CSV (or JSON)."""
+    after, found = "", []
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    if not arguments.json:
+        writer.writerow(("ticket_id", "request_id", "timestamp"))
+    while rows := desk.call("mappings", after=after):
+        after = rows[-1]["ticket"]
+        if arguments.json:
+            found += rows
+        else:
+            writer.writerows((row["ticket"], row["request_id"], row["since"]) for row in rows)
+    if arguments.json:
+        _emit(arguments, found, "")
+    return 0
+
+
+def command_pause(desk: Desk, arguments: argparse.Namespace) -> int:
+    """Stops deliveries; webhooks are still taken."""
+    found = desk.call("pause")
+    _emit(arguments, found, f"paused since {found['paused']}: webhooks are taken, nothing is sent")
+    return 0
+
+
+def command_resume(desk: Desk, arguments: argparse.Namespace) -> int:
+    """Lets deliveries go on."""
+    _emit(arguments, desk.call("resume"), "deliveries go on")
+    return 0
+
+
+# The demo: the whole life of tickets against a practice ITSM
+
+
+class PracticeItsm:
+    """A small ITSM on loopback that can be switched off and that refuses one ticket at first."""
+
+    def __init__(self) -> None:
+        self.requests: dict[str, list[str]] = {}  # request id -> what was asked, in order
+        self.refuses = "no such user: newcomer"
+        self.up = True
+        practice = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                status, answer = practice.take(body)
+                content = json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *arguments: object) -> None:
+                """Says nothing on its own."""
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}/api"
+
+    def take(self, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Status and answer to one request."""
+        if not self.up:
+            return 503, {"error": "maintenance"}
+        if self.refuses and body.get("req_user_id") == "newcomer":
+            return 400, {"error": self.refuses}
+        if body["code"] == "000":
+            request_id = f"R-{len(self.requests) + 1:04d}"
+            self.requests[request_id] = [f"registered: {body['title']}"]
+            return 200, {"result": {"request_id": request_id}}
+        what = {
+            "020": f"assigned to {body.get('rcv_user_id')}",
+            "030": f"completed after {body.get('work_qty')} h",
+        }
+        self.requests[body["request_id"]].append(what[body["code"]])
+        return 200, {"result": {}}
+
+    def close(self) -> None:
+        """Ends the server."""
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class _Demo:
+    """The steps of the demo, with what they print."""
+
+    def __init__(self, service: Service, itsm: PracticeItsm) -> None:
+        self.service, self.itsm = service, itsm
+        self.http = urllib3.PoolManager(retries=False)
+
+    def say(self, text: str) -> None:
+        """Prints a step."""
+        print(text, flush=True)
+
+    def post(self, hook: str, **fields: str) -> str:
+        """Posts a webhook as the helpdesk would; its event number."""
+        answer = self.http.request("POST", f"{self.service.url}/{hook}", json=fields)
+        number = answer.headers["HD-ITSM-Event"]
+        self.say(
+            f"  POST /{hook:<9} ticket {fields['ticket_id']} -> {answer.status}, event {number}"
+        )
+        return number
+
+    def until(self, what: Callable[[], bool]) -> None:
+        """Waits until `what` holds. Raises Error after 10 seconds."""
+        deadline = time.monotonic() + 10
+        while not what():
+            if time.monotonic() > deadline:
+                raise Error("the demo got stuck: please report this with what was printed")
+            time.sleep(0.02)
+
+    def all_settled(self) -> bool:
+        """Whether nothing waits any more."""
+        return not self.counts()["pending"]
+
+    def counts(self) -> collections.Counter[str]:
+        """How many events are in each state."""
+        return self.service.store.counts
+
+    def run(self) -> None:
+        """The story."""
+        writers = {"4182": "jimin.park", "4183": "dohyun.lee", "4184": "newcomer"}
+        titles = {"4182": "3층 복합기 용지 걸림", "4183": "VPN 접속 불가", "4184": "새 노트북 요청"}
+        self.say("1. Three tickets are created; ticket 4183 is assigned as well.")
+        numbers = {
+            ticket: self.post(
+                "itsm_new",
+                ticket_id=ticket,
+                writer=writers[ticket],
+                category="OA기기",
+                subject=titles[ticket],
+                contents="...",
+            )
+            for ticket in writers
+        }
+        self.post("itsm_ass", ticket_id="4183", technician="dohyun.lee")
+        self.until(self.all_settled)
+        self.say(f"   The ITSM refused ticket 4184: {self.itsm.refuses}.")
+        self.say("2. The ITSM goes down. The helpdesk notices nothing:")
+        self.itsm.up = False
+        opened = (datetime.now(UTC) - timedelta(hours=5)).isoformat()
+        self.post("itsm_ass", ticket_id="4182", technician="sora.kim")
+        self.post("itsm_com", ticket_id="4183", date=opened)
+        self.post("itsm_ass", ticket_id="4184", technician="sora.kim")
+        time.sleep(1)
+        counts = self.counts()
+        self.say(
+            f"   {counts['pending']} events wait, {counts['held']} held for ticket 4184's request id."
+        )
+        self.say("3. The ITSM is back; what waited goes out by itself, in order.")
+        self.itsm.up = True
+        self.until(self.all_settled)
+        self.say("4. Somebody adds the user in the ITSM; the refused event is sent again: retry.")
+        self.itsm.refuses = ""
+        verb_retry(self.service.config, self.service.store, {"events": [numbers["4184"]]})
+        self.service.delivery.wake()
+        self.until(lambda: self.counts()["delivered"] == 7)
+        self.say("5. What the ITSM has on record now:")
+        for request_id, steps in self.itsm.requests.items():
+            self.say(f"   {request_id}: " + "; ".join(steps))
+        self.say("Seven webhooks, seven requests; none lost, none doubled.")
+
+
+def command_demo(arguments: argparse.Namespace, environ: Environ) -> int:
+    """Shows the life of three tickets; needs nothing, leaves nothing behind."""
+    logging.basicConfig(level=logging.CRITICAL, force=True)
+    itsm = PracticeItsm()
+    with tempfile.TemporaryDirectory(prefix="hd_itsm-demo-") as folder:
+        overrides = {
+            "itsm.url": itsm.url,
+            "server.listen": "127.0.0.1:0",
+            "store.path": os.path.join(folder, "demo.db"),
+        }
+        config = load_config("", overrides, {})
+        patience = {"retry.first": 0.3, "retry.max": 1.0, "retry.probe": 0.5}
+        service = Service(replace(config, options={**config.options, **patience}), {})
+        runner = threading.Thread(target=service.run, daemon=True)
+        runner.start()
+        try:
+            _Demo(service, itsm).run()
+        finally:
+            service.stop()
+            runner.join(10)
+            itsm.close()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument("--config", metavar="FILE", help="the configuration (TOML)")
+    common.add_argument("--listen", metavar="HOST:PORT", help="instead of server.listen")
+    common.add_argument("--db", metavar="FILE", help="instead of store.path")
+    common.add_argument("--itsm-url", metavar="URL", help="instead of itsm.url")
+    data = argparse.ArgumentParser(add_help=False, parents=[common])
+    data.add_argument("--json", action="store_true", default=False, help="for programs")
+    parser = argparse.ArgumentParser(
+        prog="hd_itsm",
+        parents=[common],
+        description="Carries helpdesk tickets into an ITSM system. Without a command: serve.",
+    )
+    parser.add_argument("--version", action="version", version=f"hd_itsm {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+
+    def add(name: str, words: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, help=words, description=words, parents=list(parents) or [data]
+        )
+
+    def choice(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--state", choices=STATES, help="only events in this state")
+        command.add_argument("--kind", help="only events of this kind")
+        command.add_argument("--since", metavar="D", help='received since: "2h", "7d", 2026-11-23')
+
+    add("serve", "run in the foreground (the default)", common)
+    add("init", "write the sample configuration", common).add_argument(
+        "file", nargs="?", metavar="FILE"
+    )
+    add("check", "is everything right? Reaches the ITSM without sending a ticket")
+    explain = add("explain", "what would this webhook become? Sends and stores nothing")
+    explain.add_argument("hook", metavar="HOOK", help="the hook's name or path")
+    explain.add_argument(
+        "body", nargs="?", default="-", metavar="BODY", help="a file, or - for stdin"
+    )
+    explain.add_argument(
+        "--header", action="append", metavar="NAME:VALUE", help="a header of the webhook"
+    )
+    add("status", "counts, the ITSM, and what needs a person (exit 1)")
+    events = add("events", "list events, newest first")
+    choice(events)
+    events.add_argument("--ticket", metavar="T", help="only events of this ticket")
+    events.add_argument("--limit", type=int, default=50, metavar="N", help="at most so many (50)")
+    show = add("show", "everything of an event, or a ticket's timeline")
+    show.add_argument("event", nargs="?", type=int, metavar="EVENT")
+    show.add_argument("--ticket", metavar="T", help="a ticket's mapping and events instead")
+    retry = add("retry", "back to pending, translated anew with today's configuration")
+    retry.add_argument("events", nargs="*", type=int, metavar="EVENT")
+    choice(retry)
+    retry.add_argument("--reason", metavar="TEXT", help="only where the reason holds this text")
+    retry.add_argument("--dry-run", action="store_true", help="only count")
+    retry.add_argument("--force", action="store_true", help="even older than a delivered one")
+    drop = add("drop", "give events up; recorded")
+    drop.add_argument("events", nargs="+", type=int, metavar="EVENT")
+    drop.add_argument(
+        "--why", required=True, metavar="TEXT", help="the reason, kept with the event"
+    )
+    mapping = add("map", "set a ticket's request id by hand; what was held for it goes out")
+    mapping.add_argument("ticket", metavar="TICKET")
+    mapping.add_argument("request", metavar="REQUEST")
+    add("import", "read mappings from CSV").add_argument("file", metavar="FILE.csv")
+    add("export", "print all mappings as CSV")
+    add("pause", "stop deliveries; webhooks are still taken")
+    add("resume", "let deliveries go on")
+    add("demo", "the life of three tickets against a practice ITSM; needs nothing", common)
+    return parser
+
+
+DESK_COMMANDS: dict[str, Callable[[Desk, argparse.Namespace], int]] = {
+    "status": command_status,
+    "events": command_events,
+    "show": command_show,
+    "retry": command_retry,
+    "drop": command_drop,
+    "map": command_map,
+    "import": command_import,
+    "export": command_export,
+    "pause": command_pause,
+    "resume": command_resume,
+}
+CONFIG_COMMANDS: dict[str, Callable[[Config, argparse.Namespace, Environ], int]] = {
+    "serve": command_serve,
+    "check": command_check,
+    "explain": command_explain,
+}
+
+
+def run(arguments: argparse.Namespace, environ: Environ) -> int:
+    """Carries a command out; its exit code. Raises Error."""
+    name = arguments.command or "serve"
+    if name == "init":
+        return command_init(arguments)
+    if name == "demo":
+        return command_demo(arguments, environ)
+    keys = {"listen": "server.listen", "db": "store.path", "itsm_url": "itsm.url"}
+    overrides = {key: getattr(arguments, at) for at, key in keys.items() if hasattr(arguments, at)}
+    path = find_config(getattr(arguments, "config", None), environ)
+    config = load_config(path, overrides, environ, complete=name in CONFIG_COMMANDS)
+    if name in CONFIG_COMMANDS:
+        return CONFIG_COMMANDS[name](config, arguments, environ)
+    with Desk(config) as desk:
+        return DESK_COMMANDS[name](desk, arguments)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `hd-itsm`: 0 fine, 1 a person is needed or the world is wrong, 2 usage."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    arguments = _parser().parse_args(argv)
+    try:
+        return run(arguments, os.environ)
+    except ConfigError as error:
+        print(f"hd_itsm: {error}", file=sys.stderr)
+        return 2
+    except Error as error:
+        print(f"hd_itsm: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
