@@ -32,6 +32,8 @@ The rooms, in the order in which data flows; each uses only the ones above it:
 from __future__ import annotations
 
 import argparse
+import base64
+import binascii
 import collections
 import contextlib
 import csv
@@ -64,6 +66,7 @@ import tempfile
 import threading
 import time
 import tomllib
+import unicodedata
 import urllib.parse
 import uuid
 import zoneinfo
@@ -151,7 +154,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 # HTTP status -> outcome, first row that matches. `credential`: everything waits, no ticket is to
-# blame. What no row knows means "later": a wrong "failed" loses patience, a wrong "later" only time.
+# blame. What no row knows means "later": a wrong "failed" needs a person, a wrong "later" time.
 ANSWERS: tuple[tuple[int, int, str], ...] = (
     (200, 299, "delivered"),
     (401, 401, "credential"),
@@ -195,6 +198,12 @@ MAX_WAIT = 30  # seconds a caller may ask for with Prefer: wait
 MAX_RETRY_AFTER = 3600.0  # seconds a Retry-After is honoured for, and the farthest due time kept
 
 
+OUTAGE_TOLD = 300.0  # seconds: a shorter outage of the ITSM needs nobody
+
+
+EVIDENCE = 300.0  # seconds for which another ticket's success speaks against a failing one
+
+
 class Option(NamedTuple):
     """One key of the configuration. `reads` names its converter; `sample` is shown by `init`."""
 
@@ -230,7 +239,7 @@ OPTIONS = (
            ' prefix = "sha1=", signed = "{body}" }'),
     Option("itsm", "url", "url", "", "where requests go", '"https://itsm.example.com/api"'),
     Option("itsm", "authorization", "secret", "",
-           "the Authorization header, as it is sent: text, { file = }, { env = } or { credential = }",
+           "the Authorization header as it is sent: text, { file = }, { env = } or { credential = }",
            '{ file = "/etc/hd_itsm.token" }'),
     Option("itsm", "headers", "headers", {}, "further headers of every request",
            '{ "X-Api-Version" = "2" }'),
@@ -701,7 +710,7 @@ Headers = Mapping[str, str]  # lower-case name -> value
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """A path (or "@header:NAME") and what must be there: a text, "*", or "~PATTERN"; any of them."""
+    """A path (or "@header:NAME") and what must be there: any of some texts, "*", "~PATTERN"."""
 
     path: Path
     header: str
@@ -841,14 +850,17 @@ TAG_NAME = re.compile(r"</?[a-zA-Z][a-zA-Z0-9:-]{0,30}")
 QUOTE_OR_END = re.compile(r"[\"'>]")
 HREF = re.compile(r"""\bhref ?= ?(?:"([^"]*)"|'([^']*)'|([^\s>]+))""", re.IGNORECASE)
 LAYOUT = frozenset(
-    "address article aside blockquote body br dd div dl dt fieldset figure footer form h1 h2 h3 h4"
-    " h5 h6 header hr html li main nav ol p pre section table tr ul".split()
+    re.findall(
+        r"\w+",
+        "address article aside blockquote body br dd div dl dt fieldset figure footer form h1 h2 h3"
+        " h4 h5 h6 header hr html li main nav ol p pre section table tr ul",
+    )
 )
 HIDDEN = {name: re.compile(f"</{name}\\b", re.IGNORECASE) for name in ("script", "style", "head")}
 
 
 def _tag_end(text: str, at: int, absent: set[str]) -> int:
-    """Where the tag that holds `at` ends (after ">"), or -1. `absent`: what no search finds again."""
+    """Where the tag that holds `at` ends (after ">"), or -1; `absent`: what will not be found."""
     if ">" in absent:
         return -1
     skip = at
@@ -1257,6 +1269,11 @@ class ConfigError(Error):
 Environ = Mapping[str, str]
 
 
+def _hint(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
 class Secret:
     """A text that never prints; read anew when the file it comes from changes.
 
@@ -1360,6 +1377,12 @@ class Config:
                 for name, value in values.items()
             }
         return Scope(fields, values, self.tables, self.clock, event, ticket, received, request_id)
+
+
+def _table(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("must be a table { name = value }")
+    return value
 
 
 def _read_text(value: Any) -> str:
@@ -1480,12 +1503,6 @@ def _read_headers(value: Any) -> dict[str, Template | Secret]:
     return headers
 
 
-def _table(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError("must be a table { name = value }")
-    return value
-
-
 def _read_hmac(value: Any) -> Signature | None:
     row = {
         "secret": "", "header": "X-Hub-Signature", "algorithm": "sha1", "encoding": "hex",
@@ -1552,14 +1569,14 @@ def _read_answers(value: Any) -> dict[int, str]:
     return answers
 
 
-def _read_level(value: Any) -> str:
-    return _one_of(value, "DEBUG", "INFO", "WARNING", "ERROR")
-
-
 def _one_of(value: Any, *allowed: str) -> str:
     if value not in allowed:
         raise ValueError(f"must be one of {', '.join(allowed)}")
     return str(value)
+
+
+def _read_level(value: Any) -> str:
+    return _one_of(value, "DEBUG", "INFO", "WARNING", "ERROR")
 
 
 def _read_zone(value: Any) -> tzinfo | None:
@@ -1645,6 +1662,14 @@ def _read_find(value: Any) -> Find | None:
     return Find(url, _read_paths(value["request_id"]), after)
 
 
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _texts_in(one)
+
+
 def _read_template(value: Any) -> Tree:
     problems = []
     for text in _texts_in(value):
@@ -1655,14 +1680,6 @@ def _read_template(value: Any) -> Tree:
     if problems:
         raise ValueError("; ".join(problems))
     return parse_tree(value)
-
-
-def _texts_in(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for one in value.values() if isinstance(value, dict) else value:
-            yield from _texts_in(one)
 
 
 READERS: dict[str, Callable[[Any], Any]] = {  # what the option rows name
@@ -1698,11 +1715,6 @@ READERS: dict[str, Callable[[Any], Any]] = {  # what the option rows name
 }
 
 
-def _hint(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), 1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
 def _secrets_in(value: Any) -> Iterator[Secret]:
     if isinstance(value, Signature):
         yield from value.secrets
@@ -1712,6 +1724,20 @@ def _secrets_in(value: Any) -> Iterator[Secret]:
                 yield one
     elif isinstance(value, Secret):
         yield value
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine's loopback."""
+    if host == "localhost":
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
+
+
+def admits(options: Mapping[str, Any]) -> bool:
+    """Whether any means of admission is configured."""
+    return bool(options["access.token"] or options["access.networks"] or options["access.hmac"])
 
 
 class _Loader:
@@ -1943,25 +1969,11 @@ class _Loader:
             self.wrong(key, what)
 
 
-def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine's loopback."""
-    if host == "localhost":
-        return True
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return False
-
-
-def admits(options: Mapping[str, Any]) -> bool:
-    """Whether any means of admission is configured."""
-    return bool(options["access.token"] or options["access.networks"] or options["access.hmac"])
-
-
 CONFIG_PLACES = ("hd_itsm.toml", "/etc/hd_itsm.toml")
 
 
 def find_config(given: str | None, environ: Environ) -> str:
-    """The configuration file to read, "" for none. Raises ConfigError when a named one is absent."""
+    """The configuration file to read, "" for none. Raises ConfigError for one not there."""
     named = given or environ.get("HD_ITSM_CONFIG")
     if named:
         if not os.path.isfile(named):
@@ -2042,7 +2054,7 @@ MIGRATIONS = (  # entry n brings a file of version n to n + 1; never change one 
     """
     CREATE TABLE events (
         event INTEGER PRIMARY KEY,    -- its number: 1, 2, 3
-        place INTEGER NOT NULL,       -- its place in the ticket's line; a `then` event's: its parent's
+        place INTEGER NOT NULL,       -- in the ticket's line; a `then` event has its parent's
         parent INTEGER,               -- the event that a `then` event follows
         ticket TEXT,                  -- NULL where none could be read
         kind TEXT NOT NULL,
@@ -2055,15 +2067,15 @@ MIGRATIONS = (  # entry n brings a file of version n to n + 1; never change one 
         received REAL NOT NULL,       -- wall clock, epoch seconds
         settled REAL,                 -- wall clock of its last change of state
         born REAL NOT NULL,           -- service clock of its receipt
-        due REAL,                     -- service clock of its next try; NULL: not first in its line
+        due REAL,                     -- service clock of its next try; NULL: not first in line
         tries INTEGER NOT NULL DEFAULT 0,     -- attempts that count against it
         attempts INTEGER NOT NULL DEFAULT 0,  -- all attempts
-        first_try REAL,               -- service clock of its first attempt that ended in "later"
+        first_try REAL,               -- service clock of its first attempt that meant "later"
         idempotency_key TEXT NOT NULL,
         delivery_id TEXT,
         sender TEXT NOT NULL,
         repaired TEXT NOT NULL,
-        digest BLOB NOT NULL,         -- of what makes it different: used fields, or unreadable body
+        digest BLOB NOT NULL,         -- of what a duplicate has in common with it
         fields TEXT NOT NULL,         -- JSON
         headers TEXT NOT NULL,        -- JSON: those that the hook's rules read
         raw BLOB NOT NULL             -- the record: all else is derived from it
@@ -2099,7 +2111,7 @@ MIGRATIONS = (  # entry n brings a file of version n to n + 1; never change one 
 WAITS = "waits for the request id of its ticket; no opening event is pending"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Webhook:
     """What Web gives to the store: a webhook that was read, or why it could not be."""
 
@@ -2111,14 +2123,20 @@ class Webhook:
     state: str  # pending, failed or ignored
     reason: str = ""
     kind: str = ""
-    ticket: str = ""
+    ticket: str | None = None
     fields: str = "{}"
-    used: str = ""  # what of it makes a difference to the request; for duplicates
+    used: str = ""  # what of the fields makes a difference to the request
     repaired: str = ""
-    delivery_id: str = ""
+    delivery_id: str | None = None
     opens: bool = False
     needs: bool = False
     again: str = "ignore"
+
+    @property
+    def digest(self) -> bytes:
+        """What a duplicate has in common with it: kind and used fields, or the unreadable body."""
+        what = (self.used or self.fields).encode() if self.ticket else self.raw
+        return hashlib.sha256(f"{self.kind or self.hook}\0".encode() + what).digest()
 
 
 class Receipt(NamedTuple):
@@ -2130,27 +2148,27 @@ class Receipt(NamedTuple):
     request_id: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Event:
-    """One event as Delivery needs it."""
+    """One event as Delivery needs it; units and meanings as in the table."""
 
     event: int
     ticket: str
     kind: str
     hook: str
-    opens: bool
-    unclear: bool
+    opens: int
+    unclear: int
     received: float
     born: float
     tries: int
     attempts: int
     first_try: float | None
     idempotency_key: str
-    fields: Mapping[str, Any]
     request_id: str | None
+    fields: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Attempt:
     """One HTTP request of a delivery and what it meant."""
 
@@ -2175,18 +2193,6 @@ class Verdict(NamedTuple):
     unclear: bool = False
 
 
-class _Write:
-    """An operation waiting for the transaction that carries it."""
-
-    __slots__ = ("done", "error", "operation", "result")
-
-    def __init__(self, operation: Callable[[], Any]) -> None:
-        self.operation = operation
-        self.result: Any = None
-        self.error: BaseException | None = None
-        self.done = False
-
-
 def _refuse_foreign(path: str) -> None:
     """Raises StoreError where the file is not ours or newer, before SQLite could touch it."""
     try:
@@ -2207,19 +2213,32 @@ def _refuse_foreign(path: str) -> None:
         )
 
 
+def _migrate(connection: sqlite3.Connection) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    for number, statements in enumerate(MIGRATIONS[version:], version + 1):
+        connection.executescript(
+            f"BEGIN IMMEDIATE; {statements}; PRAGMA user_version = {number}; COMMIT;"
+        )
+
+
+def _sync_directory(path: str) -> None:
+    if os.name == "posix":
+        directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
 def _create(path: str) -> None:
     """Makes a new file under another name first: a half-made one never stands at `path`."""
     new = f"{path}.new.{os.getpid()}"
     try:
         os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
         os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        connection = sqlite3.connect(new, isolation_level=None)
-        try:
+        with contextlib.closing(sqlite3.connect(new, isolation_level=None)) as connection:
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            for version, statements in enumerate(MIGRATIONS, 1):
-                connection.executescript(_migration(version, statements))
-        finally:
-            connection.close()
+            _migrate(connection)
         with contextlib.suppress(FileExistsError):
             os.link(new, path)  # unlike a rename, never over a file that came to be meanwhile
         _sync_directory(path)
@@ -2230,17 +2249,18 @@ def _create(path: str) -> None:
             os.unlink(new)
 
 
-def _migration(version: int, statements: str) -> str:
-    return f"BEGIN IMMEDIATE; {statements}; PRAGMA user_version = {version}; COMMIT;"
-
-
-def _sync_directory(path: str) -> None:
-    if os.name == "posix":
-        directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+def _open_error(path: str, error: sqlite3.Error) -> StoreError:
+    name = getattr(error, "sqlite_errorname", "")
+    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+        return StoreError(f"{path} is in use by another process: only one may hold it; stop it")
+    if name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM", "SQLITE_AUTH")):
+        return StoreError(f"{path}: {error}: directory and file must be writable for us")
+    if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
+        return StoreError(f"{path}: {error}: look after the disk, then start again")
+    return StoreError(
+        f"{path} is damaged ({error}): keep a copy of it; restore a backup, or move it away and"
+        " `import` the mappings of your last `export`"
+    )
 
 
 def _connect(path: str) -> sqlite3.Connection:
@@ -2259,9 +2279,7 @@ def _connect(path: str) -> sqlite3.Connection:
             found = connection.execute("PRAGMA quick_check(3)").fetchall()
             if found != [("ok",)]:
                 raise sqlite3.DatabaseError("; ".join(row[0] for row in found))
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        for number, statements in enumerate(MIGRATIONS[version:], version + 1):
-            connection.executescript(_migration(number, statements))
+        _migrate(connection)
     except StoreError:
         connection.close()
         raise
@@ -2272,31 +2290,25 @@ def _connect(path: str) -> sqlite3.Connection:
     return connection
 
 
-def _open_error(path: str, error: sqlite3.Error) -> StoreError:
-    name = getattr(error, "sqlite_errorname", "")
-    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return StoreError(
-            f"{path} is in use by another process: only one may hold it; stop that one"
-        )
-    if name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM", "SQLITE_AUTH")):
-        return StoreError(f"{path}: {error}: the directory and the file must be writable for us")
-    if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
-        return StoreError(
-            f"{path}: {error}: make room on the disk, or look after it; then start again"
-        )
-    return StoreError(
-        f"{path} is damaged ({error}): keep a copy of it; restore a backup, or move it away and"
-        " `import` the mappings of your last `export`"
-    )
+class _Write:
+    """An operation waiting for the transaction that carries it."""
+
+    __slots__ = ("done", "error", "operation", "result")
+
+    def __init__(self, operation: Callable[[], Any]) -> None:
+        self.operation = operation
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.done = False
 
 
-class Store:
-    """The file and everything durable in it. Every method may be called from any thread.
+class Database:
+    """The open file: transactions, facts, the service clock, room for a full disk.
 
-    `_lock` guards the connection and all attributes below; who holds it never waits for anything
-    but the disk. Writers put their operation into `_queue` first and then take the lock: whoever
-    gets it runs all that wait in one transaction and commits once (group commit), so the others
-    find their work done. Nothing else is locked while `_lock` is held.
+    `_lock` guards the connection and all attributes; who holds it waits for nothing but the disk
+    and takes no other lock. Writers put their operation into `_queue` first and then take the
+    lock: whoever gets it runs all that wait in one transaction and commits once (group commit),
+    so the others find their work done.
 
     Service clock: seconds that the service has been running, kept over restarts. Due times and
     ages are measured with it, so that no jump of the wall clock delays or gives up an event.
@@ -2313,18 +2325,15 @@ class Store:
         self._lock = threading.Lock()
         self._queue: collections.deque[_Write] = collections.deque()
         self._moved: collections.Counter[str] = collections.Counter()
-        self._settled: list[int] = []
+        self._settled: list[int] = []  # events that a transaction settled
         self._waiters: dict[int, list[threading.Event]] = {}
+        self._facts = dict(tuple(row) for row in self._db.execute("SELECT name, value FROM facts"))
         self.broken = ""  # why nothing can be written any more; the process must end
         self.tight = False  # the disk is full: outcomes only, no webhooks
-        self._facts: dict[str, str] = dict(
-            tuple(row) for row in self._db.execute("SELECT * FROM facts")
-        )
         self.counts = collections.Counter(json.loads(self._facts.get("counts", "{}")))
         self.board: dict[str, Any] = {}  # what Delivery tells and Web shows, in memory only
-        self._base = float(self._facts.get("clock", "0")) + self._away()
         self._started = time.monotonic()
-        self._recover()
+        self._base = float(self.fact("clock") or 0) + self._away()
 
     def close(self) -> None:
         """Keeps the clock and closes the file; a second call does nothing."""
@@ -2333,11 +2342,9 @@ class Store:
         with self._lock:
             self._db.close()
 
-    # The service clock
-
     def _away(self) -> float:
         """Seconds that passed while nobody ran, as far as the wall clock can be believed."""
-        last = float(self._facts.get("clock_at", "0"))
+        last = float(self.fact("clock_at") or 0)
         return min(max(0.0, time.time() - last), MAX_RETRY_AFTER) if last else 0.0
 
     def clock(self) -> float:
@@ -2347,31 +2354,39 @@ class Store:
     def keep_clock(self) -> None:
         """Writes the service clock down, so that it goes on from here after a restart."""
         facts = {"clock": repr(self.clock()), "clock_at": repr(time.time())}
-        facts["last_delivery"] = self.fact("last_delivery")
+        self.keep_facts(**facts, last_delivery=self.fact("last_delivery"))
+
+    def fact(self, name: str) -> str:
+        """A fact kept earlier, "" for none: paused, itsm (how it is), last_delivery."""
+        return str(self._facts.get(name, ""))
+
+    def keep_facts(self, **facts: str) -> None:
+        """Keeps facts that must outlive the process."""
         self._write(lambda: self._set_facts(facts))
 
-    def _recover(self) -> None:
-        """After a start: attempts on the way are unclear, due times are within reach."""
-
-        def operation() -> None:
-            now = self.clock()
-            self._db.execute(
-                "UPDATE events SET unclear = 1 WHERE state = 'pending' AND event IN"
-                " (SELECT event FROM attempts WHERE outcome = 'sent')"
+    def _set_facts(self, facts: Mapping[str, str]) -> None:
+        for name, value in facts.items():
+            self._sql(
+                "INSERT INTO facts (name, value) VALUES (:name, :value)"
+                " ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+                name=name,
+                value=value,
             )
-            self._db.execute(
-                "UPDATE attempts SET outcome = 'unclear',"
-                " reason = 'the program ended while the request was on its way'"
-                " WHERE outcome = 'sent'"
-            )
-            self._db.execute(
-                "UPDATE events SET due = :cap WHERE due > :cap", {"cap": now + MAX_RETRY_AFTER}
-            )
-            self._db.execute("UPDATE events SET born = :now WHERE born > :now", {"now": now})
+            self._facts[name] = value
 
-        self._write(operation)
+    def _sql(self, sql: str, **arguments: Any) -> sqlite3.Cursor:
+        return self._db.execute(sql, arguments)
 
-    # Transactions
+    def _row(self, sql: str, **arguments: Any) -> sqlite3.Row | None:
+        return self._db.execute(sql, arguments).fetchone()  # type: ignore[no-any-return]
+
+    def _read(self, sql: str, **arguments: Any) -> list[dict[str, Any]]:
+        """The rows of a question, outside of any transaction."""
+        with self._lock:
+            try:
+                return [dict(row) for row in self._db.execute(sql, arguments)]
+            except sqlite3.Error as error:
+                raise self._failed(error) from None
 
     def _write(self, operation: Callable[[], Any]) -> Any:
         """Runs `operation` in a transaction and returns its result once that is on the disk."""
@@ -2383,7 +2398,7 @@ class Store:
                 while self._queue:
                     batch.append(self._queue.popleft())
                 self._transact(batch)
-                if any(one.error for one in batch) and len(batch) > 1 and not self.broken:
+                if entry.error is not None and len(batch) > 1 and not self.broken:
                     for one in batch:  # one bad operation must not take the others with it
                         self._transact([one])
         if entry.error is not None:
@@ -2400,9 +2415,12 @@ class Store:
             self._db.execute("BEGIN IMMEDIATE")
             for entry in batch:
                 entry.result = entry.operation()
-            if +self._moved or -self._moved:
-                self._set_fact("counts", json.dumps(dict(self.counts + self._moved)))
+            counts = self.counts.copy()
+            counts.update(self._moved)
+            if counts != self.counts:
+                self._set_facts({"counts": json.dumps(counts)})
             self._db.execute("COMMIT")
+            self.counts = counts
         except sqlite3.Error as found:
             error = self._failed(found)
         except BaseException as found:
@@ -2411,10 +2429,8 @@ class Store:
             with contextlib.suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK")
         if error is None:
-            self.counts = self.counts + self._moved
-            for event in self._settled:
-                for waiter in self._waiters.get(event, ()):
-                    waiter.set()
+            for waiter in (one for event in self._settled for one in self._waiters.get(event, ())):
+                waiter.set()
         for entry in batch:
             entry.error, entry.done = error, True
 
@@ -2423,116 +2439,173 @@ class Store:
         name = getattr(error, "sqlite_errorname", "")
         if name == "SQLITE_FULL":
             if not self.tight:
-                self.tight = True
-                log.error(
-                    "%s: the disk is full: webhooks are refused (503) until there is room",
-                    self.path,
-                )
+                log.error("%s: the disk is full: webhooks get 503 until there is room", self.path)
+            self.tight = True
             with contextlib.suppress(OSError):
                 os.unlink(self.path + ".reserve")
-            return StoreFull("the disk is full: nothing was stored; the webhook may be sent again")
+            return StoreFull("the disk is full: nothing was stored; send the webhook again later")
         if name == "SQLITE_NOMEM":
-            return StoreFull("out of memory: nothing was stored; the webhook may be sent again")
+            return StoreFull("out of memory: nothing was stored; send the webhook again later")
+        if isinstance(error, sqlite3.ProgrammingError):
+            return StoreError(f"{self.path}: {error}")
         # After a failed write or fsync nobody knows what is on the disk: only a new start does.
         self.broken = f"{self.path} cannot be written any more: {error} ({name})"
         log.critical("%s: ending; look after the disk", self.broken)
         return StoreError(self.broken)
 
-    def _read(self, sql: str, arguments: Mapping[str, Any] | None = None) -> list[sqlite3.Row]:
-        with self._lock:
-            try:
-                return self._db.execute(sql, arguments or {}).fetchall()
-            except sqlite3.Error as error:
-                raise self._failed(error) from None
-
     def keep_reserve(self) -> None:
         """Sets room aside for a full disk; when that works again, webhooks are taken again."""
-        reserve = self.path + ".reserve"
+        reserve, new = self.path + ".reserve", self.path + ".reserve.new"
         if self.broken or (not self.tight and os.path.exists(reserve)):
             return
         try:
-            handle = os.open(reserve + ".new", os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-            try:
-                os.write(handle, b"\0" * RESERVE)
-                os.fsync(handle)
-                written = os.fstat(handle).st_size
-            finally:
-                os.close(handle)
-            if written < RESERVE:
-                raise OSError("no room")
-            os.replace(reserve + ".new", reserve)
+            with open(new, "wb", opener=lambda at, how: os.open(at, how, 0o600)) as file:
+                file.write(b"\0" * RESERVE)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(new, reserve)
         except OSError:
             with contextlib.suppress(OSError):
-                os.unlink(reserve + ".new")
+                os.unlink(new)
             return
         if self.tight:
             self.tight = False
             log.info("%s: there is room on the disk again: webhooks are taken", self.path)
 
-    # Facts: small things that outlive the process
 
-    def _set_fact(self, name: str, value: str) -> None:
-        self._db.execute(
-            "INSERT INTO facts (name, value) VALUES (:name, :value)"
-            " ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-            {"name": name, "value": value},
+class Lines(Database):
+    """The lines of the tickets: how events join them, move from state to state, and go on.
+
+    Only the first event of a ticket's line has a due time. Methods with an underscore run inside a
+    transaction.
+    """
+
+    def _request_id(self, ticket: str) -> str | None:
+        row = self._row("SELECT request_id FROM mappings WHERE ticket = :ticket", ticket=ticket)
+        return row["request_id"] if row else None
+
+    def _map(self, ticket: str, request_id: str, origin: str, since: float) -> None:
+        self._sql(
+            "INSERT INTO mappings VALUES (:ticket, :request_id, :since, :origin)"
+            " ON CONFLICT (ticket) DO UPDATE SET request_id = excluded.request_id,"
+            " since = excluded.since, origin = excluded.origin",
+            ticket=ticket,
+            request_id=request_id,
+            since=since,
+            origin=origin,
         )
-        self._facts[name] = value
 
-    def _set_facts(self, facts: Mapping[str, str]) -> None:
-        for name, value in facts.items():
-            self._set_fact(name, value)
+    def _insert(self, webhook: Webhook, parent: sqlite3.Row | None = None) -> int:
+        row = self._db.execute("SELECT coalesce(max(event), 0) + 1 FROM events").fetchone()
+        number = int(row[0])
+        self._db.execute(
+            "INSERT INTO events (event, place, parent, ticket, kind, hook, state, reason, opens,"
+            " needs, received, born, idempotency_key, delivery_id, sender, repaired, digest,"
+            " fields, headers, raw) VALUES (:event, :place, :parent, :ticket, :kind, :hook, :state,"
+            " :reason, :opens, :needs, :received, :born, :key, :delivery_id, :sender, :repaired,"
+            " :digest, :fields, :headers, :raw)",
+            {
+                **vars(webhook),
+                "event": number,
+                "place": parent["place"] if parent else number,
+                "parent": parent["event"] if parent else None,
+                "born": self.clock(),
+                "key": str(uuid.uuid4()),
+                "digest": webhook.digest,
+            },
+        )
+        self._moved[webhook.state] += 1
+        return number
 
-    def fact(self, name: str) -> str:
-        """A fact kept earlier, "" for none: paused, itsm (how it is), last_delivery."""
-        return self._facts.get(name, "")
+    def _move(self, event: int, leaves: str, enters: str, reason: str, **columns: Any) -> bool:
+        """Moves an event from one state to another; False where it was not in the first."""
+        columns = {"due": None, "settled": time.time(), **columns}
+        sets = "".join(f", {name} = :{name}" for name in columns)
+        changed = self._sql(
+            f"UPDATE events SET state = :enters, reason = :reason{sets}"
+            " WHERE event = :event AND state = :leaves",
+            event=event,
+            leaves=leaves,
+            enters=enters,
+            reason=reason,
+            **columns,
+        ).rowcount
+        if changed:
+            self._moved[leaves] -= 1
+            self._moved[enters] += 1
+            if enters not in ("pending", "held"):
+                self._settled.append(event)
+        return bool(changed)
 
-    def keep_fact(self, name: str, value: str) -> None:
-        """Keeps a fact."""
-        self._write(lambda: self._set_fact(name, value))
+    def _set_due(self, event: int, due: float | None) -> None:
+        self._sql("UPDATE events SET due = :due WHERE event = :event", due=due, event=event)
 
-    # Intake
+    def _arrange(self, ticket: str) -> None:
+        """Gives the first event of the ticket's line its due time, and no other.
+
+        Without a request id the first is an opening event, or one that needs no id; the others
+        wait: pending while an opening event is, held where none is.
+        """
+        line = self._sql(
+            "SELECT event, state, opens, needs, unclear, due FROM events WHERE ticket = :ticket"
+            " AND state IN ('pending', 'held') ORDER BY place, event",
+            ticket=ticket,
+        ).fetchall()
+        mapped = not line or self._request_id(ticket) is not None
+        opening = any(row["opens"] and row["state"] == "pending" for row in line)
+        head = None
+        for row in line:
+            if row["state"] == "held" and row["unclear"]:
+                continue  # a person decides
+            waits = row["needs"] and not mapped
+            state = "held" if waits and not opening else "pending"
+            if row["state"] != state:
+                self._move(row["event"], row["state"], state, WAITS if state == "held" else "")
+            if head is None and not waits:
+                head = row["event"]
+                if row["due"] is None:
+                    self._set_due(head, self.clock())
+            elif row["due"] is not None:
+                self._set_due(row["event"], None)
 
     def receive(self, webhook: Webhook) -> Receipt:
-        """Stores a webhook as an event, or recognises it as a duplicate; returns when it is durable.
+        """Stores a webhook as an event, or knows it for a duplicate; returns when that is durable.
 
         Raises StoreFull and StoreError: then nothing was stored.
         """
         if self.tight:
-            raise StoreFull("the disk is full: nothing was stored; the webhook may be sent again")
+            raise StoreFull("the disk is full: nothing was stored; send the webhook again later")
         return self._write(lambda: self._receive(webhook))  # type: ignore[no-any-return]
 
     def _receive(self, webhook: Webhook) -> Receipt:
-        request_id = self._request_id(webhook.ticket) if webhook.ticket else None
-        digest = self._digest(webhook)
-        if not webhook.ticket and webhook.state == "failed":
-            first = self._row(
-                "SELECT event, reason FROM events WHERE digest = :digest AND ticket IS NULL"
-                " AND state = 'failed'",
-                digest=digest,
-            )
-            if first:
-                return Receipt(first["event"], "failed", first["reason"], None)
-        if webhook.state != "ignored" and webhook.ticket:
-            first, reason = self._duplicate(webhook, digest, request_id)
+        if webhook.ticket is None:
+            return self._receive_unreadable(webhook)
+        request_id = self._request_id(webhook.ticket)
+        if webhook.state != "ignored":
+            first, reason = self._duplicate(webhook, request_id)
             if first and first["state"] == "failed" and not first["attempts"]:
                 if webhook.state == "failed":  # refused with 400 then, and now again
                     return Receipt(first["event"], "failed", webhook.reason, request_id)
             elif reason:
-                number = self._insert(replace(webhook, state="ignored", reason=reason), digest)
+                number = self._insert(replace(webhook, state="ignored", reason=reason))
                 return Receipt(first["event"] if first else number, "ignored", reason, request_id)
-        event = self._insert(webhook, digest)
-        state, reason = webhook.state, webhook.reason
-        if state == "pending":
-            state, reason = self._join_line(event, webhook, request_id is not None)
-        return Receipt(event, state, reason, request_id)
+        event = self._insert(webhook)
+        if webhook.state != "pending":
+            return Receipt(event, webhook.state, webhook.reason, request_id)
+        return self._join(event, webhook, request_id)
 
-    def _digest(self, webhook: Webhook) -> bytes:
-        what = webhook.used or webhook.fields if webhook.ticket else webhook.raw.hex()
-        return hashlib.sha256(f"{webhook.kind}\0{what}".encode()).digest()
+    def _receive_unreadable(self, webhook: Webhook) -> Receipt:
+        first = self._row(
+            "SELECT event, reason FROM events WHERE digest = :digest AND ticket IS NULL"
+            " AND state = 'failed'",
+            digest=webhook.digest,
+        )
+        if first and webhook.state == "failed":
+            return Receipt(first["event"], "failed", first["reason"], None)
+        return Receipt(self._insert(webhook), webhook.state, webhook.reason, None)
 
     def _duplicate(
-        self, webhook: Webhook, digest: bytes, request_id: str | None
+        self, webhook: Webhook, request_id: str | None
     ) -> tuple[sqlite3.Row | None, str]:
         """The event that `webhook` repeats, and the reason to ignore it ("" for none)."""
         if webhook.opens and webhook.again == "ignore":
@@ -2554,245 +2627,122 @@ class Store:
             )
         else:
             first = self._row(
-                "SELECT event, state, attempts, digest FROM events"
-                " WHERE ticket = :ticket AND state != 'ignored' AND parent IS NULL"
-                " ORDER BY place DESC, event DESC LIMIT 1",
+                "SELECT event, state, attempts, digest FROM events WHERE ticket = :ticket"
+                " AND state != 'ignored' AND parent IS NULL ORDER BY place DESC LIMIT 1",
                 ticket=webhook.ticket,
             )
-            if first and first["digest"] != digest:
+            if first and first["digest"] != webhook.digest:
                 return None, ""
-        if (
-            not first
-            or first["state"] == "dropped"
-            or (webhook.opens and first["state"] == "failed")
-        ):
+        free = ("dropped", "failed") if webhook.opens else ("dropped",)
+        if not first or first["state"] in free:
             return None, ""
         return first, f"duplicate of event {first['event']}"
 
-    def _insert(self, webhook: Webhook, digest: bytes, parent: int | None = None) -> int:
-        number = self._db.execute("SELECT coalesce(max(event), 0) + 1 FROM events").fetchone()[0]
-        self._db.execute(
-            "INSERT INTO events (event, place, parent, ticket, kind, hook, state, reason, opens,"
-            " needs, received, born, idempotency_key, delivery_id, sender, repaired, digest,"
-            " fields, headers, raw) VALUES (:event, :event, :parent, :ticket, :kind, :hook, :state,"
-            " :reason, :opens, :needs, :received, :born, :idempotency_key, :delivery_id, :sender,"
-            " :repaired, :digest, :fields, :headers, :raw)",
-            {
-                "event": number,
-                "parent": parent,
-                "ticket": webhook.ticket or None,
-                "kind": webhook.kind,
-                "hook": webhook.hook,
-                "state": webhook.state,
-                "reason": webhook.reason,
-                "opens": webhook.opens,
-                "needs": webhook.needs,
-                "received": webhook.received,
-                "born": self.clock(),
-                "idempotency_key": str(uuid.uuid4()),
-                "delivery_id": webhook.delivery_id or None,
-                "sender": webhook.sender,
-                "repaired": webhook.repaired,
-                "digest": digest,
-                "fields": webhook.fields,
-                "headers": webhook.headers,
-                "raw": webhook.raw,
-            },
+    def _join(self, event: int, webhook: Webhook, request_id: str | None) -> Receipt:
+        """Puts a new event at the end of its ticket's line."""
+        alone = (request_id is not None or webhook.opens) and not self._row(
+            "SELECT 1 FROM events WHERE ticket = :ticket AND state IN ('pending', 'held')"
+            " AND event != :event LIMIT 1",
+            ticket=webhook.ticket,
+            event=event,
         )
-        self._moved[webhook.state] += 1
-        return int(number)
-
-    def _join_line(self, event: int, webhook: Webhook, mapped: bool) -> tuple[str, str]:
-        """Puts a new event at the end of its ticket's line; its state and reason then."""
-        if mapped or webhook.opens:
-            ahead = self._row(
-                "SELECT 1 FROM events WHERE ticket = :ticket AND state IN ('pending', 'held')"
-                " AND event != :event LIMIT 1",
-                ticket=webhook.ticket,
-                event=event,
-            )
-            if not ahead:
-                self._db.execute(
-                    "UPDATE events SET due = :due WHERE event = :event",
-                    {"due": self.clock(), "event": event},
-                )
-                return "pending", ""
-        self._arrange(webhook.ticket)
+        if alone:
+            self._set_due(event, self.clock())
+            return Receipt(event, "pending", "", request_id)
+        self._arrange(str(webhook.ticket))
         row = self._row("SELECT state, reason FROM events WHERE event = :event", event=event)
-        return (row["state"], row["reason"]) if row else ("pending", "")
+        assert row is not None
+        return Receipt(event, row["state"], row["reason"], request_id)
 
-    def wait(self, event: int, seconds: float, most: int) -> Receipt | None:
-        """How `event` stands when it was settled, or after `seconds`.
 
-        None at once where `most` callers wait already: each keeps a thread from other webhooks.
-        """
-        waiter = threading.Event()
-        with self._lock:
-            if sum(map(len, self._waiters.values())) >= most:
-                return None
-            self._waiters.setdefault(event, []).append(waiter)
-        deadline = time.monotonic() + seconds
-        while True:
-            found = self.show(event)
-            left = deadline - time.monotonic()
-            if found is None or found["state"] not in ("pending", "held") or left <= 0:
-                break
-            waiter.wait(left)
-        with self._lock:
-            self._waiters[event].remove(waiter)
-            if not self._waiters[event]:
-                del self._waiters[event]
-        if found is None:
-            return None
-        return Receipt(event, found["state"], found["reason"], found["request_id"])
+class Progress(Lines):
+    """What Delivery asks and records."""
 
-    # The line of a ticket
+    def recover(self) -> None:
+        """After a start: attempts that were on their way are unclear, due times within reach."""
 
-    def _row(self, sql: str, **arguments: Any) -> sqlite3.Row | None:
-        return self._db.execute(sql, arguments).fetchone()  # type: ignore[no-any-return]
+        def operation() -> None:
+            now = self.clock()
+            self._sql(
+                "UPDATE events SET unclear = 1 WHERE state = 'pending' AND event IN"
+                " (SELECT event FROM attempts WHERE outcome = 'sent')"
+            )
+            self._sql(
+                "UPDATE attempts SET outcome = 'unclear',"
+                " reason = 'the program ended while the request was on its way'"
+                " WHERE outcome = 'sent'"
+            )
+            self._sql("UPDATE events SET due = :cap WHERE due > :cap", cap=now + MAX_RETRY_AFTER)
 
-    def _request_id(self, ticket: str) -> str | None:
-        row = self._row("SELECT request_id FROM mappings WHERE ticket = :ticket", ticket=ticket)
-        return row["request_id"] if row else None
+        self._write(operation)
 
-    def _arrange(self, ticket: str) -> None:
-        """Gives the first event of the ticket's line its due time, and no other.
-
-        Without a request id the first is an opening event, or one that needs no id; the others
-        wait: pending while an opening event is, held where none is.
-        """
-        line = self._db.execute(
-            "SELECT event, state, opens, needs, unclear, due FROM events WHERE ticket = :ticket"
-            " AND state IN ('pending', 'held') ORDER BY place, event",
-            {"ticket": ticket},
-        ).fetchall()
-        mapped = self._request_id(ticket) is not None
-        opening = any(row["opens"] and row["state"] == "pending" for row in line)
-        head = None
-        for row in line:
-            if row["state"] == "held" and row["unclear"]:
-                continue  # a person decides
-            waits = row["needs"] and not mapped
-            state = "held" if waits and not opening else "pending"
-            if row["state"] != state:
-                self._move(row["event"], row["state"], state, WAITS if state == "held" else "")
-            if head is None and not waits:
-                head = row["event"]
-                if row["due"] is None:
-                    self._due(head, self.clock())
-            elif row["due"] is not None:
-                self._due(row["event"], None)
-
-    def _due(self, event: int, due: float | None) -> None:
-        self._db.execute(
-            "UPDATE events SET due = :due WHERE event = :event", {"due": due, "event": event}
+    def postpone_unclear(self, kind: str, due: float) -> None:
+        """Lets openings that may have happened wait until `due` (service clock)."""
+        self._write(
+            lambda: self._sql(
+                "UPDATE events SET due = :due WHERE state = 'pending' AND unclear = 1"
+                " AND kind = :kind AND due IS NOT NULL",
+                due=due,
+                kind=kind,
+            )
         )
-
-    def _move(self, event: int, leaves: str, enters: str, reason: str, **columns: Any) -> bool:
-        """Moves an event from one state to another; False where it was not in the first."""
-        columns = {"due": None, **columns}
-        sets = "".join(f", {name} = :{name}" for name in columns)
-        changed = self._db.execute(
-            f"UPDATE events SET state = :enters, reason = :reason, settled = :settled{sets}"
-            " WHERE event = :event AND state = :leaves",
-            {
-                "event": event,
-                "leaves": leaves,
-                "enters": enters,
-                "reason": reason,
-                "settled": time.time(),
-                **columns,
-            },
-        ).rowcount
-        if changed:
-            self._moved[leaves] -= 1
-            self._moved[enters] += 1
-            if enters not in ("pending", "held"):
-                self._settled.append(event)
-        return bool(changed)
-
-    # Delivery
 
     def due(self, now: float, limit: int) -> list[tuple[int, str]]:
-        """Events that may be tried at `now` (service clock) with their tickets, longest due first."""
+        """Events (and tickets) to be tried at `now` (service clock), longest due first."""
         rows = self._read(
             "SELECT event, ticket FROM events WHERE due <= :now ORDER BY due LIMIT :limit",
-            {"now": now, "limit": limit},
+            now=now,
+            limit=limit,
         )
         return [(row["event"], row["ticket"]) for row in rows]
 
     def next_due(self, now: float) -> float | None:
         """The earliest due time after `now` (service clock), None where there is none."""
-        found = self._read("SELECT min(due) AS due FROM events WHERE due > :now", {"now": now})
+        found = self._read("SELECT min(due) AS due FROM events WHERE due > :now", now=now)
         return found[0]["due"]  # type: ignore[no-any-return]
-
-    def postpone_unclear(self, kind: str, due: float) -> None:
-        """Lets openings that may have happened wait until `due` (service clock)."""
-        self._write(
-            lambda: self._db.execute(
-                "UPDATE events SET due = :due WHERE state = 'pending' AND unclear = 1"
-                " AND kind = :kind AND due IS NOT NULL",
-                {"due": due, "kind": kind},
-            )
-        )
 
     def load(self, event: int, now: float) -> Event | None:
         """The event, if it is still pending, first in its line and due at `now` (service clock)."""
         rows = self._read(
-            "SELECT events.*, mappings.request_id FROM events LEFT JOIN mappings USING (ticket)"
+            "SELECT event, ticket, kind, hook, opens, unclear, received, born, tries, attempts,"
+            " first_try, idempotency_key, request_id, fields"
+            " FROM events LEFT JOIN mappings USING (ticket)"
             " WHERE event = :event AND state = 'pending' AND due <= :now",
-            {"event": event, "now": now},
+            event=event,
+            now=now,
         )
-        if not rows:
-            return None
-        row = rows[0]
-        names = ("event", "ticket", "kind", "hook", "received", "born", "tries", "attempts")
-        return Event(
-            **{name: row[name] for name in names},
-            opens=bool(row["opens"]),
-            unclear=bool(row["unclear"]),
-            first_try=row["first_try"],
-            idempotency_key=row["idempotency_key"],
-            fields=json.loads(row["fields"]),
-            request_id=row["request_id"],
+        return Event(**{**rows[0], "fields": json.loads(rows[0]["fields"])}) if rows else None
+
+    def _note(self, event: int, number: int, attempt: Attempt) -> None:
+        self._sql(
+            "INSERT OR REPLACE INTO attempts VALUES"
+            " (:event, :number, :at, :duration, :status, :outcome, :reason, :answer)",
+            event=event,
+            number=number,
+            **vars(attempt),
         )
+        if number > 60:  # of a long outage the first and the last attempts are kept
+            self._sql(
+                "DELETE FROM attempts WHERE event = :event AND attempt = :number",
+                event=event,
+                number=number - 50,
+            )
 
     def begin(self, event: Event, at: float) -> bool:
         """Records durably that an attempt is about to be made; False: the event may not go now."""
 
         def operation() -> bool:
-            changed = self._db.execute(
-                "UPDATE events SET attempts = attempts + 1 WHERE event = :event AND state = 'pending'",
-                {"event": event.event},
+            changed = self._sql(
+                "UPDATE events SET attempts = :number WHERE event = :event AND state = 'pending'",
+                number=event.attempts + 1,
+                event=event.event,
             ).rowcount
             if changed:
-                self._note_attempt(
-                    event.event, event.attempts + 1, Attempt(at, 0.0, None, "sent", "on its way")
-                )
+                sent = Attempt(at, 0.0, None, "sent", "on its way")
+                self._note(event.event, event.attempts + 1, sent)
             return bool(changed)
 
         return self._write(operation)  # type: ignore[no-any-return]
-
-    def _note_attempt(self, event: int, number: int, attempt: Attempt) -> None:
-        self._db.execute(
-            "INSERT OR REPLACE INTO attempts VALUES"
-            " (:event, :attempt, :at, :duration, :status, :outcome, :reason, :answer)",
-            {
-                "event": event,
-                "attempt": number,
-                "at": attempt.at,
-                "duration": attempt.duration,
-                "status": attempt.status,
-                "outcome": attempt.outcome,
-                "reason": attempt.reason,
-                "answer": attempt.answer,
-            },
-        )
-        if number > 60:  # of a long outage the first and the last attempts are kept
-            self._db.execute(
-                "DELETE FROM attempts WHERE event = :event AND attempt = :attempt",
-                {"event": event, "attempt": number - 50},
-            )
 
     def record(self, event: Event, attempt: Attempt | None, verdict: Verdict) -> bool:
         """Records an attempt (None: there was none) and what becomes of the event.
@@ -2803,14 +2753,12 @@ class Store:
         return self._write(lambda: self._record(event, attempt, verdict))  # type: ignore[no-any-return]
 
     def _record(self, event: Event, attempt: Attempt | None, verdict: Verdict) -> bool:
-        now = self.clock()
-        attempts = event.attempts
+        attempts, first_try = event.attempts, event.first_try
         if attempt is not None:
             attempts += 1
-            self._note_attempt(event.event, attempts, attempt)
-        first_try = event.first_try
-        if verdict.state == "pending" and first_try is None and attempt is not None:
-            first_try = now
+            self._note(event.event, attempts, attempt)
+            if verdict.state == "pending" and first_try is None:
+                first_try = self.clock()
         moved = self._move(
             event.event,
             "pending",
@@ -2823,7 +2771,7 @@ class Store:
             unclear=verdict.unclear,
         )
         if verdict.request_id:
-            self._map(event.ticket, verdict.request_id, "itsm")
+            self._map(event.ticket, verdict.request_id, "itsm", time.time())
         if moved and verdict.state == "delivered":
             self._facts["last_delivery"] = repr(time.time())
             if verdict.then:
@@ -2835,10 +2783,11 @@ class Store:
     def _follow(self, event: Event, verdict: Verdict) -> None:
         """Queues the `then` event of one that was delivered, ahead of the ticket's later ones."""
         parent = self._row(
-            "SELECT place, sender, fields FROM events WHERE event = :event", event=event.event
+            "SELECT event, place, sender, fields FROM events WHERE event = :event",
+            event=event.event,
         )
         assert parent is not None
-        webhook = Webhook(
+        follower = Webhook(
             hook=event.hook,
             raw=b"",
             headers="{}",
@@ -2850,21 +2799,61 @@ class Store:
             fields=parent["fields"],
             needs=verdict.then_needs,
         )
-        number = self._insert(webhook, self._digest(webhook), event.event)
-        self._db.execute(
-            "UPDATE events SET place = :place WHERE event = :event",
-            {"place": parent["place"], "event": number},
-        )
+        self._insert(follower, parent)
 
-    def _map(self, ticket: str, request_id: str, origin: str) -> None:
-        self._db.execute(
-            "INSERT INTO mappings VALUES (:ticket, :request_id, :since, :origin)"
-            " ON CONFLICT (ticket) DO UPDATE SET request_id = excluded.request_id,"
-            " since = excluded.since, origin = excluded.origin",
-            {"ticket": ticket, "request_id": request_id, "since": time.time(), "origin": origin},
-        )
+    def retain(self, received_before: float, after: int, limit: int = 200) -> int:
+        """Deletes settled events received before that, among the `limit` that follow `after`.
 
-    # What a person asks and does
+        Returns where to go on, 0 when all are looked at. The last event stays, so that its number
+        is not used again.
+        """
+
+        def operation() -> int:
+            rows = self._sql(
+                "SELECT event, state, received FROM events WHERE event > :after"
+                " AND event < (SELECT max(event) FROM events) ORDER BY event LIMIT :limit",
+                after=after,
+                limit=limit,
+            ).fetchall()
+            old = [row for row in rows if row["received"] < received_before]
+            for row in old:
+                if row["state"] in ("delivered", "ignored", "dropped"):
+                    self._moved[row["state"]] -= 1
+                    self._sql("DELETE FROM attempts WHERE event = :event", event=row["event"])
+                    self._sql("DELETE FROM events WHERE event = :event", event=row["event"])
+            return old[-1]["event"] if len(old) == limit else 0
+
+        return self._write(operation)  # type: ignore[no-any-return]
+
+
+class Store(Progress):
+    """All of it: what people and pages ask, and what a person does."""
+
+    def wait(self, event: int, seconds: float, most: int) -> Receipt | None:
+        """How `event` stands when it was settled, or after `seconds`.
+
+        None at once where `most` callers wait already: each keeps a thread from other webhooks.
+        """
+        waiter, deadline = threading.Event(), time.monotonic() + seconds
+        with self._lock:
+            if sum(map(len, self._waiters.values())) >= most:
+                return None
+            self._waiters.setdefault(event, []).append(waiter)
+        try:
+            while True:
+                found = self.show(event)
+                left = deadline - time.monotonic()
+                if found is None or found["state"] not in ("pending", "held") or left <= 0:
+                    break
+                waiter.wait(left)
+        finally:
+            with self._lock:
+                self._waiters[event].remove(waiter)
+                if not self._waiters[event]:
+                    del self._waiters[event]
+        if found is None:
+            return None
+        return Receipt(event, found["state"], found["reason"], found["request_id"])
 
     def events(
         self,
@@ -2874,74 +2863,69 @@ class Store:
         since: float = 0.0,
         before: int = 0,
         limit: int = 50,
-        oldest_first: bool = False,
     ) -> list[dict[str, Any]]:
         """Events, newest first, without bodies; `since` is wall clock, `before` an event number."""
-        where = ["1"]
-        where += [f"state = '{STATES[STATES.index(state)]}'"] if state else []  # for the index
-        where += ["ticket = :ticket"] if ticket else []
-        where += ["kind = :kind"] if kind else []
-        where += ["received >= :since"] if since else []
-        where += ["event < :before"] if before else []
-        rows = self._read(
+        where = [
+            f"state = '{STATES[STATES.index(state)]}'" if state else "",  # literal, for the index
+            "ticket = :ticket" if ticket else "",
+            "kind = :kind" if kind else "",
+            "received >= :since" if since else "",
+            "event < :before" if before else "",
+        ]
+        return self._read(
             "SELECT event, state, kind, hook, ticket, request_id, received, reason, attempts, due,"
             " repaired, unclear FROM events LEFT JOIN mappings USING (ticket)"
-            f" WHERE {' AND '.join(where)} ORDER BY event {'' if oldest_first else 'DESC'}"
-            " LIMIT :limit",
-            {
-                "ticket": ticket,
-                "kind": kind,
-                "since": since,
-                "before": before,
-                "limit": limit,
-            },
+            f" WHERE {' AND '.join(filter(None, where)) or '1'} ORDER BY event DESC LIMIT :limit",
+            ticket=ticket,
+            kind=kind,
+            since=since,
+            before=before,
+            limit=limit,
         )
-        return [dict(row) for row in rows]
 
     def show(self, event: int) -> dict[str, Any] | None:
         """Everything of one event, its attempts included."""
         rows = self._read(
-            "SELECT events.*, mappings.request_id FROM events LEFT JOIN mappings USING (ticket)"
-            " WHERE event = :event",
-            {"event": event},
+            "SELECT * FROM events LEFT JOIN mappings USING (ticket) WHERE event = :event",
+            event=event,
         )
         if not rows:
             return None
         attempts = self._read(
             "SELECT attempt, at, duration, status, outcome, reason, answer FROM attempts"
             " WHERE event = :event ORDER BY attempt",
-            {"event": event},
+            event=event,
         )
-        return {**dict(rows[0]), "attempts": [dict(row) for row in attempts]}
+        return {**rows[0], "attempts": attempts}
 
     def line(self, ticket: str) -> list[int]:
         """The numbers of all events of a ticket, in its order."""
         rows = self._read(
-            "SELECT event FROM events WHERE ticket = :ticket ORDER BY place, event",
-            {"ticket": ticket},
+            "SELECT event FROM events WHERE ticket = :ticket ORDER BY place, event", ticket=ticket
         )
         return [row["event"] for row in rows]
 
     def mapping(self, ticket: str) -> dict[str, Any] | None:
         """The mapping of a ticket: ticket, request_id, since, origin."""
-        rows = self._read("SELECT * FROM mappings WHERE ticket = :ticket", {"ticket": ticket})
-        return dict(rows[0]) if rows else None
+        rows = self._read("SELECT * FROM mappings WHERE ticket = :ticket", ticket=ticket)
+        return rows[0] if rows else None
+
+    def mappings(self, after: str = "", limit: int = 1000) -> list[dict[str, Any]]:
+        """Mappings in the order of their tickets, from the one after `after` on."""
+        return self._read(
+            "SELECT * FROM mappings WHERE ticket > :after ORDER BY ticket LIMIT :limit",
+            after=after,
+            limit=limit,
+        )
 
     def oldest(self) -> dict[str, Any] | None:
-        """The oldest event that is pending or held: event, received, born."""
+        """The oldest event that is pending or held: event, received."""
         rows = self._read(
-            "SELECT min(event) AS event FROM events WHERE state = 'pending' UNION ALL"
-            " SELECT min(event) FROM events WHERE state = 'held'"
+            "SELECT event, received FROM events WHERE event IN ("
+            "SELECT min(event) FROM events WHERE state = 'pending' UNION ALL"
+            " SELECT min(event) FROM events WHERE state = 'held') ORDER BY event LIMIT 1"
         )
-        numbers = [row["event"] for row in rows if row["event"] is not None]
-        if not numbers:
-            return None
-        return dict(
-            self._read(
-                "SELECT event, received, born FROM events WHERE event = :event",
-                {"event": min(numbers)},
-            )[0]
-        )
+        return rows[0] if rows else None
 
     def near_end(self, born_before: float) -> int:
         """How many of the oldest pending events were born before that (counted up to 1,000)."""
@@ -2955,77 +2939,70 @@ class Store:
         rows = self._read("SELECT received FROM events ORDER BY event DESC LIMIT 1")
         return rows[0]["received"] if rows else None
 
-    def retry(self, event: int, reading: Webhook, force: bool) -> str:
-        """Puts an event back to pending as `reading` has it now; "" or why it is refused."""
-        return self._write(lambda: self._retry(event, reading, force))  # type: ignore[no-any-return]
+    def retry(self, event: int, webhook: Webhook, force: bool) -> str:
+        """Puts an event back to pending as `webhook` has it now; "" or why that is refused."""
+        return self._write(lambda: self._retry(event, webhook, force))  # type: ignore[no-any-return]
 
-    def _retry(self, event: int, reading: Webhook, force: bool) -> str:
+    def _retry(self, event: int, webhook: Webhook, force: bool) -> str:
         row = self._row(
-            "SELECT event, state, place, ticket FROM events WHERE event = :event", event=event
+            "SELECT event, state, place, unclear FROM events WHERE event = :event", event=event
         )
-        if (
-            row is None
-            or row["state"] in ("pending", "delivered")
-            or (row["state"] == "held" and not self._unclear(event))
+        if row is None:
+            return f"event {event} is not there"
+        if row["state"] in ("pending", "delivered") or (
+            row["state"] == "held" and not row["unclear"]
         ):
-            return f"event {event} is {row['state'] if row else 'not there'}: nothing to retry"
-        if refusal := self._out_of_order(row["place"], event, reading) if not force else "":
-            return refusal
+            return f"event {event} is {row['state']}: nothing to retry"
+        refusal = "" if force else self._out_of_order(row, webhook)
+        if refusal:
+            return f"{refusal}: --force sends it all the same"
         self._move(
             event,
             row["state"],
             "pending",
             "",
-            kind=reading.kind,
-            ticket=reading.ticket,
-            fields=reading.fields,
-            repaired=reading.repaired,
-            opens=reading.opens,
-            needs=reading.needs,
+            kind=webhook.kind,
+            ticket=webhook.ticket,
+            fields=webhook.fields,
+            repaired=webhook.repaired,
+            digest=webhook.digest,
+            opens=webhook.opens,
+            needs=webhook.needs,
             unclear=False,
             tries=0,
             first_try=None,
-            digest=self._digest(reading),
             born=self.clock(),
         )
-        self._arrange(reading.ticket)
+        self._arrange(str(webhook.ticket))
         return ""
 
-    def _unclear(self, event: int) -> bool:
-        row = self._row("SELECT unclear FROM events WHERE event = :event", event=event)
-        return bool(row and row["unclear"])
-
-    def _out_of_order(self, place: int, event: int, reading: Webhook) -> str:
-        """Why sending the event now could double or disorder its ticket, or ""."""
+    def _out_of_order(self, row: sqlite3.Row, webhook: Webhook) -> str:
+        """Why sending the event of `row` now could double or disorder its ticket, or ""."""
+        number, ticket = row["event"], webhook.ticket
         later = self._row(
             "SELECT event FROM events WHERE ticket = :ticket AND state = 'delivered'"
             " AND (place, event) > (:place, :event) LIMIT 1",
-            ticket=reading.ticket,
-            place=place,
-            event=event,
+            ticket=ticket,
+            place=row["place"],
+            event=number,
         )
         if later:
             return (
-                f"event {event} is older than event {later['event']} of ticket {reading.ticket},"
-                " which was delivered: --force sends it all the same"
+                f"event {number} is older than event {later['event']} of ticket {ticket}, which was"
+                " delivered"
             )
-        if reading.opens and reading.again == "ignore":
-            other = self._row(
-                "SELECT event FROM events WHERE ticket = :ticket AND opens = 1 AND event != :event"
-                " AND state IN ('pending', 'held', 'delivered') LIMIT 1",
-                ticket=reading.ticket,
-                event=event,
-            )
-            if other:
-                return (
-                    f"event {event} would open ticket {reading.ticket} a second time (event"
-                    f" {other['event']} does it): --force sends it all the same"
-                )
-            if request_id := self._request_id(reading.ticket):
-                return (
-                    f"event {event} would open ticket {reading.ticket} a second time (it has"
-                    f" request id {request_id}): --force sends it all the same"
-                )
+        if not webhook.opens or webhook.again == "send":
+            return ""
+        other = self._row(
+            "SELECT event FROM events WHERE ticket = :ticket AND opens = 1 AND event != :event"
+            " AND state IN ('pending', 'held', 'delivered') LIMIT 1",
+            ticket=ticket,
+            event=number,
+        )
+        request_id = self._request_id(str(ticket))
+        if other or request_id:
+            why = f"event {other['event']} does it" if other else f"it has request id {request_id}"
+            return f"event {number} would open ticket {ticket} a second time ({why})"
         return ""
 
     def drop(self, event: int, why: str) -> str:
@@ -3038,79 +3015,44 @@ class Store:
             if row["state"] not in ("pending", "held", "failed", "ignored"):
                 return f"event {event} is {row['state']}: nothing to drop"
             self._move(event, row["state"], "dropped", f"dropped by hand: {why}")
-            if row["ticket"]:
+            if row["ticket"] is not None:
                 self._arrange(row["ticket"])
             return ""
 
         return self._write(operation)  # type: ignore[no-any-return]
 
-    def map(self, ticket: str, request_id: str, origin: str = "hand") -> list[int]:
-        """Sets a ticket's request id; the events that it freed, in order."""
+    def map(self, ticket: str, request_id: str) -> list[int]:
+        """Sets a ticket's request id by hand; the events that it freed, in order.
 
-        def operation() -> list[int]:
-            self._map(ticket, request_id, origin)
-            waiting = self._db.execute(
-                "SELECT event, state, opens, unclear FROM events WHERE ticket = :ticket"
-                " AND (state = 'held' OR (state = 'failed' AND unclear = 1)) ORDER BY place, event",
-                {"ticket": ticket},
-            ).fetchall()
-            for row in waiting:
-                if row["opens"] and row["unclear"]:
-                    self._move(row["event"], row["state"], "delivered", "mapped by hand")
-            self._arrange(ticket)
-            return [row["event"] for row in waiting if not row["unclear"]]
-
-        return self._write(operation)  # type: ignore[no-any-return]
-
-    def import_mappings(self, rows: Iterable[tuple[str, str, float]]) -> int:
-        """Adds mappings in small transactions; how many."""
-        count = 0
-        while batch := list(itertools.islice(rows, 500)):
-
-            def operation(batch: list[tuple[str, str, float]] = batch) -> None:
-                for ticket, request_id, since in batch:
-                    self._map(ticket, request_id, "import")
-                    self._db.execute(
-                        "UPDATE mappings SET since = :since WHERE ticket = :ticket",
-                        {"since": since, "ticket": ticket},
-                    )
-                    self._arrange(ticket)
-
-            self._write(operation)
-            count += len(batch)
-        return count
-
-    def mappings(self, after: str = "", limit: int = 1000) -> list[dict[str, Any]]:
-        """Mappings in the order of their tickets, from the one after `after` on."""
-        rows = self._read(
-            "SELECT * FROM mappings WHERE ticket > :after ORDER BY ticket LIMIT :limit",
-            {"after": after, "limit": limit},
-        )
-        return [dict(row) for row in rows]
-
-    def retain(self, received_before: float, after: int, limit: int = 200) -> int:
-        """Deletes settled events received before that, among the `limit` that follow `after`.
-
-        Where to go on, 0 when all are looked at. The last event stays: its number is not used again.
+        An opening that may have happened is thereby known to have: it becomes delivered.
         """
 
-        def operation() -> int:
-            rows = self._db.execute(
-                "SELECT event, state, received FROM events WHERE event > :after"
-                " AND event < (SELECT max(event) FROM events) ORDER BY event LIMIT :limit",
-                {"after": after, "limit": limit},
+        def operation() -> list[int]:
+            self._map(ticket, request_id, "hand", time.time())
+            rows = self._sql(
+                "SELECT event, state, unclear FROM events WHERE ticket = :ticket"
+                " AND (state = 'held' OR (state = 'failed' AND unclear = 1)) ORDER BY place, event",
+                ticket=ticket,
             ).fetchall()
-            old = [row for row in rows if row["received"] < received_before]
-            for row in old:
-                if row["state"] in ("delivered", "ignored", "dropped"):
-                    self._moved[row["state"]] -= 1
-                    for table in ("attempts", "events"):
-                        self._db.execute(
-                            f"DELETE FROM {table} WHERE event = :event", {"event": row["event"]}
-                        )
-            return old[-1]["event"] if len(old) == limit else 0
+            for row in rows:
+                if row["unclear"]:
+                    self._move(row["event"], row["state"], "delivered", "mapped by hand")
+            self._arrange(ticket)
+            return [row["event"] for row in rows if not row["unclear"]]
 
         return self._write(operation)  # type: ignore[no-any-return]
+
+    def import_mappings(self, rows: Sequence[tuple[str, str, float]]) -> int:
+        """Adds mappings (ticket, request id, epoch seconds) in small transactions; how many."""
+
+        def operation(start: int) -> None:
+            for ticket, request_id, since in rows[start : start + 200]:
+                self._map(ticket, request_id, "import", since)
+                self._arrange(ticket)
+
+        for start in range(0, len(rows), 200):
+            self._write(functools.partial(operation, start))
+        return len(rows)
 
 
 # ── Web: admit, read, store, wake, answer; the operator's verbs and the control endpoint ──────
@@ -3149,9 +3091,6 @@ def client_address(environ: Mapping[str, Any], trusted: Sequence[Any]) -> Any:
 
 
 def _basic_password(authorization: str) -> str:
-    import base64
-    import binascii
-
     try:
         decoded = base64.b64decode(authorization[6:].strip(), validate=True).decode("utf-8")
     except (binascii.Error, UnicodeDecodeError, ValueError):
@@ -3173,9 +3112,7 @@ def _tokens(environ: Mapping[str, Any], query_token: bool) -> Iterator[str]:
 
 
 def signature_holds(rule: Signature, environ: Mapping[str, Any], raw: bytes, now: float) -> bool:
-    """Whether the request carries the helpdesk's signature over its body, not older than allowed."""
-    import base64
-
+    """Whether the request carries the helpdesk's signature over its body, young enough."""
     given = _header(environ, rule.header).strip()
     timestamp = _header(environ, rule.timestamp_header) if rule.timestamp_header else ""
     if rule.timestamp_header:
@@ -3222,17 +3159,6 @@ def admit(config: Config, environ: Mapping[str, Any], raw: bytes, now: float) ->
     raise Refused(401, "no valid credential: see [access] token and hmac")
 
 
-def judge(config: Config, hook: Hook, reading: Reading, base: Webhook) -> Webhook:
-    """The webhook as it is to be stored: pending, ignored by the rules, or failed and why."""
-    if reading.problem:
-        return replace(base, state="failed", reason=reading.problem, repaired=reading.repaired)
-    fields = COMPACT.encode(reading.fields)
-    base = replace(base, ticket=reading.ticket, fields=fields, repaired=reading.repaired)
-    if not reading.kind:
-        return replace(base, state="ignored", reason=f"no rule of hook {hook.name} matches")
-    return judge_kind(config, replace(base, kind=reading.kind), reading.fields)
-
-
 def judge_kind(config: Config, base: Webhook, fields: Mapping[str, Any]) -> Webhook:
     """`base` with what its kind says of it; failed where it could not be translated today."""
     kind = config.kinds.get(base.kind)
@@ -3242,10 +3168,21 @@ def judge_kind(config: Config, base: Webhook, fields: Mapping[str, Any]) -> Webh
     used = COMPACT.encode(kind.used(fields))
     base = replace(base, used=used, opens=kind.opens, needs=kind.needs, again=kind.again)
     try:
-        translate(kind, config.scope(fields, 0, base.ticket, base.received, "?"))
+        translate(kind, config.scope(fields, 0, str(base.ticket), base.received, "?"))
     except Untranslatable as error:
         return replace(base, state="failed", reason=f"cannot be translated: {error}")
     return base
+
+
+def judge(config: Config, hook: Hook, reading: Reading, base: Webhook) -> Webhook:
+    """The webhook as it is to be stored: pending, ignored by the rules, or failed and why."""
+    if reading.problem:
+        return replace(base, state="failed", reason=reading.problem, repaired=reading.repaired)
+    fields = COMPACT.encode(reading.fields)
+    base = replace(base, ticket=reading.ticket, fields=fields, repaired=reading.repaired)
+    if not reading.kind:
+        return replace(base, state="ignored", reason=f"no rule of hook {hook.name} matches")
+    return judge_kind(config, replace(base, kind=reading.kind), reading.fields)
 
 
 # The verbs: what an operator asks and does, alike from the command line and the control endpoint.
@@ -3359,6 +3296,17 @@ def _retry_one(config: Config, store: Store, number: int, force: bool, dry: bool
     return "" if dry else store.retry(number, webhook, force)
 
 
+def _chosen(store: Store, state: str, arguments: Arguments) -> list[int]:
+    """Numbers of all events in `state` that fit kind, reason and since."""
+    numbers: list[int] = []
+    kind, since = str(arguments.get("kind") or ""), float(arguments.get("since") or 0)
+    reason, before = str(arguments.get("reason") or ""), 0
+    while rows := store.events(state, "", kind, since, before, 1000):
+        numbers += [row["event"] for row in rows if reason in row["reason"]]
+        before = rows[-1]["event"]
+    return numbers
+
+
 def verb_retry(config: Config, store: Store, arguments: Arguments) -> Any:
     """Puts events back to pending: events, or state with kind, reason, since; force; dry_run."""
     numbers = [int(number) for number in arguments.get("events") or ()]
@@ -3376,17 +3324,6 @@ def verb_retry(config: Config, store: Store, arguments: Arguments) -> Any:
         else:
             retried.append(number)
     return {"retried": retried, "refused": refused, "dry_run": dry}
-
-
-def _chosen(store: Store, state: str, arguments: Arguments) -> list[int]:
-    """Numbers of all events in `state` that fit kind, reason and since."""
-    numbers: list[int] = []
-    kind, since = str(arguments.get("kind") or ""), float(arguments.get("since") or 0)
-    reason, before = str(arguments.get("reason") or ""), 0
-    while rows := store.events(state, "", kind, since, before, 1000):
-        numbers += [row["event"] for row in rows if reason in row["reason"]]
-        before = rows[-1]["event"]
-    return numbers
 
 
 def verb_drop(config: Config, store: Store, arguments: Arguments) -> Any:
@@ -3412,7 +3349,7 @@ def verb_map(config: Config, store: Store, arguments: Arguments) -> Any:
 
 def verb_import(config: Config, store: Store, arguments: Arguments) -> Any:
     """Adds mappings: rows of [ticket, request id, epoch seconds]."""
-    rows = ((str(one[0]), str(one[1]), float(one[2])) for one in arguments["rows"])
+    rows = [(str(one[0]), str(one[1]), float(one[2])) for one in arguments["rows"]]
     return {"imported": store.import_mappings(rows)}
 
 
@@ -3424,13 +3361,13 @@ def verb_mappings(config: Config, store: Store, arguments: Arguments) -> Any:
 
 def verb_pause(config: Config, store: Store, arguments: Arguments) -> Any:
     """Stops deliveries; intake goes on."""
-    store.keep_fact("paused", store.fact("paused") or repr(time.time()))
+    store.keep_facts(paused=store.fact("paused") or repr(time.time()))
     return {"paused": iso(float(store.fact("paused")), config.clock)}
 
 
 def verb_resume(config: Config, store: Store, arguments: Arguments) -> Any:
     """Lets deliveries go on."""
-    store.keep_fact("paused", "")
+    store.keep_facts(paused="")
     return {"paused": None}
 
 
@@ -3475,8 +3412,6 @@ def verb_status(config: Config, store: Store, arguments: Arguments) -> Any:
         "needs": needs,
     }
 
-
-OUTAGE_TOLD = 300.0  # seconds: a shorter outage of the ITSM needs nobody
 
 VERBS: dict[str, Callable[[Config, Store, Arguments], Any]] = {
     "events": verb_events,
@@ -3600,7 +3535,7 @@ class Web:
             sender=sender,
             received=received,
             state="pending",
-            delivery_id=delivery_id,
+            delivery_id=delivery_id or None,
         )
         reading = read_webhook(hook, raw, headers)
         return judge(self.config, hook, reading, base), reading.found
@@ -3649,7 +3584,7 @@ class Web:
         return _reply(200, echo, **headers)
 
     def own_host(self, environ: Mapping[str, Any]) -> None:
-        """Refuses a foreign, missing or doubled Host where we listen on loopback (DNS rebinding)."""
+        """Refuses a foreign, missing or doubled Host on loopback: DNS rebinding."""
         host, _ = self.config["server.listen"]
         name = re.sub(r":[0-9]+$", "", _header(environ, "Host")).strip("[]").lower()
         if is_loopback(host) and not is_loopback(name):
@@ -3778,7 +3713,7 @@ class Outcome(NamedTuple):
 
 
 def retry_after(value: str, now: float) -> float:
-    """The seconds a Retry-After asks for (RFC 9110 10.2.3), 0 for nonsense; `now`: epoch seconds."""
+    """Seconds that a Retry-After asks for (RFC 9110 10.2.3), 0 for nonsense; `now`: epoch."""
     text = value.strip()
     if re.fullmatch(r"[0-9]+", text):
         return MAX_RETRY_AFTER if len(text) > 9 else min(float(text), MAX_RETRY_AFTER)
@@ -3817,21 +3752,6 @@ def read_request_id(kind: Kind, answer: Answer, found: Any) -> str:
     return ""
 
 
-def decide(kind: Kind, answer: Answer, now: float) -> Outcome:
-    """The one author of outcomes. What it does not know means "later". `now`: epoch seconds."""
-    if answer.status is None:
-        return Outcome("unclear" if answer.sent else "later", answer.error)
-    name = kind.answers.get(answer.status) or next(
-        (name for first, last, name in ANSWERS if first <= answer.status <= last), "later"
-    )
-    if name != "delivered":
-        wait = retry_after(answer.headers.get("retry-after", ""), now)
-        return Outcome(name, f"answered {answer.status}", _words(answer), "", wait)
-    if answer.error:
-        return Outcome("unclear", f"answered {answer.status}, but {answer.error}")
-    return _accepted(kind, answer)
-
-
 def _accepted(kind: Kind, answer: Answer) -> Outcome:
     """The outcome of a 2xx answer that was read whole."""
     status, words = f"answered {answer.status}", _words(answer)
@@ -3860,6 +3780,21 @@ def _accepted(kind: Kind, answer: Answer) -> Outcome:
         reason = f"{status} without JSON: it may have happened; `map` or `retry` decides"
         return Outcome("failed", reason, words, unclear=True)
     return Outcome("failed", f"{status} without a request id where it should be", words)
+
+
+def decide(kind: Kind, answer: Answer, now: float) -> Outcome:
+    """The one author of outcomes. What it does not know means "later". `now`: epoch seconds."""
+    if answer.status is None:
+        return Outcome("unclear" if answer.sent else "later", answer.error)
+    name = kind.answers.get(answer.status) or next(
+        (name for first, last, name in ANSWERS if first <= answer.status <= last), "later"
+    )
+    if name != "delivered":
+        wait = retry_after(answer.headers.get("retry-after", ""), now)
+        return Outcome(name, f"answered {answer.status}", _words(answer), "", wait)
+    if answer.error:
+        return Outcome("unclear", f"answered {answer.status}, but {answer.error}")
+    return _accepted(kind, answer)
 
 
 class _Flight:
@@ -3927,6 +3862,28 @@ class _HttpPool(urllib3.HTTPConnectionPool):
 
 class _HttpsPool(urllib3.HTTPSConnectionPool):
     ConnectionCls = _HttpsConnection
+
+
+def _transport_reason(error: BaseException) -> str:
+    """A transport error in few words; its own text would carry the whole URL."""
+    seen: BaseException = error
+    while seen.__cause__ or getattr(seen, "reason", None):
+        inner = seen.__cause__ or seen.reason  # type: ignore[attr-defined]
+        if not isinstance(inner, BaseException):
+            break
+        seen = inner
+    if isinstance(seen, ssl.SSLCertVerificationError):
+        return f"TLS certificate refused: {seen.verify_message}"
+    if isinstance(seen, TimeoutError | urllib3.exceptions.TimeoutError):
+        return "no answer in time"
+    if isinstance(seen, socket.gaierror):
+        return f"name not found: {seen.strerror}"
+    if isinstance(seen, OSError) and seen.strerror:
+        return seen.strerror.lower()
+    return {
+        "RemoteDisconnected": "connection closed without an answer",
+        "IncompleteRead": "connection closed in the middle",
+    }.get(type(seen).__name__, type(seen).__name__)
 
 
 class Wire:
@@ -4019,28 +3976,6 @@ class Wire:
         )
 
 
-def _transport_reason(error: BaseException) -> str:
-    """A transport error in few words; its own text would carry the whole URL."""
-    seen: BaseException = error
-    while seen.__cause__ or getattr(seen, "reason", None):
-        inner = seen.__cause__ or seen.reason  # type: ignore[attr-defined]
-        if not isinstance(inner, BaseException):
-            break
-        seen = inner
-    if isinstance(seen, ssl.SSLCertVerificationError):
-        return f"TLS certificate refused: {seen.verify_message}"
-    if isinstance(seen, TimeoutError | urllib3.exceptions.TimeoutError):
-        return "no answer in time"
-    if isinstance(seen, socket.gaierror):
-        return f"name not found: {seen.strerror}"
-    if isinstance(seen, OSError) and seen.strerror:
-        return seen.strerror.lower()
-    return {
-        "RemoteDisconnected": "connection closed without an answer",
-        "IncompleteRead": "connection closed in the middle",
-    }.get(type(seen).__name__, type(seen).__name__)
-
-
 class Breaker:
     """Whether the ITSM is up: three "later" for different tickets in a row say it is not.
 
@@ -4069,7 +4004,7 @@ class Breaker:
         return self.last_success[1] if self.last_success[0] != ticket else self.success_before[1]
 
     def note(self, outcome: Outcome, ticket: str, now: float) -> bool:
-        """Takes an attempt's outcome in; True where the gates closed, opened or the reason changed."""
+        """Takes an outcome in; True where gates closed or opened, or the reason is another."""
         before = (self.why, self.reason)
         if outcome.name in ("delivered", "failed"):
             if outcome.name == "delivered":
@@ -4128,11 +4063,12 @@ class Delivery:
 
     def start(self) -> None:
         """Starts the threads; goes on where the last process ended."""
+        self.store.recover()
         itsm = json.loads(self.store.fact("itsm") or "{}")
         if itsm and self.store.counts["pending"]:
             self.breaker.why, self.breaker.reason = itsm["why"], itsm["reason"]
         elif itsm:
-            self.store.keep_fact("itsm", "")
+            self.store.keep_facts(itsm="")
         for kind in self.config.kinds.values():
             if kind.find:
                 self.store.postpone_unclear(kind.name, self.store.clock() + kind.find.after)
@@ -4391,7 +4327,7 @@ class Delivery:
         return Verdict("pending", said, due=due, tries=tries)
 
     def _settle(self, event: Event, attempt: Attempt | None, verdict: Verdict) -> None:
-        """Records the verdict, however long a full disk takes to heal: what happened is not forgotten."""
+        """Records the verdict, however long a full disk takes to heal."""
         while True:
             try:
                 self.store.record(event, attempt, verdict)
@@ -4413,7 +4349,7 @@ class Delivery:
             log.info("the ITSM answers again")
         itsm = json.loads(self.store.fact("itsm") or "{}")
         fact = {"why": why, "reason": reason, "since": itsm.get("since", time.time())}
-        self.store.keep_fact("itsm", json.dumps(fact) if why else "")
+        self.store.keep_facts(itsm=json.dumps(fact) if why else "")
 
     # The watch
 
@@ -4469,9 +4405,6 @@ class Delivery:
         limit = self.store.clock() - 0.8 * self.config["retry.give_up_after"]
         if turn % 14400 == 0 and (count := self.store.near_end(limit)):
             log.warning("%d events will soon be given up: see `status`", count)
-
-
-EVIDENCE = 300.0  # seconds for which another ticket's success speaks against a failing one
 
 
 # ── Command line: composes the rooms; one small function per command; exit codes ──────────────
@@ -4728,8 +4661,6 @@ class Service:
 
 
 def _width(text: str) -> int:
-    import unicodedata
-
     return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
@@ -4788,27 +4719,6 @@ def command_init(arguments: argparse.Namespace) -> int:
         raise Error(f"{path}: cannot be written: {error.strerror}") from None
     print(f"wrote {path}: fill in itsm.url and itsm.authorization, then run `check`")
     return 0
-
-
-def command_check(config: Config, arguments: argparse.Namespace, environ: Environ) -> int:
-    """Looks at everything that must be right before `serve` can work; sends no ticket."""
-    findings: list[tuple[str, str, str]] = [("ok", "configuration", config.source or "defaults")]
-    findings += [("look", "configuration", warning) for warning in config.warnings]
-    findings += [
-        _check_store(config),
-        _check_disk(config),
-        _check_zone(config),
-        _check_itsm(config),
-    ]
-    findings += _check_fields(config)
-    host, port = config["server.listen"]
-    for hook in config.hooks.values():
-        findings.append(
-            ("ok", "hook", f"POST http://{host}:{port}{hook.path} -> {', '.join(hook.kinds)}")
-        )
-    rows = [{"result": word, "what": what, "found": found} for word, what, found in findings]
-    _emit(arguments, rows, show_table(rows, ("result", "what", "found")))
-    return 1 if any(word == "wrong" for word, _, _ in findings) else 0
 
 
 Finding = tuple[str, str, str]
@@ -4891,37 +4801,25 @@ def _check_fields(config: Config) -> list[Finding]:
     return findings
 
 
-def command_explain(config: Config, arguments: argparse.Namespace, environ: Environ) -> int:
-    """Shows what a webhook would become: repairs, rule, fields and the exact request."""
-    name = arguments.hook.strip("/")
-    hook = config.hooks.get(name) or next(
-        (hook for hook in config.hooks.values() if hook.path.strip("/") == name), None
-    )
-    if hook is None:
-        raise ConfigError(f"no hook {name!r}{_hint(name, config.hooks)}: {', '.join(config.hooks)}")
-    if arguments.body == "-":
-        raw = sys.stdin.buffer.read()
-    else:
-        try:
-            raw = pathlib.Path(arguments.body).read_bytes()
-        except OSError as error:
-            raise ConfigError(f"{arguments.body}: cannot be read: {error.strerror}") from None
-    pairs = [header.partition(":") for header in arguments.header or ()]
-    headers = {key.strip().lower(): value.strip() for key, _, value in pairs}
-    reading = read_webhook(hook, raw, headers)
-    found: dict[str, Any] = {"hook": hook.name, "repaired": reading.repaired}
-    if hook.rules:
-        found["rule"] = reading.rule or None
-    found |= {"kind": reading.kind or None, "ticket": reading.ticket, "fields": reading.fields}
-    problem = reading.problem
-    if not problem and not reading.kind:
-        found["result"] = "ignored (200): no rule of the hook matches"
-    elif not problem:
-        problem = _explain_request(config, reading, found)
-    if problem:
-        found["result"] = f"failed (400): {problem}"
-    _emit(arguments, found, _explained(found))
-    return 1 if problem else 0
+def command_check(config: Config, arguments: argparse.Namespace, environ: Environ) -> int:
+    """Looks at everything that must be right before `serve` can work; sends no ticket."""
+    findings: list[tuple[str, str, str]] = [("ok", "configuration", config.source or "defaults")]
+    findings += [("look", "configuration", warning) for warning in config.warnings]
+    findings += [
+        _check_store(config),
+        _check_disk(config),
+        _check_zone(config),
+        _check_itsm(config),
+    ]
+    findings += _check_fields(config)
+    host, port = config["server.listen"]
+    for hook in config.hooks.values():
+        findings.append(
+            ("ok", "hook", f"POST http://{host}:{port}{hook.path} -> {', '.join(hook.kinds)}")
+        )
+    rows = [{"result": word, "what": what, "found": found} for word, what, found in findings]
+    _emit(arguments, rows, show_table(rows, ("result", "what", "found")))
+    return 1 if any(word == "wrong" for word, _, _ in findings) else 0
 
 
 def _explain_request(config: Config, reading: Reading, found: dict[str, Any]) -> str:
@@ -4960,6 +4858,39 @@ def _explained(found: Mapping[str, Any]) -> str:
         else:
             lines.append(f"{name}: {_plain(value) or '-'}")
     return "\n".join(lines)
+
+
+def command_explain(config: Config, arguments: argparse.Namespace, environ: Environ) -> int:
+    """Shows what a webhook would become: repairs, rule, fields and the exact request."""
+    name = arguments.hook.strip("/")
+    hook = config.hooks.get(name) or next(
+        (hook for hook in config.hooks.values() if hook.path.strip("/") == name), None
+    )
+    if hook is None:
+        raise ConfigError(f"no hook {name!r}{_hint(name, config.hooks)}: {', '.join(config.hooks)}")
+    if arguments.body == "-":
+        raw = sys.stdin.buffer.read()
+    else:
+        try:
+            raw = pathlib.Path(arguments.body).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{arguments.body}: cannot be read: {error.strerror}") from None
+    pairs = [header.partition(":") for header in arguments.header or ()]
+    headers = {key.strip().lower(): value.strip() for key, _, value in pairs}
+    reading = read_webhook(hook, raw, headers)
+    found: dict[str, Any] = {"hook": hook.name, "repaired": reading.repaired}
+    if hook.rules:
+        found["rule"] = reading.rule or None
+    found |= {"kind": reading.kind or None, "ticket": reading.ticket, "fields": reading.fields}
+    problem = reading.problem
+    if not problem and not reading.kind:
+        found["result"] = "ignored (200): no rule of the hook matches"
+    elif not problem:
+        problem = _explain_request(config, reading, found)
+    if problem:
+        found["result"] = f"failed (400): {problem}"
+    _emit(arguments, found, _explained(found))
+    return 1 if problem else 0
 
 
 def command_status(desk: Desk, arguments: argparse.Namespace) -> int:
@@ -5013,29 +4944,6 @@ def command_events(desk: Desk, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def command_show(desk: Desk, arguments: argparse.Namespace) -> int:
-    """Shows everything of an event, or a ticket's timeline."""
-    if (arguments.event is None) == (arguments.ticket is None):
-        raise ConfigError("show needs an event's number, or --ticket T")
-    found = desk.call("show", event=arguments.event, ticket=arguments.ticket)
-    if arguments.event is not None:
-        _emit(arguments, found, _shown_event(found))
-        return 0
-    mapping = found["mapping"]
-    lines = [
-        f"ticket {found['ticket']}: "
-        + (
-            f"request {mapping['request_id']} since {mapping['since']} (by {mapping['origin']})"
-            if mapping
-            else "no request id yet"
-        )
-    ]
-    for event in found["events"]:
-        lines += ["", _shown_event(event, brief=True)]
-    _emit(arguments, found, "\n".join(lines))
-    return 0
-
-
 def _shown_event(event: Mapping[str, Any], brief: bool = False) -> str:
     lines = [
         f"event {event['event']}: {event['state']}"
@@ -5066,6 +4974,29 @@ def _shown_event(event: Mapping[str, Any], brief: bool = False) -> str:
             f" ({_plain(one['reason'])}){said}"
         )
     return "\n".join(lines)
+
+
+def command_show(desk: Desk, arguments: argparse.Namespace) -> int:
+    """Shows everything of an event, or a ticket's timeline."""
+    if (arguments.event is None) == (arguments.ticket is None):
+        raise ConfigError("show needs an event's number, or --ticket T")
+    found = desk.call("show", event=arguments.event, ticket=arguments.ticket)
+    if arguments.event is not None:
+        _emit(arguments, found, _shown_event(found))
+        return 0
+    mapping = found["mapping"]
+    lines = [
+        f"ticket {found['ticket']}: "
+        + (
+            f"request {mapping['request_id']} since {mapping['since']} (by {mapping['origin']})"
+            if mapping
+            else "no request id yet"
+        )
+    ]
+    for event in found["events"]:
+        lines += ["", _shown_event(event, brief=True)]
+    _emit(arguments, found, "\n".join(lines))
+    return 0
 
 
 def command_retry(desk: Desk, arguments: argparse.Namespace) -> int:
@@ -5106,20 +5037,23 @@ def command_map(desk: Desk, arguments: argparse.Namespace) -> int:
 
 def _rows_of(path: str, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """(line number, row) of a CSV file, with or without a header line."""
+    names: Sequence[str] = columns
     try:
-        file = open(path, encoding="utf-8-sig", newline="")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    with file:
-        names: Sequence[str] = columns
-        try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             for number, cells in enumerate(csv.reader(file), 1):
                 if number == 1 and columns[0] in [cell.strip() for cell in cells]:
                     names = [cell.strip() for cell in cells]
                 elif any(cell.strip() for cell in cells):
                     yield number, dict(zip(names, cells, strict=False))
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path}: is no CSV in UTF-8: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is no CSV in UTF-8: {error}") from None
+
+
+def _progress(done: int, whole: int) -> None:
+    if sys.stderr.isatty() and whole > 1000:
+        print(f"\r{done} of {whole}", end="" if done < whole else "\n", file=sys.stderr, flush=True)
 
 
 def command_import(desk: Desk, arguments: argparse.Namespace) -> int:
@@ -5145,11 +5079,6 @@ def command_import(desk: Desk, arguments: argparse.Namespace) -> int:
         _progress(min(start + 1000, len(rows)), len(rows))
     _emit(arguments, {"imported": len(rows)}, f"{len(rows)} mappings imported")
     return 0
-
-
-def _progress(done: int, whole: int) -> None:
-    if sys.stderr.isatty() and whole > 1000:
-        print(f"\r{done} of {whole}", end="" if done < whole else "\n", file=sys.stderr, flush=True)
 
 
 def command_export(desk: Desk, arguments: argparse.Namespace) -> int:
@@ -5302,7 +5231,7 @@ class _Demo:
         time.sleep(1)
         counts = self.counts()
         self.say(
-            f"   {counts['pending']} events wait, {counts['held']} held for ticket 4184's request id."
+            f"   {counts['pending']} events wait, {counts['held']} held for the id of ticket 4184."
         )
         self.say("3. The ITSM is back; what waited goes out by itself, in order.")
         self.itsm.up = True
