@@ -198,9 +198,6 @@ MAX_WAIT = 30  # seconds a caller may ask for with Prefer: wait
 MAX_RETRY_AFTER = 3600.0  # seconds a Retry-After is honoured for, and the farthest due time kept
 
 
-OUTAGE_TOLD = 300.0  # seconds: a shorter outage of the ITSM needs nobody
-
-
 EVIDENCE = 300.0  # seconds for which another ticket's success speaks against a failing one
 
 
@@ -275,6 +272,12 @@ OPTIONS = (
            '"/var/log/hd_itsm/hd_itsm.log"'),
     Option("log", "max_bytes", "count", 5242880, "its size when a new one is begun"),
     Option("log", "backups", "count", 20, "how many old ones are kept"),
+    Option("alert", "url", "secret", "",
+           'gets {"text": "..."} when a person is needed: Slack, Teams, Mattermost and alike',
+           '{ file = "/etc/hd_itsm.alert" }'),
+    Option("alert", "after", "duration", "5m", "a shorter outage of the ITSM is not told"),
+    Option("alert", "silence", "duration", 0,
+           "tell when no webhook came for so long; 0 or empty: never", '"8h"'),
     Option("time", "zone", "zone", "local", '"local", a name like "Asia/Seoul", or "+09:00"'),
     Option("time", "due_days", "days", 7, "expected date = day received + so many days"),
     Option("time", "date_formats", "formats", [], "further date formats (strptime)",
@@ -317,6 +320,7 @@ SECTIONS = {
     "store": "Where events and mappings are kept.",
     "log": "What is written down.",
     "time": "How dates are read and written.",
+    "alert": "Who is told when something needs a person.",
 }
 
 SAMPLE_TAIL = """\
@@ -1413,6 +1417,8 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def _read_duration(value: Any) -> float:
+    if value == "":
+        return 0.0
     if isinstance(value, str) and (
         match := re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]+)?)([smhd])", value)
     ):
@@ -2105,6 +2111,12 @@ MIGRATIONS = (  # entry n brings a file of version n to n + 1; never change one 
     ) WITHOUT ROWID;
     CREATE INDEX mappings_request ON mappings (request_id);
     CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE hours (              -- what happened in each hour, for the page
+        hour INTEGER PRIMARY KEY,     -- epoch seconds / 3600
+        received INTEGER NOT NULL,
+        delivered INTEGER NOT NULL,
+        failed INTEGER NOT NULL
+    );
     """,
 )
 
@@ -2324,7 +2336,8 @@ class Database:
         self._db = _connect(path)
         self._lock = threading.Lock()
         self._queue: collections.deque[_Write] = collections.deque()
-        self._moved: collections.Counter[str] = collections.Counter()
+        self._moved: collections.Counter[str] = collections.Counter()  # state -> more of them
+        self._hour: collections.Counter[str] = collections.Counter()  # received, delivered, failed
         self._settled: list[int] = []  # events that a transaction settled
         self._waiters: dict[int, list[threading.Event]] = {}
         self._facts = dict(tuple(row) for row in self._db.execute("SELECT name, value FROM facts"))
@@ -2407,6 +2420,7 @@ class Database:
 
     def _transact(self, batch: list[_Write]) -> None:
         self._moved.clear()
+        self._hour.clear()
         self._settled.clear()
         error: BaseException | None = None
         try:
@@ -2417,8 +2431,8 @@ class Database:
                 entry.result = entry.operation()
             counts = self.counts.copy()
             counts.update(self._moved)
-            if counts != self.counts:
-                self._set_facts({"counts": json.dumps(counts)})
+            if self._hour or counts != self.counts:
+                self._count(counts)
             self._db.execute("COMMIT")
             self.counts = counts
         except sqlite3.Error as found:
@@ -2433,6 +2447,17 @@ class Database:
                 waiter.set()
         for entry in batch:
             entry.error, entry.done = error, True
+
+    def _count(self, counts: Mapping[str, int]) -> None:
+        """Keeps the counts by state and of this hour, once a transaction."""
+        self._set_facts({"counts": json.dumps(counts)})
+        self._sql(
+            "INSERT INTO hours VALUES (:hour, :received, :delivered, :failed)"
+            " ON CONFLICT (hour) DO UPDATE SET received = received + excluded.received,"
+            " delivered = delivered + excluded.delivered, failed = failed + excluded.failed",
+            hour=int(time.time()) // 3600,
+            **{name: self._hour[name] for name in ("received", "delivered", "failed")},
+        )
 
     def _failed(self, error: sqlite3.Error) -> Error:
         """What a failed statement or commit means for the file from now on."""
@@ -2515,6 +2540,8 @@ class Lines(Database):
             },
         )
         self._moved[webhook.state] += 1
+        self._hour["received"] += parent is None
+        self._hour[webhook.state] += 1
         return number
 
     def _move(self, event: int, leaves: str, enters: str, reason: str, **columns: Any) -> bool:
@@ -2533,6 +2560,7 @@ class Lines(Database):
         if changed:
             self._moved[leaves] -= 1
             self._moved[enters] += 1
+            self._hour[enters] += leaves != enters
             if enters not in ("pending", "held"):
                 self._settled.append(event)
         return bool(changed)
@@ -2821,6 +2849,7 @@ class Progress(Lines):
                     self._moved[row["state"]] -= 1
                     self._sql("DELETE FROM attempts WHERE event = :event", event=row["event"])
                     self._sql("DELETE FROM events WHERE event = :event", event=row["event"])
+            self._sql("DELETE FROM hours WHERE hour < :hour", hour=int(received_before) // 3600)
             return old[-1]["event"] if len(old) == limit else 0
 
         return self._write(operation)  # type: ignore[no-any-return]
@@ -2939,6 +2968,101 @@ class Store(Progress):
         rows = self._read("SELECT received FROM events ORDER BY event DESC LIMIT 1")
         return rows[0]["received"] if rows else None
 
+    def incidents(
+        self, outage_after: float, held_after: float, give_up_after: float, silence: float
+    ) -> dict[str, str]:
+        """What needs a person now, by name, each with what to do; all limits in seconds."""
+        now, found = time.time(), {}
+        itsm = json.loads(self.fact("itsm") or "{}")
+        if itsm.get("why") == "credential":
+            found["credential"] = (
+                "the ITSM refuses our credential: put the new one in place, it is read by itself"
+            )
+        elif itsm and now - itsm["since"] > outage_after:
+            found["outage"] = f"the ITSM is down ({itsm['reason']}): deliveries go on when it is up"
+        if count := self.counts["failed"]:
+            found["failed"] = f"{count} failed: `events --state failed` says why; `retry` or `drop`"
+        held = self._read("SELECT min(received) AS first FROM events WHERE state = 'held'")[0][
+            "first"
+        ]
+        if held is not None and now - held >= held_after:
+            found["held"] = f"{self.counts['held']} held: `events --state held` says what for"
+        if count := self.near_end(self.clock() - 0.8 * give_up_after):
+            found["near_end"] = f"{count} will soon be given up: see [retry] give_up_after"
+        if self.tight:
+            found["disk"] = "the disk is full: webhooks are refused until there is room"
+        last = self.last_received()
+        if silence and last is not None and now - last > silence:
+            found["silence"] = f"no webhook came for {round((now - last) / 3600)} h: why not?"
+        return found
+
+    def hours(self, first: int) -> list[dict[str, Any]]:
+        """What happened in each hour (epoch seconds / 3600) from `first` on, where anything did."""
+        return self._read("SELECT * FROM hours WHERE hour >= :first ORDER BY hour", first=first)
+
+    def find_tickets(self, text: str) -> list[str]:
+        """The tickets that `text` means: as a ticket, or as a request id."""
+        rows = self._read(
+            "SELECT ticket FROM events WHERE ticket = :text UNION SELECT ticket FROM mappings"
+            " WHERE ticket = :text OR request_id = :text LIMIT 50",
+            text=text,
+        )
+        return [row["ticket"] for row in rows]
+
+    def forget(self, ticket: str) -> int:
+        """Removes the texts of a ticket's settled events; how many. Mapping and states stay."""
+
+        def operation() -> int:
+            return (
+                self._sql(
+                    "UPDATE events SET raw = X'', headers = '{}', sender = '', reason = '',"
+                    " fields = json_object('ticket_id', ticket) WHERE ticket = :ticket"
+                    " AND state IN ('delivered', 'ignored', 'dropped')",
+                    ticket=ticket,
+                ).rowcount
+                + 0
+                * self._sql(
+                    "UPDATE attempts SET answer = '', reason = '' WHERE event IN"
+                    " (SELECT event FROM events WHERE ticket = :ticket"
+                    " AND state IN ('delivered', 'ignored', 'dropped'))",
+                    ticket=ticket,
+                ).rowcount
+            )
+
+        return self._write(operation)  # type: ignore[no-any-return]
+
+    def known(self, tickets: Sequence[str]) -> list[dict[str, Any]]:
+        """What is known of some tickets: ticket, request_id, and its events' kinds and states."""
+        found = []
+        for ticket in tickets:
+            mapping = self.mapping(ticket)
+            events = self._read(
+                "SELECT event, kind, state FROM events WHERE ticket = :ticket AND state != 'ignored'"
+                " ORDER BY place, event",
+                ticket=ticket,
+            )
+            request_id = mapping["request_id"] if mapping else None
+            found.append({"ticket": ticket, "request_id": request_id, "events": events})
+        return found
+
+    def backup(self, path: str) -> int:
+        """Writes a consistent, checked copy while work goes on; its size in bytes.
+
+        Not under `_lock`: SQLite copies in steps and takes in what changes between them.
+        """
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600))
+            with contextlib.closing(sqlite3.connect(path)) as copy:
+                self._db.backup(copy, pages=256, sleep=0.005)
+                found = copy.execute("PRAGMA integrity_check(3)").fetchall()
+            if found != [("ok",)]:
+                raise StoreError(f"{path}: the copy is damaged ({found}): look after the disk")
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+            return os.stat(path).st_size
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(f"{path}: cannot be written: {error}") from None
+
     def retry(self, event: int, webhook: Webhook, force: bool) -> str:
         """Puts an event back to pending as `webhook` has it now; "" or why that is refused."""
         return self._write(lambda: self._retry(event, webhook, force))  # type: ignore[no-any-return]
@@ -3053,6 +3177,16 @@ class Store(Progress):
         for start in range(0, len(rows), 200):
             self._write(functools.partial(operation, start))
         return len(rows)
+
+
+def incidents(config: Config, store: Store, held_after: float) -> dict[str, str]:
+    """What needs a person now, by name; each says what to do."""
+    return store.incidents(
+        outage_after=config["alert.after"],
+        held_after=held_after,
+        give_up_after=config["retry.give_up_after"],
+        silence=config["alert.silence"],
+    )
 
 
 # ── Web: admit, read, store, wake, answer; the operator's verbs and the control endpoint ──────
@@ -3376,23 +3510,6 @@ def verb_status(config: Config, store: Store, arguments: Arguments) -> Any:
     oldest, clock = store.oldest(), config.clock
     counts = {state: store.counts.get(state, 0) for state in STATES}
     itsm = json.loads(store.fact("itsm") or "{}")
-    limit = store.clock() - 0.8 * config["retry.give_up_after"]
-    near_end = store.near_end(limit)
-    needs = [
-        f"{counts[state]} {state}: `events --state {state}`"
-        for state in ("failed", "held")
-        if counts[state]
-    ]
-    if itsm.get("why") == "credential":
-        needs.append(
-            "the ITSM refuses our credential: put a good one in place; it is read by itself"
-        )
-    elif itsm.get("since") and time.time() - itsm["since"] > OUTAGE_TOLD:
-        needs.append(f"the ITSM is down: {itsm['reason']}")
-    if near_end:
-        needs.append(f"{near_end} will soon be given up: see [retry] give_up_after")
-    if store.tight:
-        needs.append("the disk is full: webhooks are refused until there is room")
     last = store.fact("last_delivery")
     return {
         **counts,
@@ -3409,8 +3526,19 @@ def verb_status(config: Config, store: Store, arguments: Arguments) -> Any:
         "last_webhook": iso(store.last_received(), clock),
         "repaired": int(store.fact("repaired") or 0),
         "running": bool(store.board),
-        "needs": needs,
+        "needs": list(incidents(config, store, held_after=0.0).values()),
     }
+
+
+def verb_known(config: Config, store: Store, arguments: Arguments) -> Any:
+    """What is known of `tickets`."""
+    return store.known([str(ticket) for ticket in arguments["tickets"]])
+
+
+def verb_backup(config: Config, store: Store, arguments: Arguments) -> Any:
+    """Makes a copy beside the file, where a service may write; whoever asked moves it away."""
+    path = f"{os.path.abspath(store.path)}.backup.{secrets.token_hex(4)}"
+    return {"file": path, "bytes": store.backup(path)}
 
 
 VERBS: dict[str, Callable[[Config, Store, Arguments], Any]] = {
@@ -3424,6 +3552,8 @@ VERBS: dict[str, Callable[[Config, Store, Arguments], Any]] = {
     "pause": verb_pause,
     "resume": verb_resume,
     "status": verb_status,
+    "known": verb_known,
+    "backup": verb_backup,
 }
 WAKING = ("retry", "drop", "map", "import", "resume")  # after these something may be due
 
@@ -3434,7 +3564,7 @@ def health(config: Config, store: Store) -> tuple[str, dict[str, Any]]:
     age, beat = status["oldest_age"], store.board.get("beat", 0.0)
     dead = time.monotonic() - beat > 30
     word = "fail" if age > 3600 or dead or store.broken else "ok"
-    if word == "ok" and (age > OUTAGE_TOLD or store.tight or status["needs"]):
+    if word == "ok" and (age > config["alert.after"] or store.tight or status["needs"]):
         word = "warn"
     return word, {
         "status": word,
@@ -3797,7 +3927,7 @@ def decide(kind: Kind, answer: Answer, now: float) -> Outcome:
     return _accepted(kind, answer)
 
 
-class _Flight:
+class Flight:
     """One attempt on its way: the worker that makes it and the watch that may have to end it."""
 
     def __init__(self, deadline: float) -> None:
@@ -3921,7 +4051,7 @@ class Wire:
         return headers | dict(request.headers)
 
     def send(
-        self, flight: _Flight, request: Request, headers: Mapping[str, str], fresh: bool
+        self, flight: Flight, request: Request, headers: Mapping[str, str], fresh: bool
     ) -> Answer:
         """Makes one HTTP request; never raises for what the network or the ITSM does.
 
@@ -3940,7 +4070,7 @@ class Wire:
             for tap in flight.left:
                 tap.close()
 
-    def _exchange(self, flight: _Flight, request: Request, headers: Mapping[str, str]) -> Answer:
+    def _exchange(self, flight: Flight, request: Request, headers: Mapping[str, str]) -> Answer:
         timeout = max(0.1, flight.deadline - time.monotonic())
         response = self.pools.request(
             request.method,
@@ -4031,35 +4161,177 @@ class Breaker:
         self.probes += 1
 
 
-class Delivery:
-    """Brings due events to the ITSM with a few worker threads, and watches over them.
+class Alerts:
+    """Tells a chat address what needs a person: once when it begins, once when it is over.
 
-    `_gate` guards the page of due events, the tickets in flight, the breaker and the counts of
-    workers; it is held for moments only, never during SQL or HTTP. Workers without work wait on
-    it; `wake`, a worker that leaves more work behind, and `stop` notify. The store's lock is never
-    taken while `_gate` is held.
+    What was told is kept, so that a restart does not tell it again. `tell` may take seconds: it
+    has a thread of its own and nothing waits for it.
     """
 
-    PAGE = 64
+    def __init__(self, config: Config, store: Store) -> None:
+        self.config, self.store = config, store
+        self.pools = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(total=5))
+
+    def look(self) -> None:
+        """Tells what is new and what is over. Raises StoreError."""
+        after = self.config["alert.after"]
+        now = incidents(self.config, self.store, held_after=after)
+        told: dict[str, str] = json.loads(self.store.fact("told") or "{}")
+        lines = [text for name, text in now.items() if name not in told]
+        lines += [f"over: {text}" for name, text in told.items() if name not in now]
+        if lines and self.tell(f"hd_itsm on {socket.gethostname()}: " + "; ".join(lines)):
+            self.store.keep_facts(told=json.dumps(now))
+
+    def tell(self, text: str) -> bool:
+        """Posts one text; whether it was taken."""
+        try:
+            answer = self.pools.request(
+                "POST",
+                self.config["alert.url"].reveal(),
+                body=json.dumps({"text": text}).encode(),
+                headers={"Content-Type": "application/json"},
+                redirect=False,
+            )
+            if answer.status < 300:
+                return True
+            reason = f"answered {answer.status}"
+        except (urllib3.exceptions.HTTPError, ValueError) as error:
+            reason = _transport_reason(error)
+        log.warning("the alert address does not take alerts (%s): %s", reason, text)
+        return False
+
+
+class Gate:
+    """Which event goes next, and when: the due events, the breaker, the workers that wait.
+
+    `_changed` guards all of it and is held for moments only, never during SQL or HTTP; the store's
+    lock is never taken while it is held. Workers without work wait on it; `wake`, a worker that
+    leaves more work behind, an opened breaker and `stop` notify.
+    """
+
+    PAGE = 64  # due events read at a time: memory stays flat whatever the backlog
+
+    def __init__(self, store: Store, breaker: Breaker) -> None:
+        self.store, self.breaker = store, breaker
+        self.stopping = threading.Event()
+        self._changed = threading.Condition()
+        self._page: collections.deque[tuple[int, str]] = collections.deque()
+        self._busy: set[str] = set()  # tickets of the page and in flight
+        self._idle = self._looking = 0  # workers that wait, and that look for work
+        self._fresh = True  # something may have become due since the last look
+
+    def wake(self) -> None:
+        """Something may be due. Cheap: wakes a worker only where none is looking for work."""
+        with self._changed:
+            self._fresh = True
+            if self._idle and not self._looking:
+                self._changed.notify()
+
+    def stop(self) -> None:
+        """Lets nothing through any more."""
+        with self._changed:
+            self.stopping.set()
+            self._changed.notify_all()
+
+    def take(self) -> tuple[int, str] | None:
+        """The next event to deliver with its ticket; waits for one. None: time to stop."""
+        while not self.stopping.is_set():
+            with self._changed:
+                self._looking += 1
+                self._fresh = False
+            try:
+                if taken := self._first_of_page():
+                    return taken
+                wait = self._fill_page()
+            except StoreError:
+                wait = 1.0
+            finally:
+                with self._changed:
+                    self._looking -= 1
+            with self._changed:
+                if wait > 0 and not self._fresh and not self.stopping.is_set():
+                    self._idle += 1
+                    self._changed.wait(wait)
+                    self._idle -= 1
+        return None
+
+    def _first_of_page(self) -> tuple[int, str] | None:
+        """The first event of the page, where the breaker and the operator let it go."""
+        with self._changed:
+            if not self._page or self.store.fact("paused"):
+                return None
+            if not self.breaker.admits(self.store.clock()):
+                return None
+            self.breaker.probing = bool(self.breaker.why)
+            taken = self._page.popleft()
+            if self._page and self._idle and not self.breaker.why:
+                self._changed.notify()
+            return taken
+
+    def _fill_page(self) -> float:
+        """Looks for due events; 0 where some may go, else how many seconds to wait."""
+        now = self.store.clock()
+        if self.store.fact("paused"):
+            return 60.0
+        with self._changed:
+            if not self.breaker.admits(now):
+                return 60.0 if self.breaker.probing else max(0.01, self.breaker.next_probe - now)
+            if self._page:
+                return 0.0
+            busy = len(self._busy)
+        found = self.store.due(now, self.PAGE + busy)
+        with self._changed:
+            for event, ticket in found:
+                if ticket not in self._busy and len(self._page) < self.PAGE:
+                    self._busy.add(ticket)
+                    self._page.append((event, ticket))
+            if self._page:
+                return 0.0
+        due = self.store.next_due(now)
+        return 60.0 if due is None else min(60.0, max(0.001, due - now))
+
+    def done(self, ticket: str) -> None:
+        """The attempt for the ticket is over: its next event may go."""
+        with self._changed:
+            self._busy.discard(ticket)
+            self.breaker.probing = False
+
+    def note(self, outcome: Outcome, ticket: str) -> tuple[bool, str, float]:
+        """Tells the breaker; whether it changed, why it is open, when another ticket got through."""
+        with self._changed:
+            changed = self.breaker.note(outcome, ticket, self.store.clock())
+            if changed:
+                self._changed.notify_all()
+            return changed, self.breaker.why, self.breaker.success_of_another(ticket)
+
+    def probe_now(self) -> None:
+        """Ends the wait for the next probe."""
+        with self._changed:
+            self.breaker.next_probe = 0.0
+            self._changed.notify_all()
+
+    def forget_trouble(self) -> None:
+        """Closes a breaker that nothing is left to probe with."""
+        with self._changed:
+            self.breaker.why = self.breaker.reason = ""
+
+
+class Delivery:
+    """Brings due events to the ITSM with a few worker threads, and watches over them."""
 
     def __init__(
         self, config: Config, store: Store, jitter: Callable[[], float] = random.random
     ) -> None:
         self.config, self.store, self.jitter = config, store, jitter
-        self.breaker = Breaker(config["retry.first"], config["retry.probe"], jitter)
+        breaker = Breaker(config["retry.first"], config["retry.probe"], jitter)
+        self.breaker, self.gate = breaker, Gate(store, breaker)
+        self.wake = self.gate.wake
         self.fatal = ""  # why the process must end
-        self._gate = threading.Condition()
-        self._page: collections.deque[tuple[int, str]] = collections.deque()
-        self._busy: set[str] = set()  # tickets of the page and in flight
-        self._flights: dict[threading.Thread, _Flight] = {}
+        self._flights: dict[threading.Thread, Flight] = {}
         self._workers: list[threading.Thread] = []
         self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
-        self._idle = self._looking = 0
-        self._fresh = True  # something may have become due since the last look
-        self._stop = threading.Event()
+        self._alerter = threading.Thread(target=self._alert, name="alert", daemon=True)
         self._retained = 0
-
-    # Starting, waking, stopping
 
     def start(self) -> None:
         """Starts the threads; goes on where the last process ended."""
@@ -4076,108 +4348,36 @@ class Delivery:
             self._workers.append(self._new_worker())
         self.store.board["beat"] = time.monotonic()
         self._watcher.start()
+        if self.config["alert.url"]:
+            self._alerter.start()
 
     def _new_worker(self) -> threading.Thread:
         worker = threading.Thread(target=self._work, name="worker", daemon=True)
         worker.start()
         return worker
 
-    def wake(self) -> None:
-        """Something may be due. Cheap: wakes a worker only where none is looking for work."""
-        with self._gate:
-            self._fresh = True
-            if self._idle and not self._looking:
-                self._gate.notify()
-
     def stop(self, seconds: float) -> None:
         """Starts nothing more and waits for what is in flight; after `seconds` that is cut."""
         deadline = time.monotonic() + seconds
-        with self._gate:
-            self._stop.set()
-            self._gate.notify_all()
+        self.gate.stop()
         for worker in self._workers:
             worker.join(max(0.0, deadline - time.monotonic()))
         for flight in list(self._flights.values()):
             flight.end()
-        for worker in self._workers:
-            worker.join(1.0)
-        self._watcher.join(1.0)
-
-    # One worker
+        for thread in [*self._workers, self._watcher]:
+            thread.join(1.0)
 
     def _work(self) -> None:
         wire = Wire(self.config)
-        while (taken := self._take()) is not None:
+        while (taken := self.gate.take()) is not None:
             event, ticket = taken
             try:
                 self.deliver(wire, event)
             except StoreError as error:
                 log.error("event %d: %s", event, error)
-                self._stop.wait(1.0)
+                self.gate.stopping.wait(1.0)
             finally:
-                with self._gate:
-                    self._busy.discard(ticket)
-                    self.breaker.probing = False
-
-    def _take(self) -> tuple[int, str] | None:
-        """The next event to deliver with its ticket; waits for one. None: time to stop."""
-        while not self._stop.is_set():
-            wait = 60.0
-            with self._gate:
-                self._looking += 1
-                self._fresh, fresh = False, self._fresh
-            try:
-                if taken := self._from_page():
-                    return taken
-                wait = self._fill_page(fresh)
-            except StoreError:
-                wait = 1.0
-            finally:
-                with self._gate:
-                    self._looking -= 1
-            with self._gate:
-                if wait > 0 and not self._fresh and not self._stop.is_set():
-                    self._idle += 1
-                    self._gate.wait(wait)
-                    self._idle -= 1
-        return None
-
-    def _from_page(self) -> tuple[int, str] | None:
-        """The first event of the page, where the breaker and the operator let it go."""
-        with self._gate:
-            if not self._page or self.store.fact("paused"):
-                return None
-            if not self.breaker.admits(self.store.clock()):
-                return None
-            self.breaker.probing = bool(self.breaker.why)
-            taken = self._page.popleft()
-            if self._page and self._idle and not self.breaker.why:
-                self._gate.notify()
-            return taken
-
-    def _fill_page(self, fresh: bool) -> float:
-        """Looks for due events; 0 where the page holds some that may go, else how long to wait."""
-        now = self.store.clock()
-        if self.store.fact("paused"):
-            return 60.0
-        with self._gate:
-            if not self.breaker.admits(now):
-                return 60.0 if self.breaker.probing else max(0.01, self.breaker.next_probe - now)
-            if self._page:
-                return 0.0
-            busy = len(self._busy)
-        found = self.store.due(now, self.PAGE + busy)
-        with self._gate:
-            for event, ticket in found:
-                if ticket not in self._busy and len(self._page) < self.PAGE:
-                    self._busy.add(ticket)
-                    self._page.append((event, ticket))
-            if self._page:
-                return 0.0
-        due = self.store.next_due(now)
-        return 60.0 if due is None else min(60.0, max(0.001, due - now))
-
-    # One delivery
+                self.gate.done(ticket)
 
     def deliver(self, wire: Wire, number: int) -> None:
         """Makes one attempt for an event and records what it meant."""
@@ -4206,7 +4406,7 @@ class Delivery:
     ) -> tuple[Answer, float, float]:
         """The ITSM's answer to `request`, when it began (epoch) and how long it took (seconds)."""
         at, began = time.time(), time.monotonic()
-        flight = _Flight(began + self.config["itsm.timeout"])
+        flight = Flight(began + self.config["itsm.timeout"])
         thread = threading.current_thread()
         self._flights[thread] = flight
         try:
@@ -4282,12 +4482,9 @@ class Delivery:
     def _judge(self, event: Event, kind: Kind, outcome: Outcome) -> Verdict:
         """What becomes of the event: the breaker, the poison rule and patience have their say."""
         now = self.store.clock()
-        with self._gate:
-            was_open = bool(self.breaker.why)
-            changed = self.breaker.note(outcome, event.ticket, now)
-            down, others = self.breaker.why, self.breaker.success_of_another(event.ticket)
+        changed, down, others = self.gate.note(outcome, event.ticket)
         if changed:
-            self._tell(was_open)
+            self._tell(down)
         said = f"{outcome.reason}: {outcome.words}" if outcome.words else outcome.reason
         if outcome.name == "delivered":
             return self._delivered(kind, outcome)
@@ -4333,30 +4530,34 @@ class Delivery:
                 self.store.record(event, attempt, verdict)
                 return
             except StoreFull:
-                if self._stop.wait(0.5):
+                if self.gate.stopping.wait(0.5):
                     return  # it stays pending: at most this attempt is repeated
 
-    def _tell(self, was_open: bool) -> None:
-        """Notes a change of the breaker in the log and the store."""
-        with self._gate:
-            why, reason = self.breaker.why, self.breaker.reason
-            if not why:
-                self._gate.notify_all()
-        if why and not was_open:
+    def _tell(self, why: str) -> None:
+        """Notes in the log and the store that the gates closed (`why`) or opened ("")."""
+        itsm, reason = json.loads(self.store.fact("itsm") or "{}"), self.breaker.reason
+        if not why:
+            log.info("the ITSM answers again")
+        elif itsm.get("why") != why:
             what = "refuses our credential" if why == "credential" else "is down"
             log.error("the ITSM %s (%s): everything waits, probes go on", what, reason)
-        elif not why:
-            log.info("the ITSM answers again")
-        itsm = json.loads(self.store.fact("itsm") or "{}")
         fact = {"why": why, "reason": reason, "since": itsm.get("since", time.time())}
         self.store.keep_facts(itsm=json.dumps(fact) if why else "")
 
-    # The watch
+    def _alert(self) -> None:
+        alerts, pause = Alerts(self.config, self.store), 1.0
+        while not self.gate.stopping.wait(pause):
+            try:
+                alerts.look()
+            except StoreError as error:
+                log.error("alerts: %s", error)
+            except Exception:
+                log.exception("alerts failed; they go on")
 
     def _watch(self) -> None:
         """Ends attempts that are over time, replaces dead workers, keeps house."""
         turn = 0
-        while not self._stop.wait(0.25):
+        while not self.gate.stopping.wait(0.25):
             try:
                 self.watch(time.monotonic(), turn)
             except StoreError as error:
@@ -4373,7 +4574,7 @@ class Delivery:
             elif now > flight.deadline:
                 flight.end()
         for place, worker in enumerate(self._workers):
-            if not worker.is_alive() and not self._stop.is_set():
+            if not worker.is_alive() and not self.gate.stopping.is_set():
                 log.critical("a worker died: a new one takes its place")
                 self._workers[place] = self._new_worker()
         self.store.board["beat"] = now
@@ -4391,14 +4592,12 @@ class Delivery:
         """Probes at once where the ITSM refuses our credential and its file has changed."""
         if self.breaker.why != "credential":
             if self.breaker.why and not self.store.counts["pending"]:
-                self.breaker.why = self.breaker.reason = ""
-                self._tell(True)
+                self.gate.forget_trouble()
+                self._tell("")
             return
         with contextlib.suppress(OSError, UnicodeError):
             if self.config["itsm.authorization"].refresh():
-                with self._gate:
-                    self.breaker.next_probe = 0.0
-                    self._gate.notify_all()
+                self.gate.probe_now()
 
     def _near_end(self, turn: int) -> None:
         """Warns of events that will soon be given up, once an hour."""
@@ -4768,7 +4967,7 @@ def _check_itsm(config: Config) -> Finding:
     if not url:
         url = next(str(kind.url.parts[0]) for kind in config.kinds.values() if kind.url.parts)
     kind = replace(next(iter(config.kinds.values())), headers=config["itsm.headers"])
-    wire, flight = Wire(config), _Flight(time.monotonic() + min(10.0, config["itsm.timeout"]))
+    wire, flight = Wire(config), Flight(time.monotonic() + min(10.0, config["itsm.timeout"]))
     request = Request("GET", url, (), b"")
     timer = threading.Timer(min(10.0, config["itsm.timeout"]), flight.end)
     timer.start()
@@ -5098,6 +5297,83 @@ def command_export(desk: Desk, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def command_backup(desk: Desk, arguments: argparse.Namespace) -> int:
+    """Copies the file, consistently, while the service runs or not; replaces an older copy."""
+    target, store = os.path.abspath(arguments.file), os.path.abspath(desk.config["store.path"])
+    if target in (store, f"{store}-wal", control_path(store)) or os.path.isdir(target):
+        raise ConfigError(f"{target}: name another file for the copy")
+    found = desk.call("backup")
+    try:
+        shutil.copyfile(found["file"], f"{target}.new")
+        os.chmod(f"{target}.new", 0o600)
+        with open(f"{target}.new", "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(f"{target}.new", target)
+    except OSError as error:
+        raise Error(f"{target}: cannot be written: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(found["file"])
+    _emit(
+        arguments, {"file": target, "bytes": found["bytes"]}, f"{found['bytes']} bytes to {target}"
+    )
+    return 0
+
+
+CLOSED_WORDS = {  # what helpdesks call a state -> the kind that must have been delivered for it
+    "closed": "complete", "resolved": "complete", "solved": "complete", "done": "complete",
+    "assigned": "assign", "open": "new",
+}  # fmt: skip
+
+
+def _gaps(config: Config, ticket: Mapping[str, Any], state: str) -> tuple[str, str]:
+    """("never_seen", "without_request_id", "half_sent" or "", and what is missing)."""
+    events = ticket["events"]
+    if not events and not ticket["request_id"]:
+        return "never_seen", "no event and no mapping: send its webhook again, or `map` it"
+    if not ticket["request_id"]:
+        states = ", ".join(f"event {one['event']} {one['state']}" for one in events)
+        return "without_request_id", states
+    undelivered = [one for one in events if one["state"] in ("pending", "held", "failed")]
+    if undelivered:
+        listed = (f"event {one['event']} {one['kind']} {one['state']}" for one in undelivered)
+        return "half_sent", ", ".join(listed)
+    wanted = CLOSED_WORDS.get(state.strip().lower(), state.strip().lower())
+    delivered = {one["kind"] for one in events if one["state"] == "delivered"}
+    if wanted in config.kinds and not config.kinds[wanted].opens and wanted not in delivered:
+        return "half_sent", f"the helpdesk says {state}, but no {wanted} was delivered"
+    return "", ""
+
+
+def command_reconcile(desk: Desk, arguments: argparse.Namespace) -> int:
+    """Compares the helpdesk's list of tickets with what is known here; exit 1 for any gap."""
+    rows = [
+        (read_id(row.get("ticket_id")), row.get("state") or "", number)
+        for number, row in _rows_of(arguments.file, ("ticket_id", "state"))
+    ]
+    if bad := [number for ticket, _, number in rows if not ticket]:
+        raise ConfigError(f"{arguments.file} line {bad[0]}: no ticket id in the first column")
+    gaps: dict[str, list[dict[str, str]]] = {
+        "never_seen": [],
+        "without_request_id": [],
+        "half_sent": [],
+    }
+    for start in range(0, len(rows), 500):
+        part = rows[start : start + 500]
+        found = desk.call("known", tickets=[ticket for ticket, _, _ in part])
+        for ticket, (_, state, _) in zip(found, part, strict=True):
+            name, missing = _gaps(desk.config, ticket, state)
+            if name:
+                gaps[name].append({"ticket": ticket["ticket"], "missing": missing})
+        _progress(min(start + 500, len(rows)), len(rows))
+    lines = [f"{len(rows)} tickets compared"]
+    for name, found in gaps.items():
+        lines.append(f"{name.replace('_', ' ')}: {len(found)}")
+        lines += [f"  {_plain(one['ticket'])}: {_plain(one['missing'])}" for one in found]
+    _emit(arguments, {"checked": len(rows), **gaps}, "\n".join(lines))
+    return 1 if any(gaps.values()) else 0
+
+
 def command_pause(desk: Desk, arguments: argparse.Namespace) -> int:
     """Stops deliveries; webhooks are still taken."""
     found = desk.call("pause")
@@ -5334,6 +5610,10 @@ def _parser() -> argparse.ArgumentParser:
     mapping.add_argument("request", metavar="REQUEST")
     add("import", "read mappings from CSV").add_argument("file", metavar="FILE.csv")
     add("export", "print all mappings as CSV")
+    backup = add("backup", "write a consistent copy of the file, while the service runs or not")
+    backup.add_argument("file", metavar="FILE")
+    words = "compare the helpdesk's list of tickets (ticket_id, optional state) with what is known"
+    add("reconcile", words).add_argument("file", metavar="FILE.csv")
     add("pause", "stop deliveries; webhooks are still taken")
     add("resume", "let deliveries go on")
     add("demo", "the life of three tickets against a practice ITSM; needs nothing", common)
@@ -5349,6 +5629,8 @@ DESK_COMMANDS: dict[str, Callable[[Desk, argparse.Namespace], int]] = {
     "map": command_map,
     "import": command_import,
     "export": command_export,
+    "backup": command_backup,
+    "reconcile": command_reconcile,
     "pause": command_pause,
     "resume": command_resume,
 }
