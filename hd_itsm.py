@@ -236,7 +236,7 @@ OPTIONS = (
            ' prefix = "sha1=", signed = "{body}" }'),
     Option("itsm", "url", "url", "", "where requests go", '"https://itsm.example.com/api"'),
     Option("itsm", "authorization", "secret", "",
-           "the Authorization header as it is sent: text, { file = }, { env = } or { credential = }",
+           "the Authorization header as it is sent: text, { file = }, { env = }, { credential = }",
            '{ file = "/etc/hd_itsm.token" }'),
     Option("itsm", "headers", "headers", {}, "further headers of every request",
            '{ "X-Api-Version" = "2" }'),
@@ -792,8 +792,8 @@ def read_webhook(hook: Hook, raw: bytes, headers: Headers) -> Reading:
     ticket = read_id(fields.get("ticket_id"))
     problem = ""
     if kind and not ticket:
-        shown = "nothing" if "ticket_id" not in fields else as_text(fields["ticket_id"])[:60]
-        problem = f"no ticket id where hook {hook.name} looks for it (found {shown!r})"
+        shown = repr(as_text(fields["ticket_id"])[:60]) if "ticket_id" in fields else "nothing"
+        problem = f"no ticket id where hook {hook.name} looks for it (found {shown})"
     fields["ticket_id"] = ticket
     return Reading(kind, ticket, fields, repaired, problem, number, found)
 
@@ -2041,6 +2041,35 @@ def load_config(
     return Config(options, values, named, hooks, kinds, clock, path, tuple(loader.warnings))
 
 
+def outgoing_headers(
+    config: Config, kind: Kind, request: Request, key: str, masked: bool = False
+) -> dict[str, str]:
+    """All headers of a request; `key` is the event's Idempotency-Key, `masked` shows no secret."""
+    headers = {
+        "Accept": "application/json",
+        "Accept-Encoding": "identity",
+        "User-Agent": f"hd_itsm/{__version__}",
+        "Idempotency-Key": key,
+    }
+    if config["itsm.authorization"]:
+        headers["Authorization"] = "***" if masked else config["itsm.authorization"].reveal()
+    for name, value in kind.headers.items():
+        if isinstance(value, Secret):
+            headers[name] = "***" if masked else value.reveal()
+    return headers | dict(request.headers)
+
+
+def preview(config: Config, kind: Kind, scope: Scope, key: str) -> dict[str, Any]:
+    """A request as it would be sent, secrets masked, for people. Raises Untranslatable."""
+    request = translate(kind, scope)
+    return {
+        "method": request.method,
+        "url": request.url,
+        "headers": outgoing_headers(config, kind, request, key, masked=True),
+        "body": request.body.decode(),
+    }
+
+
 # ── Storage: the SQLite file; all SQL, all transactions, all durable state ────────────────────
 
 
@@ -2724,6 +2753,17 @@ class Progress(Lines):
         )
         return [(row["event"], row["ticket"]) for row in rows]
 
+    def postpone(self, event: int, due: float) -> None:
+        """Lets a pending event wait until `due` (service clock), without an attempt."""
+        self._write(
+            lambda: self._sql(
+                "UPDATE events SET due = :due WHERE event = :event AND state = 'pending'"
+                " AND due IS NOT NULL",
+                event=event,
+                due=due,
+            )
+        )
+
     def next_due(self, now: float) -> float | None:
         """The earliest due time after `now` (service clock), None where there is none."""
         found = self._read("SELECT min(due) AS due FROM events WHERE due > :now", now=now)
@@ -3012,22 +3052,20 @@ class Store(Progress):
     def forget(self, ticket: str) -> int:
         """Removes the texts of a ticket's settled events; how many. Mapping and states stay."""
 
+        settled = "ticket = :ticket AND state IN ('delivered', 'ignored', 'dropped')"
+
         def operation() -> int:
-            return (
-                self._sql(
-                    "UPDATE events SET raw = X'', headers = '{}', sender = '', reason = '',"
-                    " fields = json_object('ticket_id', ticket) WHERE ticket = :ticket"
-                    " AND state IN ('delivered', 'ignored', 'dropped')",
-                    ticket=ticket,
-                ).rowcount
-                + 0
-                * self._sql(
-                    "UPDATE attempts SET answer = '', reason = '' WHERE event IN"
-                    " (SELECT event FROM events WHERE ticket = :ticket"
-                    " AND state IN ('delivered', 'ignored', 'dropped'))",
-                    ticket=ticket,
-                ).rowcount
+            self._sql(
+                "UPDATE attempts SET answer = '', reason = '' WHERE event IN"
+                f" (SELECT event FROM events WHERE {settled})",
+                ticket=ticket,
             )
+            return self._sql(
+                "UPDATE events SET raw = X'', headers = '{}', sender = '', reason = '',"
+                f" fields = :fields WHERE {settled}",
+                ticket=ticket,
+                fields=COMPACT.encode({"ticket_id": ticket}),
+            ).rowcount
 
         return self._write(operation)  # type: ignore[no-any-return]
 
@@ -3037,8 +3075,8 @@ class Store(Progress):
         for ticket in tickets:
             mapping = self.mapping(ticket)
             events = self._read(
-                "SELECT event, kind, state FROM events WHERE ticket = :ticket AND state != 'ignored'"
-                " ORDER BY place, event",
+                "SELECT event, kind, state FROM events WHERE ticket = :ticket"
+                " AND state != 'ignored' ORDER BY place, event",
                 ticket=ticket,
             )
             request_id = mapping["request_id"] if mapping else None
@@ -3530,6 +3568,17 @@ def verb_status(config: Config, store: Store, arguments: Arguments) -> Any:
     }
 
 
+def verb_forget(config: Config, store: Store, arguments: Arguments) -> Any:
+    """Removes the texts of a ticket's settled events; its mapping stays."""
+    ticket = str(arguments["ticket"])
+    waiting = [
+        number
+        for state in ("pending", "held", "failed")
+        for number in (row["event"] for row in store.events(state, ticket, limit=1000))
+    ]
+    return {"ticket": ticket, "forgotten": store.forget(ticket), "left": sorted(waiting)}
+
+
 def verb_known(config: Config, store: Store, arguments: Arguments) -> Any:
     """What is known of `tickets`."""
     return store.known([str(ticket) for ticket in arguments["tickets"]])
@@ -3553,6 +3602,7 @@ VERBS: dict[str, Callable[[Config, Store, Arguments], Any]] = {
     "resume": verb_resume,
     "status": verb_status,
     "known": verb_known,
+    "forget": verb_forget,
     "backup": verb_backup,
 }
 WAKING = ("retry", "drop", "map", "import", "resume")  # after these something may be due
@@ -3614,6 +3664,7 @@ class Web:
                 self.site.route(path, "POST", functools.partial(self.hook, hook))
         self.site.route("/control/<verb>", "POST", self.control)
         self.site.route("/health", "GET", self.health)
+        Pages(self)
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
         """WSGI."""
@@ -3749,6 +3800,612 @@ class Web:
         except StoreError as error:
             return _reply(503, {"status": "fail", "error": str(error)})
         return _reply(503 if word == "fail" else 200, found)
+
+
+# The page: server-rendered, nothing from outside, works without JavaScript
+
+STYLE = """
+:root{color-scheme:light dark;--ink:#1b1f24;--soft:#57606a;--line:#d0d7de;--paper:#fff;
+--field:#f6f8fa;
+--link:#0550ae;--ok:#116329;--okbg:#dafbe1;--warn:#7d4e00;--warnbg:#fff8c5;--bad:#a40e26;
+--badbg:#ffebe9}
+@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#9aa4af;--line:#3d444d;--paper:#0d1117;
+--field:#161b22;--link:#79b8ff;--ok:#7ee787;--okbg:#0f2d18;--warn:#f2cc60;--warnbg:#2e2504;
+--bad:#ffa198;--badbg:#3c1114}}
+*{box-sizing:border-box}
+body{margin:0 auto;max-width:1100px;padding:1rem;background:var(--paper);color:var(--ink);
+font:16px/1.55
+system-ui,-apple-system,"Segoe UI","Apple SD Gothic Neo","Malgun Gothic","Noto Sans KR",
+"Noto Sans CJK KR",sans-serif}
+a{color:var(--link)}h1{font-size:1.25rem;margin:0}h2{font-size:1.05rem;margin:2rem 0 .5rem}
+header{display:flex;flex-wrap:wrap;gap:.75rem 1.5rem;align-items:center;margin-bottom:1rem}
+header form{margin-left:auto}input,select,button{font:inherit;color:inherit;background:var(--field);
+border:1px solid var(--line);border-radius:6px;padding:.35rem .6rem;max-width:100%}
+button{cursor:pointer}:focus-visible{outline:3px solid var(--link);outline-offset:1px}
+.band{border:1px solid;border-radius:8px;padding:.8rem 1rem;margin:0 0 1rem}
+.band p{margin:0}.ok{color:var(--ok);background:var(--okbg)}.warn{color:var(--warn);
+background:var(--warnbg)}
+.fail{color:var(--bad);background:var(--badbg)}.note{color:var(--ink);background:var(--field)}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+th,td{text-align:left;vertical-align:top;padding:.5rem .6rem;border-bottom:1px solid var(--line)}
+th{font-weight:600;color:var(--soft)}td{overflow-wrap:anywhere}.nowrap{white-space:nowrap}
+.counts{display:flex;flex-wrap:wrap;gap:.5rem 1.25rem;padding:0;list-style:none}
+.actions{display:flex;flex-wrap:wrap;gap:.5rem}.soft{color:var(--soft)}
+pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--field);
+border:1px solid var(--line);
+border-radius:6px;padding:.7rem;margin:.3rem 0;font-size:.9rem}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:.25rem 1rem;margin:.5rem 0}
+dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
+svg{width:100%;height:auto;border:1px solid var(--line);border-radius:6px}svg text{
+fill:var(--soft);font-size:11px}
+.r{fill:var(--line)}.d{fill:var(--ok)}.f{fill:var(--bad)}
+@media(max-width:640px){header form{margin-left:0}thead{position:absolute;left:-9999px}
+tr{display:block;border-bottom:1px solid var(--line);padding:.5rem 0}td{display:flex;gap:.75rem;
+border:0;padding:.2rem 0}
+td::before{content:attr(data-label);color:var(--soft);flex:0 0 6.5rem}td:empty{display:none}dl{
+grid-template-columns:1fr}}
+"""
+
+SCRIPT = """
+setInterval(function(){var a=document.activeElement,s=String(getSelection());
+if(!document.hidden&&!s&&!(a&&/INPUT|SELECT|TEXTAREA|BUTTON|SUMMARY/.test(a.tagName))&&
+!document.querySelector("details[open]"))location.reload()},10000);
+"""
+
+FRAME = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{{title}}</title><style>{{!style}}</style></head><body>
+<header><h1><a href="/">hd_itsm</a></h1>
+<form action="/search" method="get" role="search"><label>Ticket or request id
+<input name="q" required maxlength="200" value="{{q}}"></label>
+<button>Search</button></form></header>
+<main>
+% if notice:
+<div class="band note" role="status"><p>{{notice}}</p></div>
+% end
+{{!body}}
+</main>
+% if refresh:
+<script>{{!script}}</script>
+% end
+</body></html>"""
+
+EVENT_ROWS = """
+<table><thead><tr><th scope="col">event</th><th scope="col">received</th><th scope="col">ticket</th>
+<th scope="col">kind</th><th scope="col">state</th><th scope="col">attempts</th>
+<th scope="col">request id</th><th scope="col">reason</th></tr></thead><tbody>
+% for row in rows:
+<tr><td data-label="event"><a href="/events/{{row['event']}}">{{row['event']}}</a></td>
+<td data-label="received" class="nowrap"><time title="{{row['received']}}"
+datetime="{{row['received']}}">
+{{row['received'][11:19] if row['received'][:10] == today else row['received'][:10]}}</time></td>
+<td data-label="ticket">\\
+% if row['ticket']:
+<a href="/tickets/{{quote(row['ticket'])}}">{{row['ticket']}}</a>\\
+% end
+</td><td data-label="kind">{{row['kind'] or ''}}</td><td data-label="state">{{row['state']}}</td>
+<td data-label="attempts">{{row['attempts']}}</td><td data-label="request
+id">{{row['request_id'] or ''}}</td>
+<td data-label="reason">{{row['reason']}}</td></tr>
+% end
+</tbody></table>
+"""
+
+HOME = """
+<div class="band {{band}}" role="status"><p><strong>{{word}}</strong> {{sentence}}</p></div>
+<div class="actions">{{!pausing}}</div>
+% if needs:
+<h2 id="needs">What needs you</h2>
+<table aria-labelledby="needs"><thead><tr><th scope="col">event</th><th scope="col">ticket</th>
+<th scope="col">kind</th><th scope="col">since</th><th scope="col">reason</th><th scope="col">what
+to do</th>
+<th scope="col">actions</th></tr></thead><tbody>
+% for row in needs:
+<tr><td data-label="event"><a href="/events/{{row['event']}}">{{row['event']}}</a></td>
+<td data-label="ticket">\\
+% if row['ticket']:
+<a href="/tickets/{{quote(row['ticket'])}}">{{row['ticket']}}</a>\\
+% end
+</td><td data-label="kind">{{row['kind'] or ''}}</td>
+<td data-label="since" class="nowrap">{{row['received'][:16].replace('T', ' ')}}</td>
+<td data-label="reason">{{row['state']}}: {{row['reason']}}</td><td data-label="what to
+do">{{row['advice']}}</td>
+<td data-label="actions"><span class="actions">{{!row['actions']}}</span></td></tr>
+% end
+</tbody></table>
+% if more:
+<p class="soft">The latest 50 are shown: <a href="/?state=failed">all failed</a>,
+<a href="/?state=held">all held</a>.</p>
+% end
+% end
+<h2 id="day">The last 24 hours</h2>
+<svg viewBox="0 0 960 170" role="img" aria-labelledby="day"><title>received, delivered and failed
+per hour</title>
+% for n, hour in enumerate(hours):
+% x = 12 + n * 39
+% for k, name in enumerate(('received', 'delivered', 'failed')):
+% height = round(110 * hour[name] / peak)
+<rect class="{{name[0]}}" x="{{x + k * 11}}" y="{{130 - height}}" width="10" height="{{height}}">\\
+<title>{{hour['label']}}: {{hour[name]}} {{name}}</title></rect>
+% end
+% if n % 3 == 0:
+<text x="{{x}}" y="148">{{hour['label']}}</text>
+% end
+% end
+<text x="12" y="164">grey: received, green: delivered, red: failed; highest {{peak}} an
+hour</text></svg>
+<details><summary>The same in numbers</summary><table><thead><tr><th scope="col">hour</th>
+<th scope="col">received</th><th scope="col">delivered</th><th
+scope="col">failed</th></tr></thead><tbody>
+% for hour in hours:
+<tr><td data-label="hour">{{hour['label']}}</td><td data-label="received">{{hour['received']}}</td>
+<td data-label="delivered">{{hour['delivered']}}</td><td
+data-label="failed">{{hour['failed']}}</td></tr>
+% end
+</tbody></table></details>
+<h2>Events</h2>
+<ul class="counts">
+% for state, count in counts.items():
+<li><a href="/?state={{state}}">{{state}}</a> {{count}}</li>
+% end
+<li><a href="/">all</a></li></ul>
+<form action="/" method="get" class="actions"><label>state <select name="state"><option
+value="">any</option>
+% for state in counts:
+<option{{' selected' if state == chosen['state'] else ''}}>{{state}}</option>
+% end
+</select></label> <label>kind <select name="kind"><option value="">any</option>
+% for kind in kinds:
+<option{{' selected' if kind == chosen['kind'] else ''}}>{{kind}}</option>
+% end
+</select></label> <button>Show</button></form>
+% if rows:
+{{!table}}
+<p>
+% if chosen['before']:
+<a href="/?state={{chosen['state']}}&amp;kind={{chosen['kind']}}">newest</a>
+% end
+% if len(rows) == 50:
+<a
+href="/?state={{chosen['state']}}&amp;kind={{chosen['kind']}}&amp;before={{rows[-1]['event']}}">older</a>
+% end
+</p>
+% else:
+<p class="soft">No events yet. The hooks listen at {{', '.join(hooks)}}.</p>
+% end
+"""
+
+TICKET = """
+<h2>Ticket {{ticket}}</h2>
+% if mapping:
+<p>Request <strong>{{mapping['request_id']}}</strong> since {{mapping['since']}}, by
+{{mapping['origin']}}.</p>
+% else:
+<p>No request id yet.</p>
+% end
+<form action="/confirm/map" method="get" class="actions"><input type="hidden" name="ticket"
+value="{{ticket}}">
+<label>Request id <input name="request_id" required maxlength="200"></label> <button>Map by
+hand</button></form>
+% for event in events:
+<h2><a href="/events/{{event['event']}}">Event {{event['event']}}</a>:
+{{event['kind'] or 'no kind'}}, {{event['state']}}</h2>
+<p>{{event['received']}}. {{event['reason']}} {{event['waits']}}</p>
+{{!event['history']}}
+% end
+"""
+
+ATTEMPTS = """
+% if attempts:
+<table><thead><tr><th scope="col">attempt</th><th scope="col">at</th><th scope="col">seconds</th>
+<th scope="col">status</th><th scope="col">outcome</th><th
+scope="col">answer</th></tr></thead><tbody>
+% for one in attempts:
+<tr><td data-label="attempt">{{one['attempt']}}</td><td data-label="at"
+class="nowrap">{{one['at']}}</td>
+<td data-label="seconds">{{'%.3f' % one['duration']}}</td><td
+data-label="status">{{one['status'] or ''}}</td>
+<td data-label="outcome">{{one['outcome']}}</td><td data-label="answer">{{one['reason']}}
+% if one['answer']:
+<details><summary>the ITSM's own words</summary><pre>{{one['answer']}}</pre></details>
+% end
+</td></tr>
+% end
+</tbody></table>
+% end
+"""
+
+EVENT = """
+<h2>Event {{event['event']}}: {{event['state']}}</h2>
+<div class="band {{band}}"><p>{{event['reason'] or 'nothing stands against it'}}.
+{{advice}}</p></div>
+<div class="actions">{{!actions}}</div>
+<h2>What came</h2>
+<dl><dt>received</dt><dd>{{event['received']}} from {{event['sender']}}</dd>
+<dt>hook</dt><dd>{{event['hook']}}</dd><dt>kind</dt><dd>{{event['kind'] or '-'}}</dd>
+<dt>ticket</dt><dd>\\
+% if event['ticket']:
+<a href="/tickets/{{quote(event['ticket'])}}">{{event['ticket']}}</a>
+% else:
+-
+% end
+</dd><dt>request
+id</dt><dd>{{event['request_id'] or '-'}}</dd>
+<dt>repaired</dt><dd>{{event['repaired'] or 'no'}}</dd></dl>
+<h3>Fields</h3><dl>
+% for name, value in event['fields'].items():
+<dt>{{name}}</dt><dd>{{text(value)}}</dd>
+% end
+</dl>
+<details><summary>Raw body ({{len(event['raw'])}}
+characters)</summary><pre>{{event['raw']}}</pre></details>
+<h2>What we send</h2>
+% if 'problem' in preview:
+<p>{{preview['problem']}}</p>
+% else:
+<p>As it would be rendered now:</p><pre>{{preview['method']}} {{preview['url']}}
+% for name, value in preview['headers'].items():
+{{name}}: {{value}}
+% end
+
+{{preview['body']}}</pre>
+% end
+<h2>What was answered</h2>
+% if not event['attempts']:
+<p class="soft">No attempt yet.</p>
+% end
+{{!history}}
+"""
+
+CONFIRM = """
+<h2>{{sentence}}</h2>
+<form action="/act/{{verb}}" method="post" class="actions"><input type="hidden" name="seal"
+value="{{seal}}">
+% for name, value in fields.items():
+<input type="hidden" name="{{name}}" value="{{value}}">
+% end
+% if verb == 'drop':
+<label>Why <input name="why" required maxlength="300"></label>
+% end
+<button>{{verb}}</button> <a href="{{back}}">Leave it</a></form>
+"""
+
+_template = functools.lru_cache(maxsize=None)(bottle.SimpleTemplate)  # compiled when first shown
+
+
+def _render(source: str, **named: Any) -> str:
+    return str(_template(source).render(**named))
+
+
+def _hash(text: str) -> str:
+    return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
+
+
+def ago(seconds: float) -> str:
+    """A span of time for people: 40 s, 12 min, 5 h, 3 days."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size or (seconds >= size and unit != "days"):
+            return f"{int(seconds // size)} {unit}"
+    return f"{max(0, int(seconds))} s"
+
+
+def summary(config: Config, store: Store) -> tuple[str, str, str]:
+    """(band, word, sentence): is all well?"""
+    now, counts = time.time(), store.counts
+    oldest, last = store.oldest(), store.fact("last_delivery")
+    itsm, paused = json.loads(store.fact("itsm") or "{}"), store.fact("paused")
+    waiting = counts["pending"] + counts["held"]
+    line = f"{waiting} events wait, the oldest {ago(now - oldest['received'])}." if oldest else ""
+    if paused:
+        return "warn", "\u25b2 Paused", f"by hand since {iso(float(paused), config.clock)}. {line}"
+    if itsm:
+        since = config.clock.local(itsm["since"]).strftime("%H:%M")
+        if itsm["why"] == "credential":
+            source = config["itsm.authorization"]
+            where = source.name if source.source in ("file", "credential") else "itsm.authorization"
+            words = f"since {since}. Nothing is lost; put the new one into {where}. {line}"
+            return "fail", "\u25a0 The ITSM refuses our credential", words
+        probe = ago(store.board.get("next_probe", 0.0) - store.clock())
+        words = f"since {since} ({itsm['reason']}). {line} Next try in {probe}."
+        return "fail", "\u25a0 The ITSM does not answer", words
+    needs = incidents(config, store, held_after=0.0)
+    if needs:
+        count = counts["failed"] + counts["held"]
+        word = f"\u25b2 {count} events need you" if count else "\u25b2 Something needs you"
+        return "warn", word, "; ".join(needs.values()) + "."
+    received = store.last_received()
+    told = f"Last webhook {ago(now - received)} ago" if received else "No webhook came yet"
+    told += f", last delivery {ago(now - float(last))} ago." if last else "."
+    return "ok", "\u25cf " + (f"{waiting} on their way." if waiting else "All delivered."), told
+
+
+def advice(event: Mapping[str, Any], unclear: bool) -> str:
+    """What a person may do about an event, in one sentence."""
+    if unclear and event["state"] in ("held", "failed"):
+        return "Look into the ITSM: if the request is there, map the ticket to it; if not, retry."
+    if event["state"] == "held":
+        return "Retry the ticket's opening event, or map the ticket to its request."
+    if event["state"] == "failed":
+        return "Mend what the reason names, then retry; or drop it."
+    if event["state"] == "pending" and event.get("next_try"):
+        return f"Next try at {event['next_try'][11:19]}."
+    return ""
+
+
+ACTIONS = {  # verb -> states in which a button for it makes sense
+    "retry": ("failed", "ignored", "dropped"),
+    "drop": ("pending", "held", "failed", "ignored"),
+}
+
+SENTENCES = {
+    "retry": "Send event {event} again, translated with today's configuration?",
+    "drop": "Give event {event} up? It is kept, but not sent.",
+    "map": "Map ticket {ticket} to request {request_id}? What was held for it goes out.",
+    "pause": "Stop deliveries? Webhooks are still taken and wait.",
+    "resume": "Let deliveries go on?",
+}
+
+
+def _redirect(where: str) -> bottle.HTTPResponse:
+    return _reply(303, {}, Location=where, Cache_Control="no-store")
+
+
+class Pages:
+    """The status page and what its buttons do, with the same verbs as the command line."""
+
+    def __init__(self, web: Web) -> None:
+        self.web, self.config, self.store = web, web.config, web.store
+        self.seal = hmac.new(web.key.encode(), b"page", "sha256").hexdigest()
+        site = web.site
+        for path, page in (
+            ("/", self.home),
+            ("/events/<event:int>", self.event),
+            ("/tickets/<ticket:path>", self.ticket),
+            ("/search", self.search),
+            ("/confirm/<verb>", self.confirm),
+        ):
+            site.route(path, "GET", functools.partial(self.guarded, page))
+        site.route("/act/<verb>", "POST", functools.partial(self.guarded, self.act))
+
+    def guarded(self, page: Callable[..., Any], **named: Any) -> bottle.HTTPResponse:
+        """Lets a person in, and no other site; then the page."""
+        try:
+            self.web.own_host(bottle.request.environ)
+            self.admit(bottle.request.environ)
+            return page(**named)
+        except Refused as error:
+            headers = {"WWW_Authenticate": 'Basic realm="hd_itsm"'} if error.status == 401 else {}
+            return _reply(error.status, {"error": str(error)}, **headers)
+        except StoreError as error:
+            return _reply(503, {"error": str(error)})
+        except (Error, ValueError, KeyError) as error:
+            return self.show("Not found", f"<p>{html.escape(str(error))}</p>", status=404)
+
+    def admit(self, environ: Mapping[str, Any]) -> None:
+        """From the machine itself without a password where none is set; else only with it."""
+        password = self.config["server.admin_password"]
+        if password:
+            if not _same(_basic_password(_header(environ, "Authorization")), password):
+                raise Refused(401, "the page wants its password: see [server] admin_password")
+            return
+        trusted = self.config["server.trusted_proxy"]
+        behind = _header(environ, "X-Forwarded-For") or _header(environ, "Forwarded")
+        if not client_address(environ, trusted).is_loopback or (behind and not trusted):
+            raise Refused(403, "from another machine the page needs [server] admin_password")
+
+    def show(
+        self, title: str, body: str, status: int = 200, refresh: bool = False
+    ) -> bottle.HTTPResponse:
+        """A whole page, with the headers that keep other sites and caches out."""
+        notice = bottle.request.query.getunicode("notice", "")[:300]
+        text = _render(
+            FRAME,
+            title=title,
+            style=STYLE,
+            script=SCRIPT,
+            body=body,
+            notice=notice if bottle.request.query.get("sealed") == self.stamp(notice) else "",
+            refresh=refresh,
+            q=bottle.request.query.getunicode("q", ""),
+        )
+        policy = f"default-src 'none'; style-src {_hash(STYLE)}; script-src {_hash(SCRIPT)}"
+        policy += "; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+        response = _reply(status, text, Cache_Control="no-store", Content_Security_Policy=policy)
+        response.set_header("Content-Type", "text/html; charset=utf-8")
+        response.set_header("X-Content-Type-Options", "nosniff")
+        response.set_header("Referrer-Policy", "no-referrer")
+        return response
+
+    def stamp(self, text: str) -> str:
+        """Proves that a notice is ours and not a link's."""
+        return hmac.new(self.seal.encode(), text.encode(), "sha256").hexdigest()[:16]
+
+    def table(self, rows: Sequence[Mapping[str, Any]]) -> str:
+        """Events as a table."""
+        today = self.config.clock.local(time.time()).date().isoformat()
+        return _render(EVENT_ROWS, rows=rows, today=today, quote=urllib.parse.quote)
+
+    def buttons(self, event: Mapping[str, Any], unclear: bool = False) -> str:
+        """The actions that make sense in the event's state, as links to what asks once more."""
+        verbs = [verb for verb, states in ACTIONS.items() if event["state"] in states]
+        if event["state"] == "held" and unclear:
+            verbs.insert(0, "retry")
+        links = [
+            f'<form action="/confirm/{verb}" method="get"><input type="hidden" name="event"'
+            f' value="{event["event"]}"><button>{verb}</button></form>'
+            for verb in verbs
+        ]
+        return "".join(links)
+
+    def home(self) -> bottle.HTTPResponse:
+        """Is all well, what needs me, what happened?"""
+        query = bottle.request.query
+        chosen: dict[str, Any] = {name: query.getunicode(name, "") for name in ("state", "kind")}
+        before = query.get("before", "")
+        chosen["before"] = int(before) if re.fullmatch("[0-9]{1,15}", before) else 0
+        rows = verb_events(self.config, self.store, chosen)
+        band, word, sentence = summary(self.config, self.store)
+        verb = "resume" if self.store.fact("paused") else "pause"
+        needs = [
+            {**_shown(self.config, self.store, row), "unclear": row["unclear"]}
+            for state in ("failed", "held")
+            for row in self.store.events(state)
+        ]
+        for row in needs:
+            row["advice"] = advice(row, row["unclear"])
+            row["actions"] = self.buttons(row, row["unclear"])
+        hours = self.hours()
+        counts = {state: self.store.counts[state] for state in STATES}
+        body = _render(
+            HOME,
+            band=band,
+            word=word,
+            sentence=sentence,
+            needs=needs[:50],
+            more=counts["failed"] + counts["held"] > 50,
+            hours=hours,
+            peak=max(
+                1, *(max(hour["received"], hour["delivered"], hour["failed"]) for hour in hours)
+            ),
+            counts=counts,
+            kinds=list(self.config.kinds),
+            chosen=chosen,
+            rows=rows,
+            table=self.table(rows),
+            hooks=[hook.path for hook in self.config.hooks.values()],
+            pausing=f'<form action="/confirm/{verb}" method="get"><button>{verb}</button></form>',
+            quote=urllib.parse.quote,
+        )
+        return self.show("hd_itsm", body, refresh=not before)
+
+    def hours(self) -> list[dict[str, Any]]:
+        """The last 24 hours, also those in which nothing happened."""
+        first = int(time.time()) // 3600 - 23
+        found = {row["hour"]: row for row in self.store.hours(first)}
+        nothing = {"received": 0, "delivered": 0, "failed": 0}
+        return [
+            {
+                **found.get(hour, nothing),
+                "label": self.config.clock.local(hour * 3600.0).strftime("%H:00"),
+            }
+            for hour in range(first, first + 24)
+        ]
+
+    def event(self, event: int) -> bottle.HTTPResponse:
+        """One event: state and reason, what came, what we send, what was answered."""
+        row = self.store.show(event)
+        if row is None:
+            raise Error(f"there is no event {event}")
+        found = show_event(self.config, self.store, event)
+        preview = self.preview(row)
+        band = {"failed": "fail", "held": "warn", "delivered": "ok"}.get(found["state"], "note")
+        body = _render(
+            EVENT,
+            event=found,
+            band=band,
+            advice=advice(found, row["unclear"]),
+            actions=self.buttons(found, row["unclear"]),
+            preview=preview,
+            history=_render(ATTEMPTS, attempts=found["attempts"]),
+            text=as_text,
+            quote=urllib.parse.quote,
+        )
+        return self.show(f"Event {event}", body, refresh=found["state"] == "pending")
+
+    def preview(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The request as it would be sent now, or a problem."""
+        kind = self.config.kinds.get(row["kind"])
+        if kind is None:
+            return {"problem": "Nothing: it has no kind that is configured."}
+        fields, key = json.loads(row["fields"]), row["idempotency_key"]
+        request_id = row["request_id"] or ("REQUEST-ID" if kind.needs else None)
+        scope = self.config.scope(
+            fields, row["event"], str(row["ticket"]), row["received"], request_id, masked=True
+        )
+        try:
+            return preview(self.config, kind, scope, key)
+        except Untranslatable as error:
+            return {"problem": f"Nothing: it cannot be translated: {error}."}
+
+    def ticket(self, ticket: str) -> bottle.HTTPResponse:
+        """A ticket's mapping and the timeline of its events."""
+        found = verb_show(self.config, self.store, {"ticket": ticket})
+        ahead = None
+        for event in found["events"]:
+            event["history"] = _render(ATTEMPTS, attempts=event["attempts"])
+            event["waits"] = ""
+            if event["state"] in ("pending", "held"):
+                if ahead:
+                    event["waits"] = f"Waits for event {ahead}."
+                ahead = event["event"]
+        body = _render(TICKET, **found)
+        return self.show(f"Ticket {ticket}", body)
+
+    def search(self) -> bottle.HTTPResponse:
+        """To the ticket that was meant, by its own id or by its request id."""
+        text = bottle.request.query.getunicode("q", "").strip()
+        tickets = self.store.find_tickets(text)
+        if len(tickets) == 1:
+            return _redirect(f"/tickets/{urllib.parse.quote(tickets[0], safe='')}")
+        links = "".join(
+            f'<li><a href="/tickets/{urllib.parse.quote(one, safe="")}">{html.escape(one)}</a></li>'
+            for one in tickets
+        )
+        words = f"<ul>{links}</ul>" if tickets else "<p>No such ticket or request id was seen.</p>"
+        return self.show("Search", f"<h2>Search</h2>{words}", status=200 if tickets else 404)
+
+    def confirm(self, verb: str) -> bottle.HTTPResponse:
+        """Asks once, saying what the action will do."""
+        if verb not in SENTENCES:
+            raise Error(f"there is no action {verb}")
+        fields = {
+            name: bottle.request.query.getunicode(name, "")
+            for name in re.findall(r"\{(\w+)\}", SENTENCES[verb])
+        }
+        back = "/"
+        if "event" in fields:
+            back = f"/events/{int(fields['event'])}"
+        elif "ticket" in fields:
+            back = f"/tickets/{urllib.parse.quote(fields['ticket'], safe='')}"
+        sentence = re.sub(r"\{(\w+)\}", lambda match: fields[match[1]], SENTENCES[verb])
+        body = _render(
+            CONFIRM, sentence=sentence, verb=verb, fields=fields, back=back, seal=self.seal
+        )
+        return self.show(verb, body)
+
+    def act(self, verb: str) -> bottle.HTTPResponse:
+        """Carries an action out and says what it did."""
+        environ, form = bottle.request.environ, bottle.request.forms
+        self.own_page(environ, form.getunicode("seal", ""))
+        given = {
+            name: form.getunicode(name, "") for name in ("event", "ticket", "request_id", "why")
+        }
+        if verb not in SENTENCES:
+            raise Error(f"there is no action {verb}")
+        back, arguments = "/", dict(given)
+        if verb in ACTIONS:
+            arguments["events"] = [int(given["event"])]
+            back = f"/events/{int(given['event'])}"
+        elif verb == "map":
+            back = f"/tickets/{urllib.parse.quote(given['ticket'], safe='')}"
+        result = VERBS[verb](self.config, self.store, arguments)
+        self.web.wake()
+        notice = f"{verb}: done"
+        if result.get("refused"):
+            notice = result["refused"][0]["reason"]
+        log.info("%s %s from the page, by %s: %s", verb, given, environ.get("REMOTE_ADDR"), notice)
+        query = urllib.parse.urlencode({"notice": notice, "sealed": self.stamp(notice)})
+        return _redirect(f"{back}?{query}")
+
+    def own_page(self, environ: Mapping[str, Any], seal: str) -> None:
+        """Refuses a POST that does not come from a page of ours."""
+        origin, host = _header(environ, "Origin"), _header(environ, "Host")
+        site = _header(environ, "Sec-Fetch-Site")
+        foreign = origin and urllib.parse.urlsplit(origin).netloc.lower() != host.lower()
+        if foreign or site not in ("", "same-origin", "none"):
+            raise Refused(403, "this came from another site")
+        if not hmac.compare_digest(seal.encode("utf-8", "replace"), self.seal.encode()):
+            raise Refused(403, "this form is not of this program's run: open the page again")
 
 
 class _JsonError(waitress.task.ErrorTask):  # type: ignore[misc]
@@ -4033,23 +4690,6 @@ class Wire:
             self.pools = urllib3.PoolManager(**options)
         self.pools.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
 
-    def headers(self, kind: Kind, request: Request, key: str) -> dict[str, str]:
-        """All headers of a request, secrets included. `key`: the event's Idempotency-Key."""
-        headers = {
-            "Accept": "application/json",
-            "Accept-Encoding": "identity",
-            "User-Agent": f"hd_itsm/{__version__}",
-            "Idempotency-Key": key,
-        }
-        if authorization := self.config["itsm.authorization"].reveal():
-            headers["Authorization"] = authorization
-        headers |= {
-            name: value.reveal()
-            for name, value in kind.headers.items()
-            if isinstance(value, Secret)
-        }
-        return headers | dict(request.headers)
-
     def send(
         self, flight: Flight, request: Request, headers: Mapping[str, str], fresh: bool
     ) -> Answer:
@@ -4119,7 +4759,7 @@ class Breaker:
         self.why = ""  # "", "down" or "credential"
         self.reason = ""
         self.next_probe = 0.0
-        self.probing = False
+        self.probing = ""  # the ticket of the probe that is on its way
         self.probes = 0
         self.late: list[str] = []  # tickets of the "later" since the last other outcome
         self.last_success: tuple[str, float] = ("", -1.0)
@@ -4262,8 +4902,8 @@ class Gate:
                 return None
             if not self.breaker.admits(self.store.clock()):
                 return None
-            self.breaker.probing = bool(self.breaker.why)
             taken = self._page.popleft()
+            self.breaker.probing = taken[1] if self.breaker.why else ""
             if self._page and self._idle and not self.breaker.why:
                 self._changed.notify()
             return taken
@@ -4294,12 +4934,14 @@ class Gate:
         """The attempt for the ticket is over: its next event may go."""
         with self._changed:
             self._busy.discard(ticket)
-            self.breaker.probing = False
+            if self.breaker.probing == ticket:
+                self.breaker.probing = ""
 
     def note(self, outcome: Outcome, ticket: str) -> tuple[bool, str, float]:
-        """Tells the breaker; whether it changed, why it is open, when another ticket got through."""
+        """Tells the breaker; (it changed, why it is open, when another ticket got through)."""
         with self._changed:
             changed = self.breaker.note(outcome, ticket, self.store.clock())
+            self.store.board["next_probe"] = self.breaker.next_probe
             if changed:
                 self._changed.notify_all()
             return changed, self.breaker.why, self.breaker.success_of_another(ticket)
@@ -4376,6 +5018,9 @@ class Delivery:
             except StoreError as error:
                 log.error("event %d: %s", event, error)
                 self.gate.stopping.wait(1.0)
+            except Exception:
+                log.exception("event %d: a fault of this program; it is tried again", event)
+                self.store.postpone(event, self.store.clock() + 60)
             finally:
                 self.gate.done(ticket)
 
@@ -4410,7 +5055,7 @@ class Delivery:
         thread = threading.current_thread()
         self._flights[thread] = flight
         try:
-            headers = wire.headers(kind, request, event.idempotency_key)
+            headers = outgoing_headers(self.config, kind, request, event.idempotency_key)
             answer = wire.send(flight, request, headers, fresh)
         finally:
             del self._flights[thread]
@@ -4971,7 +5616,9 @@ def _check_itsm(config: Config) -> Finding:
     request = Request("GET", url, (), b"")
     timer = threading.Timer(min(10.0, config["itsm.timeout"]), flight.end)
     timer.start()
-    answer = wire.send(flight, request, wire.headers(kind, request, str(uuid.uuid4())), fresh=True)
+    answer = wire.send(
+        flight, request, outgoing_headers(config, kind, request, str(uuid.uuid4())), fresh=True
+    )
     timer.cancel()
     host = urllib.parse.urlsplit(url).netloc
     if answer.status is None:
@@ -5034,15 +5681,9 @@ def _explain_request(config: Config, reading: Reading, found: dict[str, Any]) ->
             found["note"] = "REQUEST-ID stands for the id that the ITSM will have given the ticket"
     scope = config.scope(reading.fields, 0, reading.ticket, time.time(), request_id, masked=True)
     try:
-        request = translate(kind, scope)
+        found |= preview(config, kind, scope, "a UUID kept with the event")
     except Untranslatable as error:
         return f"cannot be translated: {error}"
-    headers = Wire(config).headers(kind, request, "a UUID kept with the event")
-    masked = {name for name, value in kind.headers.items() if isinstance(value, Secret)}
-    masked.add("Authorization")
-    found["method"], found["url"] = request.method, request.url
-    found["headers"] = {name: "***" if name in masked else text for name, text in headers.items()}
-    found["body"] = request.body.decode()
     found["result"] = "would be sent"
     return ""
 
@@ -5374,6 +6015,18 @@ def command_reconcile(desk: Desk, arguments: argparse.Namespace) -> int:
     return 1 if any(gaps.values()) else 0
 
 
+def command_forget(desk: Desk, arguments: argparse.Namespace) -> int:
+    """Removes a ticket's texts (personal data); mapping, numbers and states stay."""
+    found = desk.call("forget", ticket=arguments.ticket)
+    text = f"ticket {arguments.ticket}: the texts of {found['forgotten']} events are removed"
+    if found["left"]:
+        text += (
+            f"; not yet settled, so left: {' '.join(map(str, found['left']))} (`drop` them first)"
+        )
+    _emit(arguments, found, text)
+    return 1 if found["left"] else 0
+
+
 def command_pause(desk: Desk, arguments: argparse.Namespace) -> int:
     """Stops deliveries; webhooks are still taken."""
     found = desk.call("pause")
@@ -5614,6 +6267,8 @@ def _parser() -> argparse.ArgumentParser:
     backup.add_argument("file", metavar="FILE")
     words = "compare the helpdesk's list of tickets (ticket_id, optional state) with what is known"
     add("reconcile", words).add_argument("file", metavar="FILE.csv")
+    forget = add("forget", "remove a ticket's texts (personal data); its mapping stays")
+    forget.add_argument("ticket", metavar="TICKET")
     add("pause", "stop deliveries; webhooks are still taken")
     add("resume", "let deliveries go on")
     add("demo", "the life of three tickets against a practice ITSM; needs nothing", common)
@@ -5631,6 +6286,7 @@ DESK_COMMANDS: dict[str, Callable[[Desk, argparse.Namespace], int]] = {
     "export": command_export,
     "backup": command_backup,
     "reconcile": command_reconcile,
+    "forget": command_forget,
     "pause": command_pause,
     "resume": command_resume,
 }
