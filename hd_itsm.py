@@ -2343,6 +2343,31 @@ class _Write:
         self.done = False
 
 
+class Tallies:
+    """What happened since the start, for /metrics: counters by name and labels, and durations."""
+
+    BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)  # seconds
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.counters: collections.Counter[tuple[str, str]] = collections.Counter()
+        self.durations: collections.Counter[float] = collections.Counter()
+        self.seconds = 0.0
+
+    def count(self, name: str, label: str = "") -> None:
+        """One more of `name`; `label` is the value of its one label."""
+        with self._lock:
+            self.counters[name, label] += 1
+
+    def attempt(self, outcome: str, seconds: float) -> None:
+        """One more attempt, with its outcome and how long it took."""
+        with self._lock:
+            self.counters["attempts", outcome] += 1
+            self.seconds += seconds
+            bucket = next((one for one in self.BUCKETS if seconds <= one), math.inf)
+            self.durations[bucket] += 1
+
+
 class Database:
     """The open file: transactions, facts, the service clock, room for a full disk.
 
@@ -2374,6 +2399,7 @@ class Database:
         self.tight = False  # the disk is full: outcomes only, no webhooks
         self.counts = collections.Counter(json.loads(self._facts.get("counts", "{}")))
         self.board: dict[str, Any] = {}  # what Delivery tells and Web shows, in memory only
+        self.tallies = Tallies()
         self._started = time.monotonic()
         self._base = float(self.fact("clock") or 0) + self._away()
 
@@ -3562,7 +3588,7 @@ def verb_status(config: Config, store: Store, arguments: Arguments) -> Any:
         "paused": iso(float(store.fact("paused")), clock) if store.fact("paused") else None,
         "last_delivery": iso(float(last), clock) if last else None,
         "last_webhook": iso(store.last_received(), clock),
-        "repaired": int(store.fact("repaired") or 0),
+        "repaired": store.tallies.counters["repaired", ""],
         "running": bool(store.board),
         "needs": list(incidents(config, store, held_after=0.0).values()),
     }
@@ -3630,6 +3656,116 @@ def health(config: Config, store: Store) -> tuple[str, dict[str, Any]]:
     }
 
 
+METRICS = (  # name, type, help, label; the values are gathered by `metrics`
+    ("events", "gauge", "events by state", "state"),
+    (
+        "webhooks_total",
+        "counter",
+        "webhooks stored since the start, by the state they got",
+        "state",
+    ),
+    ("duplicates_total", "counter", "webhooks recognised as duplicates since the start", ""),
+    ("repaired_total", "counter", "webhooks whose body had to be repaired since the start", ""),
+    ("refused_total", "counter", "webhooks not stored since the start, by HTTP status", "status"),
+    ("attempts_total", "counter", "attempts at the ITSM since the start, by outcome", "outcome"),
+    ("oldest_undelivered_seconds", "gauge", "age of the oldest pending or held event", ""),
+    ("itsm_up", "gauge", "1 while the breaker is closed", ""),
+    ("paused", "gauge", "1 while deliveries are paused by hand", ""),
+    ("disk_full", "gauge", "1 while webhooks are refused for want of room", ""),
+    ("needs_person", "gauge", "how many things need a person", ""),
+)
+
+
+def metrics(config: Config, store: Store) -> str:
+    """Everything countable, in Prometheus' text format 0.0.4."""
+    status, tallies = verb_status(config, store, {}), store.tallies
+    values: dict[str, dict[str, float]] = {
+        "events": status["counts"],
+        "oldest_undelivered_seconds": {"": status["oldest_age"]},
+        "itsm_up": {"": float(status["itsm"]["state"] == "up")},
+        "paused": {"": float(status["paused"] is not None)},
+        "disk_full": {"": float(store.tight)},
+        "needs_person": {"": float(len(status["needs"]))},
+        "duplicates_total": {"": 0.0},
+        "repaired_total": {"": 0.0},
+    }
+    with tallies._lock:
+        for (name, label), count in tallies.counters.items():
+            values.setdefault(f"{name}_total", {})[label] = count
+        durations, seconds = tallies.durations.copy(), tallies.seconds
+    lines = []
+    for name, kind, words, label in METRICS:
+        lines += [f"# HELP hd_itsm_{name} {words}", f"# TYPE hd_itsm_{name} {kind}"]
+        for one, value in values.get(name, {}).items():
+            labels = f'{{{label}="{one}"}}' if label else ""
+            lines.append(f"hd_itsm_{name}{labels} {value:g}")
+    name, running = "hd_itsm_attempt_seconds", 0
+    lines += [f"# HELP {name} how long attempts took", f"# TYPE {name} histogram"]
+    for bucket in (*tallies.BUCKETS, math.inf):
+        running += durations[bucket]
+        limit = "+Inf" if bucket == math.inf else f"{bucket:g}"
+        lines.append(f'{name}_bucket{{le="{limit}"}} {running}')
+    return "\n".join([*lines, f"{name}_sum {seconds:g}", f"{name}_count {running}", ""])
+
+
+def openapi(config: Config) -> dict[str, Any]:
+    """An OpenAPI 3.1 description of the hooks as configured."""
+    texts = {
+        "200": "stored, or known for a duplicate, or ignored: the webhook's own JSON",
+        "400": "unreadable or not translatable: kept as failed, see `event`",
+        "401": "no or a wrong credential: nothing is stored",
+        "403": "this address may not post: nothing is stored",
+        "413": "the body is too large: nothing is stored",
+        "415": "a compressed body is not read: nothing is stored",
+        "503": "it could not be stored now: send it again after Retry-After",
+    }
+    content = {"application/json": {"schema": {"type": "object"}}}
+    headers = {
+        name: {"description": words, "schema": {"type": "string"}}
+        for name, words in (
+            ("HD-ITSM-Event", "number of the event"),
+            ("HD-ITSM-State", "its state"),
+            ("HD-ITSM-Request-Id", "the ITSM's id, once known"),
+        )
+    }
+    answers: dict[str, Any] = {
+        status: {"description": words, "content": content} for status, words in texts.items()
+    }
+    answers["200"]["headers"] = answers["400"]["headers"] = headers
+    body = {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
+    wait = {
+        "name": "Prefer",
+        "in": "header",
+        "description": "wait=SECONDS (RFC 7240): answer when the event is settled",
+        "schema": {"type": "string"},
+    }
+    schemes = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "basic": {"type": "http", "scheme": "basic"},
+        "token": {"type": "apiKey", "in": "header", "name": "X-Webhook-Token"},
+    }
+    guarded: list[Any] = [{name: []} for name in schemes] if config["access.token"] else []
+    paths = {
+        hook.path: {
+            "post": {
+                "operationId": hook.name,
+                "summary": f"a webhook that becomes {' or '.join(hook.kinds)}",
+                "parameters": [wait],
+                "requestBody": body,
+                "responses": answers,
+                "security": guarded,
+            }
+        }
+        for hook in config.hooks.values()
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "hd_itsm", "version": __version__},
+        "paths": paths,
+        "components": {"securitySchemes": schemes},
+    }
+
+
 class _Site(bottle.Bottle):  # type: ignore[misc]
     """Bottle with its own words for errors: JSON."""
 
@@ -3664,6 +3800,8 @@ class Web:
                 self.site.route(path, "POST", functools.partial(self.hook, hook))
         self.site.route("/control/<verb>", "POST", self.control)
         self.site.route("/health", "GET", self.health)
+        self.site.route("/metrics", "GET", self.metrics)
+        self.site.route("/openapi.json", "GET", lambda: _reply(200, openapi(self.config)))
         Pages(self)
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
@@ -3688,10 +3826,12 @@ class Web:
             webhook, echo = self.read(hook, environ, raw, received, sender)
             receipt = self.store.receive(webhook)
         except Refused as error:
+            self.store.tallies.count("refused", str(error.status))
             log.warning("%s from %s refused: %d %s", hook.path, sender, error.status, error)
             more = {"WWW_Authenticate": 'Basic realm="hd_itsm"'} if error.status == 401 else {}
             return _reply(error.status, {"error": str(error)}, **more)
         except StoreError as error:
+            self.store.tallies.count("refused", "503")
             return _reply(503, {"error": str(error)}, Retry_After="30")
         self.note(hook, webhook, receipt)
         if receipt.state == "pending":
@@ -3722,7 +3862,11 @@ class Web:
         return judge(self.config, hook, reading, base), reading.found
 
     def note(self, hook: Hook, webhook: Webhook, receipt: Receipt) -> None:
-        """The log line of a webhook, where it is not simply taken."""
+        """The log line of a webhook, where it is not simply taken; and the tallies."""
+        tallies = self.store.tallies
+        tallies.count("webhooks", receipt.state)
+        if receipt.state == "ignored" and receipt.reason.startswith("duplicate"):
+            tallies.count("duplicates")
         if receipt.state == "failed":
             log.warning(
                 "event %d from %s on %s failed: %s",
@@ -3738,6 +3882,7 @@ class Web:
         else:
             log.debug("event %d ticket %s %s received", receipt.event, webhook.ticket, webhook.kind)
         if webhook.repaired:
+            tallies.count("repaired")
             log.info("event %d was repaired: %s", receipt.event, webhook.repaired)
 
     def answer(self, receipt: Receipt, echo: Any) -> bottle.HTTPResponse:
@@ -3801,6 +3946,15 @@ class Web:
             return _reply(503, {"status": "fail", "error": str(error)})
         return _reply(503 if word == "fail" else 200, found)
 
+    def metrics(self) -> bottle.HTTPResponse:
+        """Numbers for Prometheus."""
+        try:
+            response = _reply(200, metrics(self.config, self.store))
+        except StoreError as error:
+            return _reply(503, {"error": str(error)})
+        response.set_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+        return response
+
 
 # The page: server-rendered, nothing from outside, works without JavaScript
 
@@ -3817,7 +3971,8 @@ body{margin:0 auto;max-width:1100px;padding:1rem;background:var(--paper);color:v
 font:16px/1.55
 system-ui,-apple-system,"Segoe UI","Apple SD Gothic Neo","Malgun Gothic","Noto Sans KR",
 "Noto Sans CJK KR",sans-serif}
-a{color:var(--link)}h1{font-size:1.25rem;margin:0}h2{font-size:1.05rem;margin:2rem 0 .5rem}
+a{color:var(--link)}h1{font-size:1.25rem;margin:0}
+h3{font-size:1rem;margin:1rem 0 .3rem}h2{font-size:1.05rem;margin:2rem 0 .5rem}
 header{display:flex;flex-wrap:wrap;gap:.75rem 1.5rem;align-items:center;margin-bottom:1rem}
 header form{margin-left:auto}input,select,button{font:inherit;color:inherit;background:var(--field);
 border:1px solid var(--line);border-radius:6px;padding:.35rem .6rem;max-width:100%}
@@ -3828,7 +3983,7 @@ background:var(--warnbg)}
 .fail{color:var(--bad);background:var(--badbg)}.note{color:var(--ink);background:var(--field)}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{text-align:left;vertical-align:top;padding:.5rem .6rem;border-bottom:1px solid var(--line)}
-th{font-weight:600;color:var(--soft)}td{overflow-wrap:anywhere}.nowrap{white-space:nowrap}
+th{font-weight:600;color:var(--soft)}td{overflow-wrap:break-word}.nowrap{white-space:nowrap}
 .counts{display:flex;flex-wrap:wrap;gap:.5rem 1.25rem;padding:0;list-style:none}
 .actions{display:flex;flex-wrap:wrap;gap:.5rem}.soft{color:var(--soft)}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--field);
@@ -3879,9 +4034,9 @@ EVENT_ROWS = """
 <td data-label="received" class="nowrap"><time title="{{row['received']}}"
 datetime="{{row['received']}}">
 {{row['received'][11:19] if row['received'][:10] == today else row['received'][:10]}}</time></td>
-<td data-label="ticket">\\
+<td data-label="ticket">
 % if row['ticket']:
-<a href="/tickets/{{quote(row['ticket'])}}">{{row['ticket']}}</a>\\
+<a href="/tickets/{{quote(row['ticket'])}}">{{row['ticket']}}</a>
 % end
 </td><td data-label="kind">{{row['kind'] or ''}}</td><td data-label="state">{{row['state']}}</td>
 <td data-label="attempts">{{row['attempts']}}</td><td data-label="request
@@ -3902,9 +4057,9 @@ to do</th>
 <th scope="col">actions</th></tr></thead><tbody>
 % for row in needs:
 <tr><td data-label="event"><a href="/events/{{row['event']}}">{{row['event']}}</a></td>
-<td data-label="ticket">\\
+<td data-label="ticket">
 % if row['ticket']:
-<a href="/tickets/{{quote(row['ticket'])}}">{{row['ticket']}}</a>\\
+<a href="/tickets/{{quote(row['ticket'])}}">{{row['ticket']}}</a>
 % end
 </td><td data-label="kind">{{row['kind'] or ''}}</td>
 <td data-label="since" class="nowrap">{{row['received'][:16].replace('T', ' ')}}</td>
@@ -3919,21 +4074,22 @@ do">{{row['advice']}}</td>
 % end
 % end
 <h2 id="day">The last 24 hours</h2>
-<svg viewBox="0 0 960 170" role="img" aria-labelledby="day"><title>received, delivered and failed
+<svg viewBox="0 0 960 156" role="img" aria-labelledby="day"><title>received, delivered and failed
 per hour</title>
 % for n, hour in enumerate(hours):
 % x = 12 + n * 39
 % for k, name in enumerate(('received', 'delivered', 'failed')):
 % height = round(110 * hour[name] / peak)
-<rect class="{{name[0]}}" x="{{x + k * 11}}" y="{{130 - height}}" width="10" height="{{height}}">\\
+<rect class="{{name[0]}}" x="{{x + k * 11}}" y="{{130 - height}}" width="10" height="{{height}}">
 <title>{{hour['label']}}: {{hour[name]}} {{name}}</title></rect>
 % end
 % if n % 3 == 0:
 <text x="{{x}}" y="148">{{hour['label']}}</text>
 % end
 % end
-<text x="12" y="164">grey: received, green: delivered, red: failed; highest {{peak}} an
-hour</text></svg>
+</svg>
+<p class="soft">Bars from left to right: received, delivered, failed; the highest is {{peak}} an
+hour.</p>
 <details><summary>The same in numbers</summary><table><thead><tr><th scope="col">hour</th>
 <th scope="col">received</th><th scope="col">delivered</th><th
 scope="col">failed</th></tr></thead><tbody>
@@ -3990,7 +4146,7 @@ hand</button></form>
 % for event in events:
 <h2><a href="/events/{{event['event']}}">Event {{event['event']}}</a>:
 {{event['kind'] or 'no kind'}}, {{event['state']}}</h2>
-<p>{{event['received']}}. {{event['reason']}} {{event['waits']}}</p>
+<p>{{event['received']}}: {{event['reason']}} {{event['waits']}}</p>
 {{!event['history']}}
 % end
 """
@@ -4023,7 +4179,7 @@ EVENT = """
 <h2>What came</h2>
 <dl><dt>received</dt><dd>{{event['received']}} from {{event['sender']}}</dd>
 <dt>hook</dt><dd>{{event['hook']}}</dd><dt>kind</dt><dd>{{event['kind'] or '-'}}</dd>
-<dt>ticket</dt><dd>\\
+<dt>ticket</dt><dd>
 % if event['ticket']:
 <a href="/tickets/{{quote(event['ticket'])}}">{{event['ticket']}}</a>
 % else:
@@ -4111,8 +4267,9 @@ def summary(config: Config, store: Store) -> tuple[str, str, str]:
     needs = incidents(config, store, held_after=0.0)
     if needs:
         count = counts["failed"] + counts["held"]
-        word = f"\u25b2 {count} events need you" if count else "\u25b2 Something needs you"
-        return "warn", word, "; ".join(needs.values()) + "."
+        word = f"\u25b2 {count} events need you." if count else "\u25b2 Something needs you:"
+        others = [text for name, text in needs.items() if name not in ("failed", "held")]
+        return "warn", word, "; ".join(others or ["What to do stands beside each"]) + "."
     received = store.last_received()
     told = f"Last webhook {ago(now - received)} ago" if received else "No webhook came yet"
     told += f", last delivery {ago(now - float(last))} ago." if last else "."
@@ -5068,6 +5225,7 @@ class Delivery:
         answer, at, seconds = self._exchange(wire, event, kind, request, fresh=careful)
         outcome = decide(kind, answer, time.time())
         attempt = Attempt(at, seconds, answer.status, outcome.name, outcome.reason, outcome.words)
+        self.store.tallies.attempt(outcome.name, seconds)
         verdict = self._judge(event, kind, outcome)
         self._settle(event, attempt, verdict)
         log.log(
