@@ -39,6 +39,7 @@ import contextlib
 import csv
 import difflib
 import email.utils
+import errno
 import functools
 import hashlib
 import hmac
@@ -61,6 +62,7 @@ import signal
 import socket
 import sqlite3
 import ssl
+import subprocess
 import sys
 import tempfile
 import threading
@@ -78,7 +80,9 @@ from typing import Any, NamedTuple
 import bottle
 import urllib3
 import waitress
+import waitress.adjustments
 import waitress.channel
+import waitress.server
 import waitress.task
 import waitress.wasyncore
 
@@ -3793,7 +3797,6 @@ class Web:
 
     def __init__(self, config: Config, store: Store, wake: Callable[[], None], key: str) -> None:
         self.config, self.store, self.wake, self.key = config, store, wake, key
-        self.stopping = False
         self.site = _Site(catchall=True)
         for hook in config.hooks.values():
             for path in (hook.path, hook.path + "/"):
@@ -3802,17 +3805,6 @@ class Web:
         self.site.route("/health", "GET", self.health)
         self.site.route("/metrics", "GET", self.metrics)
         self.site.route("/openapi.json", "GET", lambda: _reply(200, openapi(self.config)))
-        Pages(self)
-
-    def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
-        """WSGI."""
-        if self.stopping:
-            bottle_start = start_response
-
-            def start_response(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
-                return bottle_start(status, [*headers, ("Connection", "close")], *more)
-
-        return self.site(environ, start_response)
 
     def hook(self, hook: Hook) -> bottle.HTTPResponse:
         """Answers one webhook: admit, read, store; then 200, 400, 401, 403, 415 or 503."""
@@ -4579,9 +4571,20 @@ class _JsonError(waitress.task.ErrorTask):  # type: ignore[misc]
         self.write(body)
 
 
+class _Task(waitress.task.WSGITask):  # type: ignore[misc]
+    """A request; once the server is stopping, its answer ends the connection."""
+
+    def start(self) -> None:
+        """Begins to answer."""
+        super().start()
+        if self.channel.server.stopping:
+            self.set_close_on_finish()
+
+
 class _Channel(waitress.channel.HTTPChannel):  # type: ignore[misc]
     """A connection that knows since when its request has been coming in."""
 
+    task_class = _Task
     error_task_class = _JsonError
     begun = 0.0
 
@@ -4595,13 +4598,31 @@ class _Channel(waitress.channel.HTTPChannel):  # type: ignore[misc]
 REQUEST_TIME = 20  # seconds in which a request must have come in whole
 
 
-def make_server(web: Web, listener: socket.socket, threads: int, max_body: int) -> Any:
-    """Waitress on a listening socket, with bounds that suit a small daemon beside a helpdesk."""
-    server = waitress.create_server(
-        web,
-        sockets=[listener],
+class _Server(waitress.server.TcpWSGIServer):  # type: ignore[misc]
+    """Waitress' server with our channels, and with patience where descriptors run out."""
+
+    channel_class = _Channel
+    stopping = False
+
+    def handle_accept(self) -> None:
+        """Takes a connection; without a free descriptor it waits in the kernel's queue."""
+        try:
+            connection, address = self.socket.accept()
+            self.set_socket_options(connection)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                time.sleep(0.05)  # or the loop would spin
+            return
+        connection.setblocking(False)
+        _Channel(self, connection, address, self.adj, map=self._map)
+
+
+def make_server(web: Web, listener: socket.socket, threads: int, max_body: int) -> _Server:
+    """A server on a listening socket, with bounds that suit a small daemon beside a helpdesk."""
+    settings = waitress.adjustments.Adjustments(
         threads=threads,
         ident="",
+        backlog=1024,
         connection_limit=4000,
         channel_timeout=REQUEST_TIME,
         cleanup_interval=5,
@@ -4611,8 +4632,19 @@ def make_server(web: Web, listener: socket.socket, threads: int, max_body: int) 
         asyncore_use_poll=True,
         log_socket_errors=False,
     )
-    server.channel_class = _Channel
-    return server
+    dispatcher = waitress.task.ThreadedTaskDispatcher()
+    dispatcher.set_thread_count(threads)
+    place = (listener.family, listener.type, listener.proto, listener.getsockname())
+    return _Server(
+        web.site,
+        {},
+        True,
+        listener,
+        dispatcher=dispatcher,
+        adj=settings,
+        sockinfo=place,
+        bind_socket=False,
+    )
 
 
 def close_slow(server: Any, now: float) -> None:
@@ -4622,10 +4654,19 @@ def close_slow(server: Any, now: float) -> None:
             channel.will_close = True
 
 
-def drain(server: Any) -> bool:
-    """Closes connections that owe no answer; True when none is left."""
+LINGER = 0.5  # seconds in which a stopping server still answers on open connections
+
+
+def drain(server: _Server, stopped: float, now: float) -> bool:
+    """Ends connections that owe no answer; True when none is left. Times are monotonic.
+
+    For LINGER seconds each may still bring its request, and is told `Connection: close`; then
+    only those are waited for whose request is under way.
+    """
     for channel in list(server.active_channels.values()):
-        if not channel.requests and not channel.total_outbufs_len:
+        owes = channel.requests or channel.total_outbufs_len
+        arriving = channel.request is not None and now - channel.begun < 4 * LINGER
+        if not owes and not arriving and now - stopped > LINGER:
             channel.will_close = True
     return not server.active_channels
 
@@ -5380,8 +5421,9 @@ class Delivery:
             if not worker.is_alive() and not self.gate.stopping.is_set():
                 log.critical("a worker died: a new one takes its place")
                 self._workers[place] = self._new_worker()
-        self.store.board["beat"] = now
         if turn % 4 == 0:
+            self.store.last_received()  # the store answers, or the beat stops here
+            self.store.board["beat"] = now
             self._credential_renewed()
         if turn % 40 == 0:
             self.store.keep_reserve()
@@ -5549,14 +5591,40 @@ class Desk:
 # The service
 
 
-def notify(environ: Environ, state: str) -> None:
-    """Tells systemd how the service is (sd_notify); nothing where none listens."""
+def notify(environ: Environ, state: str, descriptor: int | None = None) -> None:
+    """Tells systemd how the service is (sd_notify(3)), with a descriptor for its store."""
     address = environ.get("NOTIFY_SOCKET", "")
     if not address or not hasattr(socket, "AF_UNIX"):
         return
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
         sender.connect("\0" + address[1:] if address.startswith("@") else address)
-        sender.sendall(state.encode())
+        if descriptor is None:
+            sender.sendall(state.encode())
+        else:
+            socket.send_fds(sender, [state.encode()], [descriptor])
+
+
+def inherited(environ: Environ, address: tuple[str, int]) -> socket.socket | None:
+    """The listening socket that systemd or our former self kept for us (sd_listen_fds(3)).
+
+    None where there is none, or only one for another address; that one is closed.
+    """
+    if environ.get("LISTEN_PID") != str(os.getpid()) or os.name != "posix":
+        return None
+    found = None
+    for descriptor in range(3, 3 + int(environ.get("LISTEN_FDS", "0"))):
+        try:
+            kept = socket.socket(fileno=descriptor)
+        except OSError:
+            continue  # no socket
+        os.set_inheritable(descriptor, False)
+        host, port = kept.getsockname()[:2] if kept.family != socket.AF_UNIX else ("", 0)
+        fits = address[1] in (0, port) and address[0] in ("localhost", host)
+        if found is None and (fits or environ.get("LISTEN_FDNAMES") != "http"):
+            found = kept  # one that .socket made is as the administrator wants it
+        else:
+            kept.close()
+    return found
 
 
 def listen(address: tuple[str, int]) -> socket.socket:
@@ -5573,21 +5641,33 @@ def listen(address: tuple[str, int]) -> socket.socket:
         listener.listen(1024)
         return listener
     except OSError as error:
-        what = "another program has this address" if error.errno == 98 else error.strerror
+        taken = error.errno == errno.EADDRINUSE
+        what = "another program has this address" if taken else error.strerror
         raise Error(f"cannot listen on {host}:{port}: {what}; see [server] listen") from None
+
+
+def program() -> list[str]:
+    """How this program was started, without its arguments: the interpreter and the file."""
+    return [sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]]
 
 
 class Service:
     """The running daemon: store, delivery and web server, put together."""
 
-    def __init__(self, config: Config, environ: Environ) -> None:
+    def __init__(self, config: Config, environ: Environ, trial: Sequence[str] = ()) -> None:
         self.config, self.environ = config, environ
+        self.trial = trial  # the command that tries new configuration and code out
+        self.stopping = threading.Event()
+        self.renewing = False  # the stop is for a new start in the same process
+        self.asked_to_renew = threading.Event()
         self.store = Store(config["store.path"], create=True)
         try:
-            self.listener = listen(config["server.listen"])
+            address = config["server.listen"]
+            self.listener = inherited(environ, address) or listen(address)
             self.key = secrets.token_urlsafe(32)
             self.delivery = Delivery(config, self.store)
             self.web = Web(config, self.store, self.delivery.wake, self.key)
+            Pages(self.web)
             self.server = make_server(
                 self.web, self.listener, config["server.threads"], config["server.max_body"]
             )
@@ -5596,7 +5676,6 @@ class Service:
         except BaseException:
             self.store.close()
             raise
-        self.stopping = threading.Event()
 
     @property
     def url(self) -> str:
@@ -5609,22 +5688,48 @@ class Service:
         self.stopping.set()
         self.server.pull_trigger()
 
+    def renew(self, *signal_and_frame: object) -> None:
+        """Asks for new configuration and code (SIGHUP); safe in a signal handler."""
+        self.asked_to_renew.set()
+        self.server.pull_trigger()
+
     def run(self) -> int:
-        """Serves until `stop`; the exit code."""
+        """Serves until `stop` or a `renew` that works out; the exit code."""
         self.delivery.start()
         log.info("listening on %s, delivering to %s", self.url, self._target())
+        notify(self.environ, "FDSTORE=1\nFDNAME=http", self.listener.fileno())
         notify(self.environ, f"READY=1\nSTATUS=listening on {self.url}")
-        closed = time.monotonic()
+        round_at = told_at = 0.0
         while not self.stopping.is_set() and not self._trouble():
             self._turn(1.0)
-            if time.monotonic() - closed >= 1.0:
-                closed = time.monotonic()
-                close_slow(self.server, closed)
+            now = time.monotonic()
+            if now - round_at >= 1.0:
+                round_at = now
+                close_slow(self.server, now)
+                self._feed(now)
+            if now - told_at >= 10.0:
+                told_at = now
+                notify(self.environ, f"STATUS={self._counts()}")
+            if self.asked_to_renew.is_set():
+                self.asked_to_renew.clear()
+                self.renewing = self._may_renew()
+                if self.renewing:
+                    self.stopping.set()
         return self._end()
 
     def _target(self) -> str:
         parts = urllib.parse.urlsplit(self.config["itsm.url"])
         return f"{parts.scheme}://{parts.netloc}" if parts.netloc else "the ITSM"
+
+    def _counts(self) -> str:
+        counts = self.store.counts
+        waiting = ", ".join(f"{counts[state]} {state}" for state in ("pending", "held", "failed"))
+        return f"listening on {self.url}; {waiting}"
+
+    def _feed(self, now: float) -> None:
+        """Feeds systemd's watchdog while the store answered and every worker lived just now."""
+        if "WATCHDOG_USEC" in self.environ and now - self.store.board["beat"] < 10:
+            notify(self.environ, "WATCHDOG=1")
 
     def _turn(self, seconds: float) -> None:
         waitress.wasyncore.loop(timeout=seconds, use_poll=True, map=self.server._map, count=1)
@@ -5635,28 +5740,55 @@ class Service:
             return "the watch over the deliveries is dead"
         return self.store.broken or self.delivery.fatal
 
+    def _may_renew(self) -> bool:
+        """Whether new configuration and code are sound: a trial run of both says so."""
+        try:
+            trial = subprocess.run(
+                self.trial, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL
+            )
+            problem = "" if trial.returncode == 0 else trial.stderr or trial.stdout
+        except (OSError, subprocess.TimeoutExpired) as error:
+            problem = str(error)
+        self.store.board["reload_problem"] = problem.strip()
+        if problem:
+            log.error("reload refused, the old configuration goes on: %s", problem.strip())
+            return False
+        log.info("reloading")
+        return True
+
     def _end(self) -> int:
         """Answers and attempts in flight are finished, then the file is closed."""
         trouble = self._trouble()
-        log.log(
-            logging.CRITICAL if trouble else logging.INFO, "stopping%s", trouble and f": {trouble}"
-        )
-        notify(self.environ, "STOPPING=1")
+        level = logging.CRITICAL if trouble else logging.INFO
+        log.log(level, "stopping%s", trouble and f": {trouble}")
+        usec = f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"
+        notify(self.environ, usec if self.renewing else "STOPPING=1")
         began, patience = time.monotonic(), self.config["server.stop_after"]
         ending = threading.Thread(target=self.delivery.stop, args=(patience,), daemon=True)
         ending.start()
-        self.web.stopping = True
-        self.server.accepting = False
-        while not drain(self.server) and time.monotonic() - began < patience:
+        self.server.stopping, self.server.accepting = True, False
+        while not drain(self.server, began, now := time.monotonic()) and now - began < patience:
             self._turn(0.05)
         self.server.task_dispatcher.shutdown(timeout=1)
         ending.join(max(0.1, patience + 2 - (time.monotonic() - began)))
         with contextlib.suppress(OSError):
             os.unlink(control_path(self.store.path))
-        self.listener.close()
         self.store.close()
-        log.info("stopped")
+        if not self.renewing:
+            self.listener.close()
+            log.info("stopped")
         return 1 if trouble else 0
+
+    def start_anew(self) -> None:
+        """Becomes the new program, which finds the listening socket as systemd would hand it."""
+        logging.shutdown()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # one more waits for the handler
+        os.dup2(self.listener.fileno(), 3)
+        os.set_inheritable(3, True)
+        environ = dict(self.environ)
+        environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "http"}
+        command = [*program(), *sys.argv[1:]]
+        os.execve(command[0], command, environ)
 
 
 # What people see
@@ -5687,6 +5819,12 @@ def _emit(arguments: argparse.Namespace, found: Any, text: str) -> None:
     print(json.dumps(found, ensure_ascii=False, indent=2) if arguments.json else text)
 
 
+OVERRIDES = {  # options of the command line -> the configuration's key they override
+    "config": "",
+    "listen": "server.listen",
+    "db": "store.path",
+    "itsm_url": "itsm.url",
+}
 EVENT_COLUMNS = ("event", "received", "ticket", "kind", "state", "attempts", "request_id", "reason")
 
 
@@ -5695,17 +5833,26 @@ def command_serve(config: Config, arguments: argparse.Namespace, environ: Enviro
     start_logging(config, environ)
     try:
         remote = find_remote(config["store.path"])
-        service = Service(config, environ)
+        given = {name: getattr(arguments, name) for name in OVERRIDES if hasattr(arguments, name)}
+        options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+        trial = [*program(), *options, "check", "--configuration"]
+        service = Service(config, environ, trial)
     except StoreError as error:
         running = f" (pid {remote.pid})" if remote and "in use" in str(error) else ""
         raise Error(f"cannot start: {error}{running}") from None
     except Error as error:
         raise Error(f"cannot start: {error}") from None
-    for name in ("SIGTERM", "SIGINT"):
-        signal.signal(getattr(signal, name), service.stop)
+    signal.signal(signal.SIGTERM, service.stop)
+    signal.signal(signal.SIGINT, service.stop)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, service.renew)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
     for warning in config.warnings:
         log.warning("%s", warning)
-    return service.run()
+    code = service.run()
+    if service.renewing and code == 0:
+        service.start_anew()
+    return code
 
 
 def command_init(arguments: argparse.Namespace) -> int:
@@ -5807,7 +5954,10 @@ def _check_fields(config: Config) -> list[Finding]:
 
 def command_check(config: Config, arguments: argparse.Namespace, environ: Environ) -> int:
     """Looks at everything that must be right before `serve` can work; sends no ticket."""
-    findings: list[tuple[str, str, str]] = [("ok", "configuration", config.source or "defaults")]
+    findings: list[Finding] = [("ok", "configuration", config.source or "defaults")]
+    if arguments.configuration:
+        _emit(arguments, [], "the configuration is sound")
+        return 0
     findings += [("look", "configuration", warning) for warning in config.warnings]
     findings += [
         _check_store(config),
@@ -6388,7 +6538,8 @@ def _parser() -> argparse.ArgumentParser:
     add("init", "write the sample configuration", common).add_argument(
         "file", nargs="?", metavar="FILE"
     )
-    add("check", "is everything right? Reaches the ITSM without sending a ticket")
+    check = add("check", "is everything right? Reaches the ITSM without sending a ticket")
+    check.add_argument("--configuration", action="store_true", help="only the configuration")
     explain = add("explain", "what would this webhook become? Sends and stores nothing")
     explain.add_argument("hook", metavar="HOOK", help="the hook's name or path")
     explain.add_argument(
@@ -6462,8 +6613,11 @@ def run(arguments: argparse.Namespace, environ: Environ) -> int:
         return command_init(arguments)
     if name == "demo":
         return command_demo(arguments, environ)
-    keys = {"listen": "server.listen", "db": "store.path", "itsm_url": "itsm.url"}
-    overrides = {key: getattr(arguments, at) for at, key in keys.items() if hasattr(arguments, at)}
+    overrides = {
+        key: getattr(arguments, name)
+        for name, key in OVERRIDES.items()
+        if key and hasattr(arguments, name)
+    }
     path = find_config(getattr(arguments, "config", None), environ)
     config = load_config(path, overrides, environ, complete=name in CONFIG_COMMANDS)
     if name in CONFIG_COMMANDS:
