@@ -45,6 +45,7 @@ import hashlib
 import hmac
 import html
 import http.server
+import importlib.metadata
 import io
 import ipaddress
 import itertools
@@ -93,6 +94,11 @@ log = logging.getLogger("hd_itsm")
 
 class Error(Exception):
     """What a person is told: what failed, for which event or key, and what to do next."""
+
+
+def without_quotes(text: str) -> str:
+    """`text` without what it quotes: the log holds no ticket text."""
+    return re.sub(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", "'...'", text)
 
 
 # ── Tables: everything an operator may ask "what does it do when" about ───────────────────────
@@ -2425,8 +2431,7 @@ class Database:
 
     def keep_clock(self) -> None:
         """Writes the service clock down, so that it goes on from here after a restart."""
-        facts = {"clock": repr(self.clock()), "clock_at": repr(time.time())}
-        self.keep_facts(**facts, last_delivery=self.fact("last_delivery"))
+        self.keep_facts(clock=repr(self.clock()), clock_at=repr(time.time()))
 
     def fact(self, name: str) -> str:
         """A fact kept earlier, "" for none: paused, itsm (how it is), last_delivery."""
@@ -2509,7 +2514,10 @@ class Database:
 
     def _count(self, counts: Mapping[str, int]) -> None:
         """Keeps the counts by state and of this hour, once a transaction."""
-        self._set_facts({"counts": json.dumps(counts)})
+        facts = {"counts": json.dumps(counts)}
+        if self._hour["delivered"]:
+            facts["last_delivery"] = repr(time.time())
+        self._set_facts(facts)
         self._sql(
             "INSERT INTO hours VALUES (:hour, :received, :delivered, :failed)"
             " ON CONFLICT (hour) DO UPDATE SET received = received + excluded.received,"
@@ -2870,10 +2878,8 @@ class Progress(Lines):
         )
         if verdict.request_id:
             self._map(event.ticket, verdict.request_id, "itsm", time.time())
-        if moved and verdict.state == "delivered":
-            self._facts["last_delivery"] = repr(time.time())
-            if verdict.then:
-                self._follow(event, verdict)
+        if moved and verdict.then:
+            self._follow(event, verdict)
         if verdict.state != "pending":
             self._arrange(event.ticket)
         return moved
@@ -3249,12 +3255,15 @@ class Store(Progress):
 
 def incidents(config: Config, store: Store, held_after: float) -> dict[str, str]:
     """What needs a person now, by name; each says what to do."""
-    return store.incidents(
+    found = store.incidents(
         outage_after=config["alert.after"],
         held_after=held_after,
         give_up_after=config["retry.give_up_after"],
         silence=config["alert.silence"],
     )
+    if "credential" in found and config["itsm.authorization"].source in ("credential", "env"):
+        found["credential"] = found["credential"].replace("it is read by itself", "then restart")
+    return found
 
 
 # ── Web: admit, read, store, wake, answer; the operator's verbs and the control endpoint ──────
@@ -3865,7 +3874,7 @@ class Web:
                 receipt.event,
                 webhook.sender,
                 hook.path,
-                receipt.reason,
+                without_quotes(receipt.reason),
             )
         elif receipt.state == "ignored":
             log.info(
@@ -4852,11 +4861,12 @@ class _HttpsPool(urllib3.HTTPSConnectionPool):
 def _transport_reason(error: BaseException) -> str:
     """A transport error in few words; its own text would carry the whole URL."""
     seen: BaseException = error
-    while seen.__cause__ or getattr(seen, "reason", None):
-        inner = seen.__cause__ or seen.reason  # type: ignore[attr-defined]
-        if not isinstance(inner, BaseException):
+    while True:
+        inner = [seen.__cause__, getattr(seen, "reason", None), *seen.args]
+        causes = [one for one in inner if isinstance(one, BaseException)]
+        if not causes:
             break
-        seen = inner
+        seen = causes[0]
     if isinstance(seen, ssl.SSLCertVerificationError):
         return f"TLS certificate refused: {seen.verify_message}"
     if isinstance(seen, TimeoutError | urllib3.exceptions.TimeoutError):
@@ -5241,7 +5251,8 @@ class Delivery:
             else:
                 self._attempt(wire, event, kind, translate(kind, scope))
         except Untranslatable as error:
-            log.warning("event %d ticket %s failed: %s", event.event, event.ticket, error)
+            reason = without_quotes(str(error))
+            log.warning("event %d ticket %s failed: %s", event.event, event.ticket, reason)
             self._settle(event, None, Verdict("failed", f"cannot be translated: {error}"))
 
     def _exchange(
@@ -5712,9 +5723,7 @@ class Service:
                 notify(self.environ, f"STATUS={self._counts()}")
             if self.asked_to_renew.is_set():
                 self.asked_to_renew.clear()
-                self.renewing = self._may_renew()
-                if self.renewing:
-                    self.stopping.set()
+                threading.Thread(target=self._try_renewal, daemon=True).start()
         return self._end()
 
     def _target(self) -> str:
@@ -5740,8 +5749,8 @@ class Service:
             return "the watch over the deliveries is dead"
         return self.store.broken or self.delivery.fatal
 
-    def _may_renew(self) -> bool:
-        """Whether new configuration and code are sound: a trial run of both says so."""
+    def _try_renewal(self) -> None:
+        """Stops for a new start where a trial run says that configuration and code are sound."""
         try:
             trial = subprocess.run(
                 self.trial, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL
@@ -5752,9 +5761,10 @@ class Service:
         self.store.board["reload_problem"] = problem.strip()
         if problem:
             log.error("reload refused, the old configuration goes on: %s", problem.strip())
-            return False
+            return
         log.info("reloading")
-        return True
+        self.renewing = True
+        self.stop()
 
     def _end(self) -> int:
         """Answers and attempts in flight are finished, then the file is closed."""
@@ -5912,25 +5922,114 @@ def _check_zone(config: Config) -> Finding:
     return "ok", "zone", f"now is {now.isoformat(timespec='seconds')}; is that your clock?"
 
 
-def _check_itsm(config: Config) -> Finding:
+LAST_FIXES = {"bottle": "0.13.4", "waitress": "3.0.2", "urllib3": "2.8.0"}  # security
+
+
+def _check_versions() -> list[Finding]:
+    """Our ground: Python, SQLite and the three libraries with their last security fixes."""
+    ground = f"hd_itsm {__version__}, Python {sys.version.split()[0]}"
+    findings: list[Finding] = [("ok", "version", f"{ground}, SQLite {sqlite3.sqlite_version}")]
+    for name, fixed in LAST_FIXES.items():
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            version = getattr(sys.modules[name], "__version__", "")
+        numbers = [tuple(map(int, re.findall(r"[0-9]+", one)[:3])) for one in (version, fixed)]
+        if not version or numbers[0] >= numbers[1]:
+            findings.append(("ok", "version", f"{name} {version or 'of unknown version'}"))
+        else:
+            words = f"{name} {version} is older than its last security fix {fixed}: upgrade it,"
+            findings.append(("look", "version", words + " or see that your distribution mended it"))
+    return findings
+
+
+def _check_reach(config: Config) -> list[Finding]:
+    """What to type into the helpdesk."""
+    host, port = config["server.listen"]
+    if is_loopback(host):
+        where = f"only a helpdesk on this machine reaches {host}"
+    else:
+        name = socket.getfqdn() if host in ("0.0.0.0", "::") else host
+        where, host = f"as seen from this machine; open TCP {port} in its firewall", name
+    return [
+        ("ok", "hook", f"POST http://{host}:{port}{hook.path} -> {', '.join(hook.kinds)} ({where})")
+        for hook in config.hooks.values()
+    ]
+
+
+def _certificate(host: str, port: int, config: Config, trust: str | None) -> dict[str, Any]:
+    """The server's certificate, verified as the deliveries do, or by trusting `trust` (PEM)."""
+    context = ssl.create_default_context(cafile=config["itsm.ca_file"] or None, cadata=trust)
+    if trust is not None:
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        context.check_hostname = False
+    with (
+        socket.create_connection((host, port), timeout=10) as raw,
+        context.wrap_socket(raw, server_hostname=host) as tls,
+    ):
+        return dict(tls.getpeercert() or {})
+
+
+def _check_certificate(config: Config, url: str) -> list[Finding]:
+    """Who issued the ITSM's certificate and how long it is good; nothing behind a proxy."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme != "https" or config["itsm.proxy"]:
+        return []
+    host, port = str(parts.hostname), parts.port or 443
+    try:
+        found, word = _certificate(host, port, config, None), "ok"
+    except ssl.SSLCertVerificationError:
+        try:  # shown only; nothing is sent over this connection
+            pem = ssl.get_server_certificate((host, port), timeout=10)
+            found, word = _certificate(host, port, config, pem), "wrong"
+        except (OSError, ValueError):
+            return [("wrong", "certificate", f"{host}: not valid, and it cannot be shown")]
+    except OSError:
+        return []  # the ITSM's own line says it
+    issuer = ", ".join(value for part in found.get("issuer", ()) for _, value in part)
+    left = ssl.cert_time_to_seconds(found["notAfter"]) - time.time()
+    days = f"good for {int(left // 86400)} days" if left > 0 else "expired"
+    if word == "wrong" and left > 0:
+        days += ": name the authority's certificate in itsm.ca_file"
+    elif left < 30 * 86400:
+        word, days = "wrong" if left <= 0 else "look", days + ": have it renewed"
+    return [(word, "certificate", f"issued by {issuer or 'nobody known'}, {days}")]
+
+
+def _check_itsm(config: Config) -> list[Finding]:
+    """Name, connection, TLS and any HTTP answer to a GET; what its clock says."""
     url = config["itsm.check_url"] or config["itsm.url"]
     if not url:
         url = next(str(kind.url.parts[0]) for kind in config.kinds.values() if kind.url.parts)
     kind = replace(next(iter(config.kinds.values())), headers=config["itsm.headers"])
-    wire, flight = Wire(config), Flight(time.monotonic() + min(10.0, config["itsm.timeout"]))
+    patience = min(10.0, config["itsm.timeout"])
+    wire, flight = Wire(config), Flight(time.monotonic() + patience)
     request = Request("GET", url, (), b"")
-    timer = threading.Timer(min(10.0, config["itsm.timeout"]), flight.end)
+    timer = threading.Timer(patience, flight.end)
     timer.start()
-    answer = wire.send(
-        flight, request, outgoing_headers(config, kind, request, str(uuid.uuid4())), fresh=True
-    )
+    headers = outgoing_headers(config, kind, request, str(uuid.uuid4()))
+    answer = wire.send(flight, request, headers, fresh=True)
     timer.cancel()
     host = urllib.parse.urlsplit(url).netloc
+    via = f" through {urllib.parse.urlsplit(config['itsm.proxy']).netloc}" * bool(
+        config["itsm.proxy"]
+    )
+    findings = _check_certificate(config, url)
     if answer.status is None:
-        return "wrong", "ITSM", f"{host}: {answer.error}: address, firewall, proxy or certificate?"
+        words = f"{host}{via}: {answer.error}: address, firewall, proxy or certificate?"
+        return [("wrong", "ITSM", words), *findings]
     if answer.status in (401, 407):
-        return "wrong", "ITSM", f"{host} answers {answer.status}: look at itsm.authorization"
-    return "ok", "ITSM", f"{host} answers (HTTP {answer.status} to a GET; nothing was sent)"
+        words = f"{host}{via} answers {answer.status}: look at itsm.authorization"
+        return [("wrong", "ITSM", words), *findings]
+    words = f"{host}{via} answers (HTTP {answer.status} to a GET; nothing was sent)"
+    findings.append(("ok", "ITSM", words))
+    with contextlib.suppress(ValueError, TypeError):
+        theirs = email.utils.parsedate_to_datetime(answer.headers.get("date", ""))
+        offset = theirs.timestamp() - time.time()
+        if abs(offset) > 60:
+            words = f"the ITSM's clock is {offset:+.0f} s from ours: dates and hours may be off"
+            findings.append(("look", "clock", words))
+    return findings
 
 
 def _check_fields(config: Config) -> list[Finding]:
@@ -5959,18 +6058,11 @@ def command_check(config: Config, arguments: argparse.Namespace, environ: Enviro
         _emit(arguments, [], "the configuration is sound")
         return 0
     findings += [("look", "configuration", warning) for warning in config.warnings]
-    findings += [
-        _check_store(config),
-        _check_disk(config),
-        _check_zone(config),
-        _check_itsm(config),
-    ]
+    findings += _check_versions()
+    findings += [_check_store(config), _check_disk(config), _check_zone(config)]
+    findings += _check_itsm(config)
     findings += _check_fields(config)
-    host, port = config["server.listen"]
-    for hook in config.hooks.values():
-        findings.append(
-            ("ok", "hook", f"POST http://{host}:{port}{hook.path} -> {', '.join(hook.kinds)}")
-        )
+    findings += _check_reach(config)
     rows = [{"result": word, "what": what, "found": found} for word, what, found in findings]
     _emit(arguments, rows, show_table(rows, ("result", "what", "found")))
     return 1 if any(word == "wrong" for word, _, _ in findings) else 0
@@ -6061,7 +6153,9 @@ def command_status(desk: Desk, arguments: argparse.Namespace) -> int:
     ]
     if status["paused"]:
         lines.append(f"paused         since {status['paused']}: `resume` goes on")
-    lines += [f"needs you      {need}" for need in status["needs"]] or ["all is well"]
+    lines += [f"needs you      {need}" for need in status["needs"]]
+    if not status["needs"] and not status["paused"] and itsm["state"] == "up":
+        lines.append("all is well")
     _emit(arguments, status, "\n".join(lines))
     return 1 if status["needs"] else 0
 

@@ -1,0 +1,452 @@
+"""The real command in a subprocess, in a folder of its own, and a helpdesk's side of the talk.
+
+    with Itsm() as itsm, Service(folder, settings(itsm.url)) as service:
+        reply = service.post("itsm_new", opening("4182"))       # on a connection of its own
+        assert (reply.status, reply.event) == (200, 1)
+        service.kill()                                          # SIGKILL; restart(), stop()
+        assert service.cli("status").code == 0                  # while it runs, and while not
+
+`settings` makes a TOML text with a quick retry policy on an ephemeral port; `exchange` speaks raw
+bytes; `sample` reads a file of payloads/. Nothing waits without a deadline. Leaving `with` ends the
+process, and fails where its log holds a traceback.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.parse
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from time import monotonic, sleep
+from types import TracebackType
+from typing import Any, NamedTuple, TypeVar
+
+from itsm import Headers
+
+T = TypeVar("T")
+
+HERE = Path(__file__).resolve().parent
+PROGRAM = HERE.parent / "hd_itsm.py"
+PAYLOADS = HERE / "payloads"
+AUTHORIZATION = "Basic aXRzbTppdHNtLXBhc3N3b3Jk"
+START = 15.0  # seconds a start may take on a busy machine
+NO_HEADERS: Mapping[str, str] = {}
+
+
+def until(what: Callable[[], T], why: str, timeout: float = 10.0) -> T:
+    """What `what` gives, once it is true; else AssertionError with `why`."""
+    deadline = monotonic() + timeout
+    while not (found := what()):
+        assert monotonic() < deadline, f"{timeout} s went by: {why}"
+        sleep(0.01)  # between two looks, never instead of one
+    return found
+
+
+# ---- Configuration -----------------------------------------------------------------------------
+
+
+def as_toml(value: Any) -> str:
+    """A value as TOML; JSON's text is TOML's but for tables."""
+    if isinstance(value, Mapping):
+        rows = (f"{json.dumps(key)} = {as_toml(one)}" for key, one in value.items())
+        return "{ " + ", ".join(rows) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(as_toml(one) for one in value) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def settings(itsm_url: str, **sections: Mapping[str, Any]) -> str:
+    """A configuration; `sections` come on top, `hooks__x` is the section [hooks.x]."""
+    tables: dict[str, dict[str, Any]] = {
+        "server": {"listen": "127.0.0.1:0", "stop_after": 1},
+        "itsm": {"url": itsm_url, "authorization": AUTHORIZATION, "timeout": 5.0},
+        "retry": {"first": 0.05, "max": 0.2, "probe": 0.2},
+        "time": {"zone": "+09:00"},
+        "values": {"item_id": "ITEM-1", "service": "SVC-1"},
+    }
+    for name, rows in sections.items():
+        tables.setdefault(name.replace("__", "."), {}).update(rows)
+    lines: list[str] = []
+    for name, rows in tables.items():
+        lines += [f"[{name}]", *(f"{json.dumps(k)} = {as_toml(v)}" for k, v in rows.items())]
+    return "\n".join(lines) + "\n"
+
+
+NOTE = {"body": {"code": "900", "request_id": "-", "ticket": "{ticket_id}", "text": "{text|or:}"}}
+NOTED = {"kind": "note", "fields": {"ticket_id": "ticket_id", "text": "text"}}
+
+
+def with_notes(itsm_url: str, **sections: Mapping[str, Any]) -> str:
+    """`settings` with POST /note, whose kind neither opens a request nor needs one."""
+    return settings(itsm_url, **{"hooks__note": NOTED, "kinds__note": NOTE, **sections})
+
+
+# ---- Webhooks ----------------------------------------------------------------------------------
+
+_tickets = count(1)
+
+
+def ticket() -> str:
+    """A ticket's id that no other test uses."""
+    return f"T{next(_tickets)}"
+
+
+def opening(ticket_id: str, **more: Any) -> dict[str, Any]:
+    """The body of POST /itsm_new."""
+    fields = {"writer": "jimin.park", "category": "OA기기", "subject": f"제목 {ticket_id}"}
+    return {"ticket_id": ticket_id, **fields, "contents": "용지가 걸립니다.", **more}
+
+
+def assignment(ticket_id: str, technician: str = "dohyun.lee") -> dict[str, Any]:
+    """The body of POST /itsm_ass."""
+    return {"ticket_id": ticket_id, "technician": technician}
+
+
+def closing(ticket_id: str, date: str = "2026-11-23T15:05:09+09:00") -> dict[str, Any]:
+    """The body of POST /itsm_com."""
+    return {"ticket_id": ticket_id, "data": date}
+
+
+class Sample(NamedTuple):
+    """A file of payloads/: where it goes, its header lines, its body."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+def sample(name: str) -> Sample:
+    """A sample; a .json is a body alone."""
+    data = (PAYLOADS / name).read_bytes()
+    if name.endswith(".json"):
+        return Sample("", {"Content-Type": "application/json"}, data)
+    top, _, body = data.partition(b"\r\n\r\n")
+    first, *rest = top.decode("utf-8").split("\r\n")
+    pairs = (row.split(": ", 1) for row in rest)
+    # http.client sends header text as Latin-1: these are the bytes of the file
+    headers = {key: value.encode().decode("latin-1") for key, value in pairs}
+    headers = {k: v for k, v in headers.items() if k not in ("Host", "Content-Length")}
+    return Sample(first.split(" ")[1], headers, body)
+
+
+# ---- Answers -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer to the helpdesk; `seconds` from the first byte sent to the last one read."""
+
+    status: int
+    headers: Headers
+    body: bytes
+    seconds: float = 0.0
+
+    def json(self) -> Any:
+        """The body, which must be JSON and say so."""
+        assert self.headers.get("Content-Type").startswith("application/json"), self
+        assert b"Traceback" not in self.body, self
+        return json.loads(self.body)
+
+    @property
+    def event(self) -> int:
+        """The number of the event."""
+        return int(self.headers["HD-ITSM-Event"])
+
+    @property
+    def state(self) -> str:
+        """The event's state as the answer tells it."""
+        return self.headers["HD-ITSM-State"]
+
+    @property
+    def error(self) -> str:
+        """What an answer other than 200 says in its JSON."""
+        found = self.json()
+        assert isinstance(found, dict)
+        text = found["error"]
+        assert isinstance(text, str)
+        assert text
+        return text
+
+
+def read_replies(data: bytes) -> list[Reply]:
+    """All whole answers in `data`, each framed by its Content-Length."""
+    replies = []
+    while b"\r\n\r\n" in data:
+        top, _, rest = data.partition(b"\r\n\r\n")
+        first, *rows = top.decode("latin-1").split("\r\n")
+        pairs = tuple((key, value.strip()) for key, value in (row.split(":", 1) for row in rows))
+        headers = Headers(pairs)
+        size = int(headers.get("Content-Length", "0"))
+        if len(rest) < size:
+            break
+        replies.append(Reply(int(first.split(" ")[1]), headers, rest[:size]))
+        data = rest[size:]
+    return replies
+
+
+# ---- The process -------------------------------------------------------------------------------
+
+
+class Run(NamedTuple):
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        """Its standard output, which must be JSON."""
+        return json.loads(self.out)
+
+
+class Service:
+    """`python hd_itsm.py` in `folder`; it runs inside `with`, its file and log stay there."""
+
+    def __init__(
+        self, folder: Path, config: str, environ: Mapping[str, str] = NO_HEADERS, port: int = 0
+    ) -> None:
+        self.folder = folder
+        self.port = port
+        self._process: subprocess.Popen[bytes] | None = None
+        self._begun = 0  # where in the log the present process began
+        kept = ("PATH", "HOME", "LANG", "TMPDIR", "SYSTEMROOT")
+        self._environ = {name: os.environ[name] for name in kept if name in os.environ} | dict(
+            environ
+        )
+        self.configure(config)
+
+    def configure(self, config: str) -> None:
+        """Writes the configuration; the next start reads it."""
+        (self.folder / "hd_itsm.toml").write_text(config, encoding="utf-8")
+
+    @property
+    def url(self) -> str:
+        """Where the hooks are."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """Of the running process."""
+        return self._running().pid
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file."""
+        return self.folder / "hd_itsm.db"
+
+    @property
+    def control(self) -> dict[str, Any]:
+        """What the file says by which the commands find the running service."""
+        text = (self.folder / "hd_itsm.db.control").read_text(encoding="utf-8")
+        found = json.loads(text)
+        assert isinstance(found, dict)
+        return found
+
+    @property
+    def log(self) -> str:
+        """All that was written to stderr, over restarts."""
+        path = self.folder / "stderr.log"
+        return path.read_bytes().decode("utf-8", "backslashreplace") if path.exists() else ""
+
+    def lines(self, *words: str) -> list[str]:
+        """The lines of the log that hold all of `words`."""
+        return [line for line in self.log.split("\n") if line and all(w in line for w in words)]
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        assert self._process is not None, "the service does not run"
+        return self._process
+
+    def start(self) -> None:
+        """Starts it and returns when it listens."""
+        assert self._process is None, "it runs already"
+        self._begun = len(self.log)
+        with (self.folder / "stderr.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, str(PROGRAM)],
+                cwd=self.folder,
+                env=self._environ,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            line = until(self._listening, "it does not listen", START)
+        except BaseException:
+            self.kill()
+            raise
+        self.port = urllib.parse.urlsplit(line.split("listening on ")[1].split(",")[0]).port or 0
+
+    def _listening(self) -> str:
+        said = self.log[self._begun :]
+        code = self._running().poll()
+        assert code is None, f"it ended with {code}:\n{said}"
+        return next((row for row in said.split("\n")[:-1] if "listening on " in row), "")
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to the process."""
+        self._running().send_signal(number)
+
+    def wait(self, timeout: float = 15.0) -> int:
+        """Its exit code, once it has ended."""
+        code = self._running().wait(timeout)
+        self._process = None
+        return code
+
+    def stop(self, timeout: float = 15.0) -> int:
+        """SIGTERM; its exit code."""
+        self.signal(signal.SIGTERM)
+        return self.wait(timeout)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        process, self._process = self._running(), None
+        process.kill()
+        process.wait(10)
+
+    def restart(self) -> None:
+        """SIGKILL, if it runs, and a new start on the same file."""
+        if self._process is not None:
+            self.kill()
+        self.start()
+
+    def __enter__(self) -> Service:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        problem: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._process is not None:
+            try:
+                self.stop()
+            except subprocess.TimeoutExpired:
+                self.kill()
+                if problem is None:
+                    raise
+        if problem is None:
+            assert "Traceback" not in self.log, self.log
+
+    # The helpdesk's side
+
+    def post(
+        self,
+        hook: str,
+        body: object = b"",
+        headers: Mapping[str, str | bytes] = NO_HEADERS,
+        wait: int = 0,
+        timeout: float = 20.0,
+    ) -> Reply:
+        """POSTs to a hook: bytes and text as they are, anything else as JSON in UTF-8.
+
+        `wait`: the answer is to wait so many seconds for the ITSM (Prefer).
+        """
+        if isinstance(body, str):
+            body = body.encode()
+        if not isinstance(body, bytes):
+            body = json.dumps(body, ensure_ascii=False).encode()
+        preference = {"Prefer": f"wait={wait}"} if wait else {}
+        sent = {"Content-Type": "application/json", **preference, **headers}
+        return self.request("POST", "/" + hook.lstrip("/"), body, sent, timeout)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str | bytes] = NO_HEADERS,
+        timeout: float = 20.0,
+    ) -> Reply:
+        """Any well-formed request, on a connection of its own."""
+        began = monotonic()
+        line = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        try:
+            line.putrequest(method, path, skip_host="Host" in headers, skip_accept_encoding=True)
+            for name, value in headers.items():
+                line.putheader(name, value)
+            if body is not None:
+                line.putheader("Content-Length", str(len(body)))
+            line.endheaders(body)
+            answer = line.getresponse()
+            content = answer.read()
+            pairs = Headers(tuple(answer.getheaders()))
+            return Reply(answer.status, pairs, content, monotonic() - began)
+        finally:
+            line.close()
+
+    def connect(self, timeout: float = 10.0) -> socket.socket:
+        """A bare connection."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=timeout)
+
+    def exchange(self, data: bytes, half_close: bool = False, patience: float = 5.0) -> list[Reply]:
+        """The answers to raw bytes: all until the connection ends, or is silent after one."""
+        heard = bytearray()
+        with self.connect(patience) as line:
+            with suppress(ConnectionError):
+                line.sendall(data)
+                if half_close:
+                    line.shutdown(socket.SHUT_WR)
+            with suppress(TimeoutError, ConnectionError):
+                while piece := line.recv(65536):
+                    heard += piece
+                    line.settimeout(0.5 if read_replies(bytes(heard)) else patience)
+        return read_replies(bytes(heard))
+
+    # The operator's side
+
+    def cli(
+        self,
+        *arguments: object,
+        stdin: bytes = b"",
+        environ: Mapping[str, str] = NO_HEADERS,
+        timeout: float = 30.0,
+    ) -> Run:
+        """A command in the service's folder, run to its end."""
+        done = subprocess.run(
+            [sys.executable, str(PROGRAM), *map(str, arguments)],
+            cwd=self.folder,
+            env={**self._environ, **environ},
+            input=stdin,
+            capture_output=True,
+            timeout=timeout,
+        )
+        assert b"Traceback" not in done.stderr, done.stderr.decode()
+        return Run(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def show(self, event: int) -> dict[str, Any]:
+        """Everything of an event."""
+        run = self.cli("show", event, "--json")
+        assert run.code == 0, run
+        found = run.json()
+        assert isinstance(found, dict)
+        return found
+
+    def events(self, *filters: str) -> list[dict[str, Any]]:
+        """Events, newest first."""
+        run = self.cli("events", "--limit", "1000", "--json", *filters)
+        assert run.code == 0, run
+        found = run.json()
+        assert isinstance(found, list)
+        return found
+
+    def status(self) -> dict[str, Any]:
+        """What `status` tells."""
+        found = self.cli("status", "--json").json()
+        assert isinstance(found, dict)
+        return found
+
+    def mappings(self) -> dict[str, str]:
+        """Ticket -> request id, all of them."""
+        rows = self.cli("export").out.splitlines()[1:]
+        return {row.split(",")[0]: row.split(",")[1] for row in rows}

@@ -1,0 +1,1239 @@
+"""Bytes to fields: what a body means, however damaged it is, and what it can never do."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, date, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import strategies as st
+from itsm import Itsm, Received
+from service import PAYLOADS, Service, opening, sample
+from service import settings as service_settings
+
+import hd_itsm
+from hd_itsm import MISSING, Field, Hook, Reading, Unreadable, parse_date, parse_path, read_body
+
+T = TypeVar("T")
+
+SEOUL = timezone(timedelta(hours=9))
+OPENING = ("ticket_id", "writer", "category", "subject", "contents")
+KNOWN = frozenset(OPENING)
+BUILT_IN = hd_itsm.load_config("", {}, {}, complete=False).hooks
+NO_HEADERS: Mapping[str, str] = {}
+
+quick = settings(max_examples=150, deadline=None)
+slow_data = settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.filter_too_much]
+)
+
+
+def read(body: str | bytes, hook: Hook | str = "itsm_new", **headers: str) -> Reading:
+    """What a webhook says; header names in lower case, `_` for `-`."""
+    raw = body.encode() if isinstance(body, str) else body
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return hd_itsm.read_webhook(BUILT_IN[hook] if isinstance(hook, str) else hook, raw, named)
+
+
+def hook_of(folder: Path, toml: str, name: str = "x") -> Hook:
+    """The hook `name` of a configuration."""
+    path = folder / "hook.toml"
+    path.write_text(toml, encoding="utf-8")
+    return hd_itsm.load_config(str(path), {}, {}, complete=False).hooks[name]
+
+
+def dumped(value: Any) -> bytes:
+    """JSON as most helpdesks write it."""
+    return json.dumps(value, ensure_ascii=False).encode()
+
+
+# ---- How time grows ----------------------------------------------------------------------------
+
+FLOOR = 0.002  # seconds; what is quicker says nothing about growth
+
+
+def took(work: Callable[[], object]) -> float:
+    """The processor time of `work`, of this thread alone."""
+    began = time.thread_time()
+    work()
+    return time.thread_time() - began
+
+
+def assert_linear(
+    work: Callable[[T], object],
+    made: Callable[[int], T],
+    sizes: tuple[int, ...] = (1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20),
+) -> None:
+    """Four times the input takes some four times as long. Squared growth would take 16 times."""
+    before = math.inf
+    for size in sizes:
+        given_now = made(size)
+        most = 9 * max(before, FLOOR)
+        times = [took(lambda one=given_now: work(one))]  # type: ignore[misc]
+        while min(times) > most and len(times) < 3:
+            times.append(took(lambda one=given_now: work(one)))  # type: ignore[misc]
+        assert min(times) <= most, f"{size} bytes: {min(times):.3f} s, a quarter: {before:.3f} s"
+        before = min(times)
+
+
+def test_the_measure_of_growth_finds_a_quadratic_one() -> None:
+    pattern = re.compile("<[^>]*>")
+    with pytest.raises(AssertionError, match="a quarter"):
+        assert_linear(pattern.findall, lambda size: "<" * size, (1 << 11, 1 << 13, 1 << 15))
+
+
+# ---- Whole JSON --------------------------------------------------------------------------------
+
+
+def storable(text: str) -> str:
+    """`text` as it may be kept: no NUL, no lone surrogate."""
+    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
+    return "".join(
+        "\ufffd" if sign == "\0" or unicodedata.category(sign) == "Cs" else sign for sign in whole
+    )
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
+leaves = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**99) + 1, 10**99 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | texts
+)
+trees = st.recursive(
+    leaves,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts, inner, max_size=4),
+    max_leaves=15,
+)
+objects = st.dictionaries(texts, trees, max_size=5)
+
+
+@quick
+@given(objects, st.booleans(), st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-be"]))
+def test_any_json_object_is_read_as_it_is_and_counts_as_whole(
+    given_object: dict[str, Any], ascii_only: bool, encoding: str
+) -> None:
+    raw = json.dumps(given_object, ensure_ascii=ascii_only).encode(encoding)
+    found, repaired = read_body(raw, KNOWN)
+    assert found == given_object
+    assert json.dumps(found) == json.dumps(given_object)  # 1, 1.0 and true are equal in Python
+    assert repaired == ""
+
+
+@quick
+@given(st.text(max_size=20))
+@example("\ud800")
+@example("\ud800A")
+@example("\udc00\ud800")
+@example("\ud83d\ude00")
+@example("\ufeff\0")
+def test_nul_and_lone_surrogates_become_replacement_characters(text: str) -> None:
+    found, _ = read_body(json.dumps({"subject": text}).encode(), KNOWN)
+    assert found == {"subject": storable(text)}
+    found["subject"].encode()  # what no store and no ITSM would take is gone
+
+
+def test_nul_and_surrogates_are_replaced_in_keys_and_deep_inside_too() -> None:
+    found, _ = read_body(b'{"a\\u0000": [{"b": ["\\udfff", 1]}]}', KNOWN)
+    assert found == {"a\ufffd": [{"b": ["\ufffd", 1]}]}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"ticket_id":"4183","ticket_id":"1"}',
+        b'{"ticket_id":"4183","subject":"a","ticket_id":"1","ticket_id":"2"}',
+        b'{"ticket_id":"4183","ticket_id":null}',
+    ],
+)
+def test_of_repeated_keys_the_first_wins(body: bytes) -> None:
+    assert read(body).ticket == "4183"
+
+
+def test_of_repeated_keys_the_first_wins_in_nested_objects_too() -> None:
+    found, _ = read_body(b'{"a": {"b": 1, "b": 2, "c": [{"d": 3, "d": 4}]}}', KNOWN)
+    assert found == {"a": {"b": 1, "c": [{"d": 3}]}}
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400", "-1e400"])
+@pytest.mark.parametrize("place", ['"x": {}', '"x": [1, {}]', '"x": {{"y": {}}}'])
+def test_numbers_that_json_does_not_know_are_refused(number: str, place: str) -> None:
+    with pytest.raises(Unreadable):
+        read_body(('{"ticket_id": "1", ' + place.format(number) + "}").encode(), KNOWN)
+
+
+@pytest.mark.parametrize("digits", ["9" * 100, "-" + "9" * 100, "1" + "0" * 99])
+def test_a_number_of_100_digits_is_read(digits: str) -> None:
+    found, _ = read_body(f'{{"x": {digits}}}'.encode(), KNOWN)
+    assert found == {"x": int(digits)}
+
+
+@pytest.mark.parametrize("digits", ["9" * 101, "-" + "9" * 101, "9" * 5000, "0." + "1" * 5000])
+def test_a_number_of_more_than_100_digits_is_refused(digits: str) -> None:
+    with pytest.raises(Unreadable):
+        read_body(f'{{"ticket_id": "1", "x": {digits}}}'.encode(), KNOWN)
+
+
+def nested(levels: int, leaf: str = "1") -> bytes:
+    """An object of so many levels, itself counted."""
+    return f'{{"x": {"[" * (levels - 1)}{leaf}{"]" * (levels - 1)}}}'.encode()
+
+
+@pytest.mark.parametrize("leaf", ["1", ""])
+def test_a_hundred_levels_are_read_and_one_more_is_refused(leaf: str) -> None:
+    read_body(nested(100, leaf), KNOWN)
+    with pytest.raises(Unreadable, match="nest"):
+        read_body(nested(101, leaf), KNOWN)
+
+
+@pytest.mark.parametrize("levels", [1_000, 20_000, 200_000])
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda n: b'{"a":' * n + b"1" + b"}" * n,
+        lambda n: b'{"a":' * n,
+        lambda n: b"[" * n + b"]" * n,
+        lambda n: b"[" * n,
+        lambda n: b"{" * n,
+        lambda n: b"payload=" + b'{"a":' * n + b"}" * n,
+        lambda n: json.dumps("[" * n + "]" * n).encode(),
+    ],
+)
+def test_deep_nesting_is_refused_in_every_disguise(
+    body: Callable[[int], bytes], levels: int
+) -> None:
+    with pytest.raises(Unreadable):
+        read_body(body(levels), KNOWN)
+
+
+@pytest.mark.parametrize("levels", [1_000, 20_000, 200_000])
+@pytest.mark.parametrize("piece", [b"[", b"{", b'{"y":', b'[{"contents":'])
+def test_deep_nesting_behind_a_damaged_text_is_text_or_refused(piece: bytes, levels: int) -> None:
+    try:
+        found, _ = read_body(b'{"ticket_id":"1","subject":"a "b"","x":' + piece * levels, KNOWN)
+    except Unreadable:
+        return
+    assert found["ticket_id"] == "1"
+
+
+@pytest.mark.parametrize("brackets", ["[" * 5000, "{" * 5000, '[{"' * 5000])
+def test_brackets_inside_a_text_are_no_nesting(brackets: str) -> None:
+    assert read(dumped({"ticket_id": "1", "subject": brackets})).fields["subject"] == brackets
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b" \r\n", b"null", b"12", b"true", b'"text"', b"[]", b'[{"ticket_id": "1"}]', b"hello"],
+)
+def test_what_is_no_json_object_is_unreadable(body: bytes) -> None:
+    with pytest.raises(Unreadable):
+        read_body(body, KNOWN)
+
+
+# ---- Encodings ---------------------------------------------------------------------------------
+
+KOREAN = {"ticket_id": "4184", "writer": "홍길똥", "subject": "펲햏 뷁 첨부가 열리지 않음"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_unicode_encodings_need_no_repair(encoding: str) -> None:
+    raw = json.dumps(KOREAN, ensure_ascii=False).encode(encoding)
+    assert read_body(raw, KNOWN) == (KOREAN, "")
+
+
+def test_undeclared_cp949_gives_the_right_text_even_outside_euc_kr() -> None:
+    raw = json.dumps(KOREAN, ensure_ascii=False).encode("cp949")
+    with pytest.raises(UnicodeDecodeError):
+        raw.decode("euc_kr")
+    found, repaired = read_body(raw, KNOWN)
+    assert found == KOREAN
+    assert repaired
+
+
+def test_damaged_cp949_is_recovered_with_the_right_text() -> None:
+    text = '{"ticket_id":"4184","subject":"뷁 "용지" 걸림","contents":"첫 줄\n둘째 \\줄"}'
+    found, repaired = read_body(text.encode("cp949"), KNOWN)
+    assert found == {
+        "ticket_id": "4184",
+        "subject": '뷁 "용지" 걸림',
+        "contents": "첫 줄\n둘째 \\줄",
+    }
+    assert repaired
+
+
+def test_damaged_utf16_is_recovered_too() -> None:
+    text = '{"ticket_id":"4184","subject":"뷁 "용지" 걸림"}'
+    found, _ = read_body(text.encode("utf-16"), KNOWN)
+    assert found == {"ticket_id": "4184", "subject": '뷁 "용지" 걸림'}
+
+
+def test_bytes_of_no_encoding_are_no_crash() -> None:
+    for raw in (b'{"ticket_id":"1","subject":"\xff\xfe\x80"}', b"\xff\xfe{", b"\x00\x00\xfe\xff"):
+        try:
+            found, repaired = read_body(raw, KNOWN)
+        except Unreadable:
+            continue
+        assert repaired
+        assert found["ticket_id"] == "1"
+
+
+# ---- The further steps -------------------------------------------------------------------------
+
+OBJECT = {"ticket_id": "4182", "subject": '3층 "복합기" & <b>', "contents": "a\nb \\ c"}
+
+
+@pytest.mark.parametrize("control", ["\n", "\r\n", "\t", "\x0b", "\x1b", "\x01"])
+def test_control_characters_inside_strings_are_allowed(control: str) -> None:
+    found, repaired = read_body(f'{{"ticket_id":"1","subject":"a{control}b"}}'.encode(), KNOWN)
+    assert found == {"ticket_id": "1", "subject": f"a{control}b"}
+    assert repaired
+
+
+def test_a_raw_nul_inside_a_string_becomes_a_replacement_character() -> None:
+    found, repaired = read_body(b'{"ticket_id":"1","subject":"a\0b"}', KNOWN)
+    assert found == {"ticket_id": "1", "subject": "a\ufffdb"}
+    assert repaired
+
+
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_a_json_string_that_holds_json_is_laid_open(ascii_only: bool) -> None:
+    raw = json.dumps(json.dumps(OBJECT, ensure_ascii=ascii_only), ensure_ascii=ascii_only)
+    found, repaired = read_body(raw.encode(), KNOWN)
+    assert found == OBJECT
+    assert repaired
+
+
+@pytest.mark.parametrize("quote", ["&quot;", "&#34;"])
+def test_an_html_escaped_body_is_laid_open(quote: str) -> None:
+    text = json.dumps({"ticket_id": "4182", "subject": "R & D"}, ensure_ascii=False)
+    escaped = text.replace("&", "&amp;").replace('"', quote)
+    found, repaired = read_body(escaped.encode(), KNOWN)
+    assert found == {"ticket_id": "4182", "subject": "R & D"}
+    assert repaired
+
+
+def test_html_entities_in_the_text_of_a_whole_body_stay_as_they_are() -> None:
+    text = {"ticket_id": "1", "subject": "&quot;a&quot; &lt;b&gt;"}
+    assert read_body(dumped(text), KNOWN) == (text, "")
+
+
+def test_html_entities_in_the_text_of_a_damaged_body_stay_as_they_are() -> None:
+    text = '<a href="x">&quot;a&quot; &lt;script&gt;</a>'
+    found, _ = read_body(f'{{"ticket_id":"1","contents":"{text}"}}'.encode(), KNOWN)
+    assert found == {"ticket_id": "1", "contents": text}
+
+
+@pytest.mark.parametrize("entity", ["&#" + "9" * 5000 + ";", "&#x" + "f" * 5000 + ";", "&#0;"])
+def test_an_endless_character_reference_in_an_escaped_body_is_no_crash(entity: str) -> None:
+    raw = f"{{&quot;ticket_id&quot;:&quot;1&quot;,&quot;subject&quot;:&quot;{entity}&quot;}}"
+    try:
+        found, _ = read_body(raw.encode(), KNOWN)
+    except Unreadable:
+        return
+    assert found["ticket_id"] == "1"
+
+
+# ---- Forms -------------------------------------------------------------------------------------
+
+
+def test_a_form_body_is_decoded() -> None:
+    raw = b"ticket_id=4182&subject=%EB%B3%B5%ED%95%A9%EA%B8%B0+%26+a%3Db&contents=&writer=kim"
+    found, repaired = read_body(raw, KNOWN)
+    expected = {"ticket_id": "4182", "subject": "복합기 & a=b", "contents": "", "writer": "kim"}
+    assert found == expected
+    assert repaired
+
+
+def test_a_form_keeps_the_fields_that_no_path_names() -> None:
+    found, _ = read_body(b"ticket_id=4182&other=1", KNOWN)
+    assert found == {"ticket_id": "4182", "other": "1"}
+
+
+def test_of_repeated_form_fields_the_first_wins() -> None:
+    assert read(b"ticket_id=4183&subject=a&ticket_id=1").ticket == "4183"
+    assert read(b"ticket_id=4183&subject=a & b&ticket_id=1").ticket == "4183"
+
+
+def test_a_form_field_that_holds_json_is_laid_open() -> None:
+    text = json.dumps(OBJECT)
+    encoded = "".join(f"%{byte:02X}" for byte in text.encode())
+    assert read_body(f"payload={encoded}".encode(), KNOWN)[0] == OBJECT
+    assert read_body(f"a=1&payload={encoded}&b=2".encode(), KNOWN)[0] == OBJECT
+
+
+def test_a_form_field_that_holds_json_with_an_ampersand_unencoded_is_laid_open() -> None:
+    text = '{"ticket_id":"4182","subject":"a & b=c","contents":"x"}'
+    found, repaired = read_body(f"payload={text}".encode(), KNOWN)
+    assert found == {"ticket_id": "4182", "subject": "a & b=c", "contents": "x"}
+    assert repaired
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"ticket_id=4182&subject=%7B%22ticket_id%22%3A%221%22%7D&contents=c",
+        b'ticket_id=4182&subject={"ticket_id":"1"}&contents=c d',
+        'ticket_id=4182&subject=가&contents={"ticket_id":"1","subject":"x"}'.encode(),
+    ],
+)
+def test_json_that_a_requester_types_into_a_form_field_takes_over_nothing(body: bytes) -> None:
+    assert read(body).ticket == "4182"
+
+
+def test_text_pasted_unencoded_into_a_form_is_cut_at_the_known_keys_and_taken_as_it_stands() -> (
+    None
+):
+    hook = hd_itsm.load_config("", {}, {}, complete=False).hooks["itsm_new"]
+    raw = (
+        "ticket_id=4182&subject=50% 할인+%20 & a=b&contents=첫 줄\n둘째 = &x=1&category=OA".encode()
+    )
+    found, repaired = read_body(raw, hook.known)
+    assert found == {
+        "ticket_id": "4182",
+        "subject": "50% 할인+%20 & a=b",
+        "contents": "첫 줄\n둘째 = &x=1",
+        "category": "OA",
+    }
+    assert repaired
+
+
+def test_a_form_of_very_many_fields_is_no_crash() -> None:
+    body = b"ticket_id=4182&" + b"&".join(b"a%d=1" % number for number in range(5000))
+    try:
+        found, _ = read_body(body, KNOWN)
+    except Unreadable:
+        return
+    assert found["ticket_id"] == "4182"
+
+
+form_pieces = st.sampled_from(["&", "=", "%", "%41", "+", "a", " ", "\n", '"', "{", "&x=", "가"])
+form_texts = st.lists(form_pieces | texts, max_size=8).map(lambda parts: "가 " + "".join(parts))
+
+
+def form_keys_in(text: str, keys: tuple[str, ...]) -> bool:
+    return any(f"{key}=" in text for key in keys)
+
+
+@slow_data
+@given(form_texts, form_texts, form_texts)
+def test_any_text_pasted_into_a_form_is_recovered_exactly(
+    writer: str, subject: str, contents: str
+) -> None:
+    assume(not form_keys_in(writer, ("category", "subject", "contents")))
+    assume(not form_keys_in(subject, ("category", "contents")))
+    body = f"ticket_id=4182&writer={writer}&subject={subject}&contents={contents}"
+    assume(not form_keys_in(contents, ("category",)))
+    found, repaired = read_body(body.encode(), KNOWN)
+    expected = {"ticket_id": "4182", "writer": writer, "subject": subject, "contents": contents}
+    assert found == expected
+    assert repaired
+
+
+# ---- Text pasted unescaped into a JSON template ------------------------------------------------
+
+pieces = st.sampled_from(
+    [
+        *('"', "\\", "\n", "\r\n", "{", "}", "[", "]", ",", ":", "'", " ", "\t", "a", "1", "가"),
+        *('"}', '",', '","', '":"', '\\"', "\\\\", '"]', "true", "null", "😀", "-1.5e3", "//"),
+        *('"x":"y"', '","x":"y', '{"a": "b"}', '"ticket_id":"1"', "&quot;", "&amp;", "C:\\temp\\n"),
+        *('<a href="b">', "#ticketId#", "{{x}}", "{writer}", "%s", "\u2028", "\u202e", "\x1b"),
+    ]
+)
+pasted = st.lists(pieces | texts, max_size=8).map("".join)
+
+FLAT = (
+    '{"ticket_id":"4182","writer":"%s","category":"%s","subject":"%s","contents":"%s"}',
+    '{"ticket_id": "4182", "writer": "%s", "category": "%s", "subject": "%s", "contents": "%s"}',
+    '{\r\n  "ticket_id" : 4182,\r\n  "writer" : "%s",\r\n  "category" : "%s",\r\n'
+    '  "subject" : "%s",\r\n  "contents" : "%s"\r\n}\r\n',
+)
+NESTED = (
+    '{"ticket":{"id":418,"title":"%s","customer":{"email":"%s"}},"article":{"body":"%s"}}',
+    '{"article":{"body":"%s"}, "ticket":{"customer":{"email":"%s"},"title":"%s"},"id":"418"}',
+    '{\n "data": [{"title": "%s"}],\n "body": "%s",\n "x": {"email": "%s" }\n}',
+)
+NESTED_KNOWN = frozenset(
+    ("ticket", "id", "title", "customer", "email", "article", "body", "data", "x")
+)
+
+
+def values_in(value: Any) -> Iterator[Any]:
+    """Every leaf, in order."""
+    if isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from values_in(one)
+    else:
+        yield value
+
+
+def holds_json(text: str) -> bool:
+    """Whether the first steps would take it: JSON, control characters inside strings allowed."""
+    try:
+        json.loads(text, strict=False)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def keys_in(template: str, known: frozenset[str]) -> list[str]:
+    """The known keys of a template, as they follow each other."""
+    return [key for key in re.findall(r'"(\w+)"\s*:', template) if key in known]
+
+
+def innocent(template: str, known: frozenset[str], given_texts: tuple[str, ...]) -> bool:
+    """Whether no text holds a known key that is still to come at its place."""
+    for number, text in enumerate(given_texts):
+        left = template.split("%s")[number]
+        before = keys_in("%s".join(template.split("%s")[: number + 1]), known)
+        assert left
+        if any(f'"{key}"' in text for key in known - set(before)):
+            return False
+    return True
+
+
+def assert_recovered(template: str, known: frozenset[str], given_texts: tuple[str, ...]) -> None:
+    """Whether the texts come out of the damaged template as they went in."""
+    body = template % given_texts
+    assume(innocent(template, known, given_texts))
+    assume(not holds_json(body))
+    found, repaired = read_body(body.encode(), known)
+    got = [value for value in values_in(found) if value not in ("4182", 4182, 418, "418")]
+    wanted = [text for text in given_texts if text not in ("4182", "418")]
+    assert got == wanted, body
+    assert repaired
+
+
+@slow_data
+@given(st.sampled_from(FLAT), st.tuples(pasted, pasted, pasted, pasted))
+@example(FLAT[0], ("kim", "OA", '용지 "걸림"', "첫 줄\n\\\\fs01\\temp\\scan"))
+@example(FLAT[0], ("kim", "OA", 'Error "500"', 'a "b" c'))
+@example(FLAT[0], ("kim", "OA", 'Monitore 17" 19"', 'a "b" c'))
+@example(FLAT[0], ("kim", "OA", "x", '"'))
+@example(FLAT[0], ("kim", "OA", "x\\", "ends with a backslash\\"))
+@example(FLAT[0], ("kim", "OA", 'says "yes", "no": 1', 'a "b" c'))
+@example(FLAT[0], ("kim", "OA", 'x","ticket_id":"1', 'a "b" c'))
+@example(FLAT[1], ("kim", "OA", '{"status": "x", "items": [1, 2]}', '{"a": "b"}'))
+@example(FLAT[2], ("kim", "OA", '"}', '"quoted"'))
+def test_any_text_pasted_into_a_flat_template_is_recovered_exactly(
+    template: str, given_texts: tuple[str, str, str, str]
+) -> None:
+    assert_recovered(template, KNOWN, given_texts)
+
+
+@slow_data
+@given(st.sampled_from(NESTED), st.tuples(pasted, pasted, pasted))
+@example(NESTED[0], ('용지 "걸림"', "C:\\Users", "a\nb"))
+@example(NESTED[0], ('a "b"}}', '"}', '"}}'))
+@example(NESTED[1], ('a "b"}}', '"}', '"}}'))
+@example(NESTED[2], ('a "b"}]', '"}', '"}}'))
+@example(NESTED[0], ("\\u00", "\\", "\\x"))
+def test_any_text_pasted_into_a_nested_template_is_recovered_exactly(
+    template: str, given_texts: tuple[str, str, str]
+) -> None:
+    assert_recovered(template, NESTED_KNOWN, given_texts)
+
+
+def test_nested_recovery_keeps_the_structure() -> None:
+    body = NESTED[0] % ('C:\\Users "a"', "kim@example.com", "첫 줄\n\\둘째")
+    assert read_body(body.encode(), NESTED_KNOWN)[0] == {
+        "ticket": {"id": 418, "title": 'C:\\Users "a"', "customer": {"email": "kim@example.com"}},
+        "article": {"body": "첫 줄\n\\둘째"},
+    }
+
+
+def test_recovery_keeps_the_types_of_other_values() -> None:
+    body = '{"ticket_id":4182,"urgent":true,"subject":"a "b" c","score":1.5,"contents":null}'
+    found, _ = read_body(body.encode(), KNOWN)
+    assert found["ticket_id"] == 4182
+    assert found["subject"].startswith('a "b" c')
+    assert found["contents"] is None
+
+
+def test_recovered_text_is_taken_as_it_stands_without_json_escapes() -> None:
+    found, _ = read_body(
+        rb'{"ticket_id":"1","subject":"a "b" \n \u0041 \\ \"","contents":"c"}', KNOWN
+    )
+    assert found["subject"] == r'a "b" \n \u0041 \\ \"'
+    assert found["contents"] == "c"
+
+
+@pytest.mark.parametrize("cut", ["", "}", '"', '"}', "\r\n", '", ', '"}}'])
+def test_missing_and_surplus_closers_are_forgiven(cut: str) -> None:
+    body = '{"ticket_id":"4182","subject":"a "b" c","contents":"the end' + cut
+    found, repaired = read_body(body.encode(), KNOWN)
+    assert (found["ticket_id"], found["subject"]) == ("4182", 'a "b" c')
+    assert found["contents"].startswith("the end")
+    assert repaired
+
+
+def test_json_pasted_into_a_text_stays_a_text() -> None:
+    log = '{"level": "error", "items": [{"id": 1}, {"id": 2}], "ticket": null}'
+    body = f'{{"ticket_id":"4182","subject":"log","contents":"{log}"}}'
+    assert read_body(body.encode(), KNOWN)[0] == {
+        "ticket_id": "4182",
+        "subject": "log",
+        "contents": log,
+    }
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        '","ticket_id":"1',
+        'a "b" ","ticket_id":"1","writer":"ceo',
+        '"},"ticket_id":"1"} "x',
+        '\n"ticket_id" : "1", "',
+        '"ticket_id":1,"ticket_id":2,"',
+    ],
+)
+@pytest.mark.parametrize("place", ["subject", "contents"])
+def test_keys_that_a_requester_types_never_replace_the_trusted_ones(typed: str, place: str) -> None:
+    fields = {"subject": "s", "contents": "c", place: typed}
+    body = (
+        f'{{"ticket_id":"4183","writer":"박지민","category":"기타",'
+        f'"subject":"{fields["subject"]}","contents":"{fields["contents"]}"}}'
+    )
+    reading = read(body)
+    assert reading.ticket == "4183"
+    assert reading.fields["writer"] == "박지민"
+
+
+def test_only_the_keys_that_the_hook_names_cut() -> None:
+    body = '{"ticket_id":"1","subject":"a "b" c","technician":"kim"}'
+    assert read_body(body.encode(), frozenset(("ticket_id", "subject")))[0]["ticket_id"] == "1"
+    found, _ = read_body(body.encode(), frozenset(("ticket_id", "subject", "technician")))
+    assert found == {"ticket_id": "1", "subject": 'a "b" c', "technician": "kim"}
+
+
+def test_every_key_in_a_path_of_the_hook_is_known(tmp_path: Path) -> None:
+    hook = hook_of(
+        tmp_path,
+        "[hooks.x]\nfields = { ticket_id = 'a.b.0.\"c d\"', t = ['e[role=x].f', 'g.*.h'] }\n"
+        "rules = [{ kind = 'new', when = { 'i.j' = 'new' } }]\n"
+        "[kinds.new]\nopens = true\nbody = { a = '{ticket_id}' }",
+    )
+    assert {"a", "b", "c d", "e", "f", "g", "h", "i", "j"} <= hook.known
+
+
+# ---- Whatever bytes come -----------------------------------------------------------------------
+
+byte_pieces = st.sampled_from(
+    [
+        *(b'{"ticket_id":"1",', b'"subject":"', b'"', b"\\", b"{", b"}", b"[", b"]", b",", b":"),
+        *(b"ticket_id=1&", b"subject=", b"&", b"=", b"%", b"%00", b"%ff", b"&quot;", b"&#34;"),
+        *(b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf", b"\0", b"\xed\xa0\x80", b"\x80", b"\xc8\xab"),
+        *(b"&#99999999999;", b"\\ud800", b"\\u0000", b"NaN", b"1e999", b"9" * 101, b"-", b"\n"),
+        *(b"&#" + b"9" * 5000 + b";", b"a=1&" * 1001, b"[" * 2000, '"contents":"가'.encode()),
+    ]
+)
+any_bytes = st.binary(max_size=60) | st.lists(byte_pieces | st.binary(max_size=4), max_size=12).map(
+    b"".join
+)
+
+
+@settings(max_examples=600, deadline=None)
+@given(any_bytes, st.sampled_from([KNOWN, NESTED_KNOWN, frozenset(), frozenset(('a"b', "*", "("))]))
+def test_any_bytes_are_an_object_that_can_be_kept_or_unreadable(
+    raw: bytes, known: frozenset[str]
+) -> None:
+    try:
+        found, repaired = read_body(raw, known)
+    except Unreadable:
+        return
+    assert isinstance(found, dict)
+    assert isinstance(repaired, str)
+    for text in values_in(found):
+        if isinstance(text, str):
+            assert text == storable(text)
+
+
+@settings(max_examples=200, deadline=None)
+@given(any_bytes)
+def test_any_bytes_are_read_by_every_built_in_hook(raw: bytes) -> None:
+    for name in BUILT_IN:
+        reading = read(raw, name)
+        assert bool(reading.ticket) is not bool(reading.problem)
+
+
+def repeated(piece: str, before: str = "", after: str = "") -> Callable[[int], bytes]:
+    """Bodies of a size, made of one piece over and over."""
+    return lambda size: (before + piece * (size // len(piece.encode())) + after).encode()
+
+
+START = '{"ticket_id":"1","subject":"a "b" '
+HOSTILE: dict[str, Callable[[int], bytes]] = {
+    "text": repeated("가나다 ", START, '"}'),
+    "quotes": repeated('"', START),
+    "quotes and spaces": repeated('" ', START),
+    "quotes and commas": repeated('",', START),
+    "quotes and colons": repeated('":"', START),
+    "backslashes": repeated("\\", START),
+    "escaped quotes": repeated('\\"', START),
+    "escaped quotes after no quote": repeated('\\"', '{"ticket_id": x"'),
+    "escaped quotes before the keys": repeated('\\"', '{"x":"', ',"ticket_id":"1","subject":1}'),
+    "open braces in text": repeated("{", START),
+    "closers": repeated("}", START),
+    "closers and quotes": repeated('"}', START),
+    "spaces": repeated(" ", START),
+    "spaces before": repeated(" ", "", '{"ticket_id":"1","subject":"a "b""}'),
+    "spaces after a key": repeated(" ", '{"ticket_id":"1","subject"', "x"),
+    "spaces after a colon": repeated(" ", '{"ticket_id":"1","subject":', '"a "b"'),
+    "line breaks": repeated("\n", START, '"}'),
+    "known keys": repeated('"subject":"', START),
+    "known keys in order": repeated('"subject":"x","contents":"y",', START),
+    "unknown keys": repeated('"x":"y",', START),
+    "digits": repeated("1", START + '","contents":'),
+    "digits and quotes": repeated('1"', START),
+    "words": repeated("true", '{"ticket_id":"1","subject":"a "b"","contents":'),
+    "minus signs": repeated("-", '{"ticket_id":"1","subject":"a "b"","contents":'),
+    "entities": repeated("&quot;", "{"),
+    "numeric entities": repeated("&#", "{&quot;"),
+    "a long numeric entity": repeated("9", "{&quot;a&#"),
+    "ampersands": repeated("&", "ticket_id=1&subject= "),
+    "equals signs": repeated("=", "ticket_id=1&subject= "),
+    "form keys": repeated("&subject=", "ticket_id=1 "),
+    "form fields": repeated("a=b&", "ticket_id=1&"),
+    "percent signs": repeated("%", "ticket_id=1&subject="),
+    "percent codes": repeated("%EA", "ticket_id=1&subject="),
+    "no equals sign": repeated("a"),
+    "open braces": repeated("{"),
+    "open lists": repeated("["),
+    "objects": repeated('{"a":'),
+    "a string": repeated('\\"', '"'),
+    "strings": repeated('"a"'),
+    "nothing but quotes": repeated('"'),
+    "JSON within a string": repeated('\\"{', '"', '"'),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_time_grows_with_the_size_of_a_hostile_body_and_no_faster(name: str) -> None:
+    def attempt(raw: bytes) -> None:
+        try:
+            read_body(raw, KNOWN)
+        except Unreadable:
+            return
+
+    assert_linear(attempt, HOSTILE[name])
+
+
+# ---- Ids and masks -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "ticket"),
+    [
+        ("4182", "4182"),
+        ("4182.0", "4182.0"),
+        (r'"4182"', "4182"),
+        (r'"INC-4182/a"', "INC-4182/a"),
+        (r'"007"', "007"),
+        (r'"티켓 1"', "티켓 1"),
+        ("0", "0"),
+        ("-5", "-5"),
+        ("9223372036854775808", "9223372036854775808"),
+        (f'"{"a" * 200}"', "a" * 200),
+    ],
+)
+def test_ids_are_text(value: str, ticket: str) -> None:
+    wanted = "4182" if value == "4182.0" else ticket
+    reading = read(f'{{"ticket_id": {value}}}')
+    assert (reading.ticket, reading.problem, reading.kind) == (wanted, "", "new")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("null", '""', "true", "false", "[]", "{}", '["1"]', '{"id": 1}'),
+        *(
+            f'"{"a" * 201}"',
+            '"a\\nb"',
+            '"a\\u0000"',
+            '"\\u001b[1m"',
+            '"\\u007f"',
+        ),
+        *('"#ticketId#"', '"{{ticket.id}}"', '"#{ticket.id}"'),
+    ],
+)
+def test_what_is_no_id_is_a_problem_that_names_the_hook(value: str) -> None:
+    reading = read(f'{{"ticket_id": {value}, "subject": "x"}}')
+    assert reading.ticket == ""
+    assert "itsm_new" in reading.problem
+
+
+def test_a_body_without_the_id_is_a_problem() -> None:
+    assert read('{"subject": "x"}').problem
+    assert read(b"not JSON").problem
+
+
+MASKS = [
+    "#technician#",
+    "#기술자#",
+    "{{ticket.assignee.email}}",
+    "{{x}}",
+    "#{ticket.owner}",
+    "#{x}",
+]
+TEXTS = [
+    "{{7*7}}",
+    "a #x#",
+    "#x# ",
+    "#x y#",
+    "#{7*7}",
+    "{x}",
+    "# #",
+    "##",
+    "{{}}",
+    "#a",
+    "{{x}} {{y}}",
+]
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_a_mask_left_in_place_counts_as_missing(mask: str) -> None:
+    reading = read(dumped({"ticket_id": "1", "technician": mask}), "itsm_ass")
+    assert "technician" not in reading.fields
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_what_only_looks_like_a_mask_is_text(text: str) -> None:
+    reading = read(dumped({"ticket_id": "1", "technician": text}), "itsm_ass")
+    assert reading.fields["technician"] == text
+
+
+def test_a_mask_at_the_first_path_lets_the_next_one_serve() -> None:
+    reading = read(dumped({"ticket_id": "1", "data": "#date#", "date": "2026-11-23"}), "itsm_com")
+    assert reading.fields["date"] == "2026-11-23"
+
+
+# ---- Paths and fields --------------------------------------------------------------------------
+
+BODY: dict[str, Any] = {
+    "a": {"b": {"c": 1}, "empty": "", "null": None, "d.e": "dotted", "0": "zero"},
+    "list": [{"x": 1}, {"x": 2, "y": "two"}, {"x": 3}],
+    "team": [
+        {"role": "requester", "name": "kim"},
+        {"role": "assigned", "name": "lee"},
+        {"role": "assigned", "name": "oh"},
+        {"role": 5, "name": "five"},
+    ],
+    "objects": {"UserRequest::15": {"key": "15"}, "other": {"nokey": 1}},
+    "nested": [[1, 2], [3, [4]]],
+}
+
+
+def at(path: str | list[str], body: Any = BODY, match: str = "") -> Any:
+    """What a field at `path` finds."""
+    paths = tuple(parse_path(one) for one in ([path] if isinstance(path, str) else path))
+    return Field(paths, re.compile(match) if match else None).read(body)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("a.b.c", 1),
+        ("a.b", {"c": 1}),
+        ("a.0", "zero"),
+        ('a."d.e"', "dotted"),
+        ('"a"."b"."c"', 1),
+        ("list.0.x", 1),
+        ("list.-1.x", 3),
+        ("list.-3.x", 1),
+        ("list.*.y", "two"),
+        ("list.*.x", 1),
+        ("team[role=assigned].name", "lee"),
+        ("team[role=requester].name", "kim"),
+        ("team[role=5].name", "five"),
+        ("objects.*.key", "15"),
+        ("nested.1.1.0", 4),
+        ("a.null", None),
+        ("a.empty", ""),
+    ],
+)
+def test_a_path_finds(path: str, value: Any) -> None:
+    assert at(path) == value
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["x", "a.x", "a.b.c.d", "list.3", "list.-4", "list.x", "list.0.0", "team[role=x].name",
+     "objects.*.x", "a.b.c.0", "list.99999999999999999999", "a[b=1]"],
+)  # fmt: skip
+def test_a_path_that_leads_nowhere_is_missing(path: str) -> None:
+    assert at(path) is MISSING
+
+
+def test_of_a_list_of_paths_the_first_present_wins() -> None:
+    assert at(["x", "a.null", "a.empty", "a.b.c", "list.0.x"]) == 1
+    assert at(["x", "a.null"]) is None
+    assert at(["x", "y"]) is MISSING
+
+
+def test_a_star_skips_what_is_empty() -> None:
+    assert at("*.v", [{"v": None}, {"v": ""}, {"v": []}, {"v": "found"}]) == "found"
+
+
+def test_false_and_zero_are_present() -> None:
+    assert at(["no", "yes"], {"no": False, "yes": 1}) is False
+    assert at(["no", "yes"], {"no": 0, "yes": 1}) == 0
+
+
+def test_match_takes_the_first_group() -> None:
+    link = {"attachments": [{"title_link": "https://h/tickets.php?id=418#x"}]}
+    assert at("attachments.0.title_link", link, r"id=(\d+)") == "418"
+    assert at("attachments.0.title_link", link, r"nr=(\d+)") is MISSING
+    assert at("x", {"x": 4182}, r"(\d\d)$") == "82"
+    assert at("y", {"x": 4182}, r"(\d\d)$") is MISSING
+
+
+@pytest.mark.parametrize("path", ["", "a..b", "a.", "a[", "a[x]", "[x=1]", 'a."', "a]b"])
+def test_a_path_that_cannot_be_read_is_refused(path: str) -> None:
+    with pytest.raises(ValueError, match="path"):
+        parse_path(path)
+
+
+# ---- Rules -------------------------------------------------------------------------------------
+
+
+def rules(folder: Path, *whens: str) -> Hook:
+    """A hook whose rule n gives the kind k<n>."""
+    lines = [f"{{ kind = 'k{n}', when = {when} }}" for n, when in enumerate(whens, 1)]
+    kinds = [f"[kinds.k{n}]\nbody = {{ t = '{{ticket_id}}' }}" for n in range(1, len(whens) + 1)]
+    hook = "[hooks.x]\nfields = { ticket_id = 'id' }\nrules = [" + ", ".join(lines) + "]"
+    return hook_of(folder, "\n".join([hook, *kinds]))
+
+
+@pytest.mark.parametrize(
+    ("when", "body", "holds"),
+    [
+        ("{ s = 'new' }", {"s": "new"}, True),
+        ("{ s = 'new' }", {"s": "newer"}, False),
+        ("{ s = 'new' }", {}, False),
+        ("{ s = 5 }", {"s": "5"}, True),
+        ("{ s = '5' }", {"s": 5}, True),
+        ("{ s = [5, 6] }", {"s": 6}, True),
+        ("{ s = [5, 6] }", {"s": 7}, False),
+        ("{ s = '*' }", {"s": "x"}, True),
+        ("{ s = '*' }", {"s": 0}, True),
+        ("{ s = '*' }", {"s": ""}, False),
+        ("{ s = '*' }", {"s": None}, False),
+        ("{ s = '*' }", {"s": []}, False),
+        ("{ s = '*' }", {}, False),
+        ("{ s = '*' }", {"s": "#technician#"}, False),
+        ("{ s = '~^(?!-$).' }", {"s": "-"}, False),
+        ("{ s = '~^(?!-$).' }", {"s": "kim"}, True),
+        ("{ s = '~ACTION' }", {"s": "x action y"}, False),
+        ("{ s = '~(?i)ACTION' }", {"s": "x action y"}, True),
+        ("{ s = ['a', '~^b'] }", {"s": "bc"}, True),
+        ("{ 's.*' = 'b' }", {"s": ["a", "b"]}, True),
+        ("{ 's[r=a].n' = '*' }", {"s": [{"r": "b", "n": 1}, {"r": "a", "n": None}]}, False),
+        ("{ 's[r=a].n' = '*' }", {"s": [{"r": "a", "n": None}, {"r": "a", "n": 2}]}, True),
+        ("{ s = true }", {"s": True}, True),
+        ("{ s = true }", {"s": "true"}, True),
+        ("{ s = 'a', t = 'b' }", {"s": "a"}, False),
+        ("{ s = 'a', t = 'b' }", {"s": "a", "t": "b"}, True),
+    ],
+)
+def test_a_condition(tmp_path: Path, when: str, body: dict[str, Any], holds: bool) -> None:
+    reading = read(dumped({"id": 1, **body}), rules(tmp_path, when))
+    assert (reading.kind, reading.ticket, reading.problem) == ("k1" if holds else "", "1", "")
+
+
+def test_the_first_rule_that_holds_decides(tmp_path: Path) -> None:
+    hook = rules(tmp_path, "{ a = 1 }", "{ b = 1 }", "{ b = '*' }")
+    kinds = [read(dumped({"id": 1, **body}), hook).kind for body in ({"a": 1, "b": 1}, {"b": 1})]
+    assert kinds == ["k1", "k2"]
+    assert read(dumped({"id": 1, "b": 2}), hook).kind == "k3"
+
+
+def test_a_condition_on_a_header_reads_the_header_whatever_its_case(tmp_path: Path) -> None:
+    hook = rules(tmp_path, "{ '@header:X-FreeScout-Event' = 'convo.created' }")
+    assert read(dumped({"id": 1}), hook, x_freescout_event="convo.created").kind == "k1"
+    assert read(dumped({"id": 1}), hook, x_freescout_event="convo.status").kind == ""
+    assert read(dumped({"id": 1, "X-FreeScout-Event": "convo.created"}), hook).kind == ""
+
+
+def test_a_body_that_no_rule_takes_is_no_problem_even_without_an_id(tmp_path: Path) -> None:
+    reading = read(b'{"event": "ping"}', rules(tmp_path, "{ s = 'new' }"))
+    assert (reading.kind, reading.problem) == ("", "")
+
+
+# ---- Dates -------------------------------------------------------------------------------------
+
+MOMENT = datetime(2026, 11, 23, 15, 5, 9, tzinfo=SEOUL)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "2026-11-23T15:05:09+09:00",
+        "2026-11-23T06:05:09Z",
+        "2026-11-23T06:05:09.000Z",
+        "2026-11-23 15:05:09",
+        "2026-11-23T15:05:09",
+        "20261123T150509",
+        "20261123T150509+0900",
+        "2026-W48-1T15:05:09",
+        1795413909,
+        1795413909.0,
+        1795413909000,
+        "1795413909",
+        "1795413909000",
+        "11/23/2026 3:05:09 PM",
+        "11/23/2026 03:05:09 PM",
+        "11/23/2026 3:05:09\u202fPM",
+        "11/23/2026 3:05:09\u00a0PM",
+        "11/23/2026 15:05:09",
+        "2026-11-23 오후 3:05:09",
+        "2026-11-23 오후 03:05:09",
+        "2026-11-23 PM 3:05:09",
+        "2026. 11. 23. 오후 3:05:09",
+        "2026.\u00a011.\u00a023. 오후\u202f3:05:09",
+        "  2026-11-23T15:05:09+09:00 ",
+    ],
+)
+def test_a_date_is_read(value: Any) -> None:
+    assert parse_date(value, SEOUL) == MOMENT
+
+
+@pytest.mark.parametrize(
+    ("value", "hour"),
+    [
+        ("2026-11-23 오전 12:05:09", 0),
+        ("2026-11-23 오후 12:05:09", 12),
+        ("11/23/2026 12:05:09 AM", 0),
+        ("11/23/2026 12:05:09 PM", 12),
+        ("2026-11-23 오전 3:05:09", 3),
+    ],
+)
+def test_midnight_and_noon_are_told_apart(value: str, hour: int) -> None:
+    assert parse_date(value, SEOUL) == MOMENT.replace(hour=hour)
+
+
+def test_a_day_alone_is_its_beginning_in_the_zone() -> None:
+    assert parse_date("2026-11-23", SEOUL) == datetime(2026, 11, 23, tzinfo=SEOUL)
+
+
+def test_milliseconds_are_kept() -> None:
+    moment = datetime(2026, 11, 23, 6, 5, 9, 282000, tzinfo=UTC)
+    assert parse_date("2026-11-23T06:05:09.282Z", SEOUL) == moment
+    assert parse_date(1795413909282, SEOUL) == moment
+
+
+@quick
+@given(
+    st.datetimes(datetime(1990, 1, 1), datetime(2100, 1, 1), timezones=st.timezones())
+    | st.datetimes(datetime(1990, 1, 1), datetime(2100, 1, 1)),
+    st.sampled_from(["T", " "]),
+    st.sampled_from(["seconds", "milliseconds", "microseconds"]),
+)
+def test_iso_8601_is_read_as_python_writes_it(moment: datetime, mark: str, unit: str) -> None:
+    text = moment.isoformat(mark, unit)
+    wanted = datetime.fromisoformat(text)
+    assert parse_date(text, SEOUL) == (wanted if wanted.tzinfo else wanted.replace(tzinfo=SEOUL))
+
+
+def test_formats_of_the_configuration_are_read_before_the_built_in_ones() -> None:
+    formats = ("%d/%m/%Y %H:%M:%S", "%d.%m.%Y %H:%M")
+    assert parse_date("05/06/2026 10:00:00", SEOUL, formats).date() == date(2026, 6, 5)
+    assert parse_date("23.11.2026 15:05", SEOUL, formats) == MOMENT.replace(second=0)
+    assert parse_date("05/06/2026 10:00:00", SEOUL).date() == date(2026, 5, 6)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "yesterday", "2026-02-30", "13/13/2026 1:00:00 PM", "0", "4182", True, None, [], {},
+     "9" * 30, 10**40, -(10**40), 1e300, "2026-11-23T25:00:00", "#date#",
+     "\ud800", "2026-11-23 오후"],
+)  # fmt: skip
+def test_what_is_no_date_is_a_value_error_and_nothing_else(value: Any) -> None:
+    with pytest.raises(ValueError, match="date"):
+        parse_date(value, SEOUL)
+
+
+@quick
+@given(trees)
+def test_any_value_is_a_date_or_a_value_error(value: Any) -> None:
+    for zone in (SEOUL, None):
+        try:
+            moment = parse_date(value, zone)
+        except ValueError:
+            continue
+        assert moment.tzinfo is not None
+
+
+def test_the_dates_of_the_samples_are_all_the_same_moment() -> None:
+    for name in ("original-closed.json", "jitbit-closed-date-ko.json", "jitbit-closed-date-us.txt",
+                 "jitbit-closed-date-invariant.json", "jitbit-closed-form.txt"):  # fmt: skip
+        reading = read(sample(name).body, "itsm_com")
+        assert parse_date(reading.fields["date"], SEOUL) == MOMENT, name
+
+
+# ---- Samples -----------------------------------------------------------------------------------
+
+MANIFEST: list[dict[str, Any]] = json.loads((PAYLOADS / "_manifest.json").read_text("utf-8"))[
+    "files"
+]
+
+
+def test_the_manifest_lists_exactly_the_samples() -> None:
+    there = {path.name for path in PAYLOADS.iterdir() if path.suffix in (".txt", ".json")}
+    assert {row["file"] for row in MANIFEST} == there - {"_manifest.json"}
+
+
+@pytest.mark.parametrize("row", MANIFEST, ids=lambda row: str(row["file"]))
+def test_a_sample_is_read_and_marked_where_it_was_repaired(row: dict[str, Any]) -> None:
+    known = KNOWN | {"technician", "data", "date", "body"}
+    found, repaired = read_body(sample(row["file"]).body, known)
+    assert bool(repaired) is (row["parse"] != "json")
+    assert row["ticket_id"] in json.dumps(found)
+
+
+def test_damaged_samples_give_the_text_that_was_typed() -> None:
+    quotes = read(sample("jitbit-created-broken-quotes.txt").body)
+    assert quotes.fields["subject"] == '3층 복합기 "용지 걸림" 반복 발생'
+    assert quotes.fields["contents"].split("\n")[-1].endswith(r"\\fs01\temp\scan 입니다.")
+    korean = read(sample("jitbit-created-cp949.txt").body)
+    assert (korean.ticket, korean.fields["writer"]) == ("4184", "홍길똥")
+    injected = read(sample("jitbit-created-injection.txt").body)
+    assert (injected.ticket, injected.fields["writer"]) == ("4183", "박지민")
+
+
+# ---- At the door -------------------------------------------------------------------------------
+
+SECRET_TEXT = "본문의 비밀"
+
+
+def bad(value: str) -> bytes:
+    return f'{{"ticket_id": "X", "subject": "{SECRET_TEXT}", "x": {value}}}'.encode()
+
+
+REFUSED: dict[str, bytes] = {
+    "empty": b"",
+    "null": b"null",
+    "a number": b"12",
+    "a list": b"[1]",
+    "no id": dumped({"subject": SECRET_TEXT}),
+    **{
+        f"id {value}": f'{{"ticket_id": {value}, "subject": "{SECRET_TEXT}"}}'.encode()
+        for value in ("null", '""', "{}", "[]", "true", f'"{"a" * 201}"', '"a\\nb"', '"\\u001b"')
+    },
+    **{f"{levels} levels": bad("[" * levels + "]" * levels) for levels in (1000, 20_000, 200_000)},
+    "5000 digits": bad("9" * 5000),
+    **{word: bad(word) for word in ("NaN", "Infinity", "1e400")},
+    "5000 digits in an entity": b"{&quot;x&quot;:&#" + b"9" * 5000 + b";}",
+    "5000 form fields": b"a=1&" * 5000,
+}
+
+
+@pytest.fixture(scope="module")
+def itsm() -> Iterator[Itsm]:
+    with Itsm() as itsm:
+        yield itsm
+
+
+@pytest.fixture(scope="module")
+def service(itsm: Itsm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("door")
+    with Service(folder, service_settings(itsm.url)) as service:
+        yield service
+
+
+def test_refused_bodies_get_400_and_are_kept_and_good_ones_go_on(service: Service) -> None:
+    answers: dict[str, int] = {}
+    events: dict[int, bytes] = {}
+    for name, body in REFUSED.items():
+        reply = service.post("itsm_new", body)
+        answers[name] = reply.status
+        if reply.status == 400:
+            assert reply.json()["error"]
+            assert reply.json()["event"] == reply.event
+            events[reply.event] = body
+    good = service.post("itsm_new", opening("after-the-bad"), wait=10)
+    assert answers == dict.fromkeys(REFUSED, 400)
+    assert (good.status, good.state) == (200, "delivered")
+    kept = {row["event"]: row for row in service.events("--state", "failed")}
+    assert set(kept) == set(events)
+    for number, row in kept.items():
+        assert row["reason"], number
+    for number in list(events)[:5]:
+        assert service.show(number)["raw"] == events[number].decode()
+    for number in events:
+        assert len(service.lines(f"event {number} ")) == 1
+    assert SECRET_TEXT not in service.log
+    assert all(line.isprintable() for line in service.log.split("\n"))
+
+
+def test_an_unreadable_body_repeated_gets_the_same_number(service: Service) -> None:
+    first, second = (service.post("itsm_new", b"twice unreadable") for _ in range(2))
+    assert (first.status, second.status) == (400, 400)
+    assert first.event == second.event
+
+
+ODD_TEXTS = {
+    "lone surrogate": ("\\ud800 x", "\ufffd x"),
+    "NUL": ("a\\u0000b", "a\ufffdb"),
+    "ESC": ("\\u001b[31m red", "\x1b[31m red"),
+    "newline": ("a\\r\\nb - 2026 - ERROR - forged", "a\r\nb - 2026 - ERROR - forged"),
+    "right to left": ("\\u202eabc\\u2066", "\u202eabc\u2066"),
+    "sql": ("'; DROP TABLE events; --", "'; DROP TABLE events; --"),
+    "template": ("{{7*7}} {x.__class__} {writer} %s %(a)s ${jndi:x}",) * 2,
+    "html": ("<script>alert(1)</script>",) * 2,
+}
+
+
+@pytest.mark.parametrize("name", ODD_TEXTS)
+def test_odd_texts_reach_the_itsm_byte_for_byte(service: Service, itsm: Itsm, name: str) -> None:
+    written, meant = ODD_TEXTS[name]
+    ticket = f"odd-{name.replace(' ', '-')}"
+    body = "".join(f',"{key}":"{written}"' for key in OPENING[1:])
+    reply = service.post("itsm_new", f'{{"ticket_id":"{ticket}"{body}}}', wait=10)
+    assert (reply.status, reply.state) == (200, "delivered")
+    sent = received_of(itsm, ticket, service).json()
+    for key in ("req_user_id", "reg_user_id", "request_purpose", "title", "contents"):
+        assert sent[key] == meant, key
+    assert all(line.isprintable() for line in service.log.split("\n"))
+
+
+def received_of(itsm: Itsm, ticket: str, service: Service) -> Received:
+    """The request that a ticket became: found by the id that the ITSM gave it."""
+    request_id = service.mappings()[ticket]
+    return next(one.received for one in itsm.created if one.request_id == request_id)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "declared"),
+    [
+        ("cp949", "application/json"),
+        ("cp949", "application/json; charset=utf-8"),
+        ("utf-8", "application/json; charset=euc-kr"),
+        ("utf-8-sig", "text/plain"),
+        ("utf-16", "application/json"),
+        ("utf-8", "image/png"),
+    ],
+)
+def test_the_declared_encoding_is_a_hint_at_most(
+    service: Service, itsm: Itsm, encoding: str, declared: str
+) -> None:
+    ticket = f"enc-{encoding}-{len(declared)}"
+    body = json.dumps(opening(ticket, subject="뷁 햏"), ensure_ascii=False).encode(encoding)
+    reply = service.post("itsm_new", body, {"Content-Type": declared}, wait=10)
+    assert (reply.status, reply.state) == (200, "delivered")
+    sent = received_of(itsm, ticket, service).json()
+    assert (sent["title"], sent["contents"]) == ("뷁 햏", "용지가 걸립니다.")
+
+
+def test_a_megabyte_of_damage_is_answered(service: Service) -> None:
+    text = 'a "b" \\ ' * 110_000
+    body = f'{{"ticket_id":"big","writer":"w","category":"c","subject":"s","contents":"{text}"}}'
+    reply = service.post("itsm_new", body, wait=20)
+    assert (reply.status, reply.state) == (200, "delivered")

@@ -1,0 +1,1594 @@
+"""The store: what is in the file, in which order it goes out, and which files are refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+import hd_itsm
+from hd_itsm import Attempt, Config, Event, Receipt, Store, StoreError, Verdict, Webhook
+
+pytestmark = pytest.mark.timeout(30)
+
+CONFIG = """
+[hooks.note]
+kind = "note"
+fields = { ticket_id = "ticket_id", text = "text" }
+[kinds.note]
+body = { text = "{text}" }
+
+[hooks.renew]
+kind = "renew"
+fields = { ticket_id = "ticket_id", subject = "subject" }
+[kinds.renew]
+opens = true
+again = "send"
+body = { title = "{subject}" }
+"""
+FAR = 4000.0  # seconds, past every due time that a test sets
+DAY = 86400.0
+
+
+# ---- Webhooks in, outcomes back ----------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    path = tmp_path_factory.mktemp("config") / "hd_itsm.toml"
+    path.write_text(CONFIG, encoding="utf-8")
+    return hd_itsm.load_config(str(path), {}, {}, complete=False)
+
+
+@dataclass
+class House:
+    """A store with the hands that Web and Delivery would lay on it."""
+
+    config: Config
+    path: Path
+    store: Store
+
+    def webhook(self, hook: str, ticket: str, **named: Any) -> Webhook:
+        """The webhook as Web hands it over; `delivery_id` and `received` are not of the body."""
+        about = {key: named.pop(key) for key in ("delivery_id", "received") if key in named}
+        raw = json.dumps({"ticket_id": ticket, **named}, ensure_ascii=False).encode()
+        base = Webhook(
+            hook=hook,
+            raw=raw,
+            headers="{}",
+            sender="127.0.0.1",
+            received=about.pop("received", time.time()),
+            state="pending",
+        )
+        found = self.config.hooks[hook]
+        reading = hd_itsm.read_webhook(found, raw, {})
+        return hd_itsm.judge(self.config, found, reading, replace(base, **about))
+
+    def new(self, ticket: str, subject: str = "printer", **named: Any) -> Receipt:
+        fields = {"writer": "kim", "category": "it", "subject": subject, "contents": "broken"}
+        return self.store.receive(self.webhook("itsm_new", ticket, **(fields | named)))
+
+    def assign(self, ticket: str, technician: str = "lee", **named: Any) -> Receipt:
+        return self.store.receive(self.webhook("itsm_ass", ticket, technician=technician, **named))
+
+    def complete(self, ticket: str, date: str = "2026-11-23 09:00", **named: Any) -> Receipt:
+        return self.store.receive(self.webhook("itsm_com", ticket, data=date, **named))
+
+    def note(self, ticket: str, text: str = "hello", **named: Any) -> Receipt:
+        return self.store.receive(self.webhook("note", ticket, text=text, **named))
+
+    def unreadable(self, raw: bytes, hook: str = "itsm_new") -> Receipt:
+        return self.store.receive(
+            Webhook(hook, raw, "{}", "127.0.0.1", time.time(), "failed", "no JSON object")
+        )
+
+    def due(self) -> list[int]:
+        """What would go out, were it an hour later."""
+        return [event for event, _ in self.store.due(self.store.clock() + FAR, 1000)]
+
+    def loaded(self, event: int) -> Event:
+        found = self.store.load(event, self.store.clock() + FAR)
+        assert found is not None, f"event {event} may not go"
+        return found
+
+    def settle(self, event: int, verdict: Verdict, outcome: str = "") -> bool:
+        """Records one attempt for the event."""
+        attempt = Attempt(time.time(), 0.01, 200, outcome or verdict.state, verdict.reason)
+        return self.store.record(self.loaded(event), attempt, verdict)
+
+    def deliver(self, event: int, request_id: str = "", **named: Any) -> None:
+        assert self.settle(
+            event, Verdict("delivered", "answered 200", request_id=request_id, **named)
+        )
+
+    def fail(self, event: int, **named: Any) -> None:
+        assert self.settle(event, Verdict("failed", "answered 400", **named))
+
+    def later(self, event: int, wait: float = 1.0) -> None:
+        due = self.store.clock() + wait
+        assert self.settle(event, Verdict("pending", "answered 503", due=due, tries=1), "later")
+
+    def hold(self, event: int) -> None:
+        assert self.settle(event, Verdict("held", "no answer came", unclear=True), "unclear")
+
+    def retry(self, event: int, force: bool = False) -> str:
+        row = self.store.show(event)
+        assert row is not None
+        return self.store.retry(event, hd_itsm.reread(self.config, row), force)
+
+    def drain(self) -> list[int]:
+        """Delivers all that goes, one at a time; the numbers in the order in which they went."""
+        order: list[int] = []
+        while due := self.due():
+            event = self.loaded(due[0])
+            order.append(event.event)
+            self.deliver(event.event, f"R-{event.ticket}" if event.opens else "")
+            assert len(order) < 1000
+        return order
+
+    def state(self, event: int) -> str:
+        row = self.store.show(event)
+        return "" if row is None else str(row["state"])
+
+    def states(self, ticket: str) -> list[str]:
+        return [self.state(event) for event in self.store.line(ticket)]
+
+    def reopen(self) -> None:
+        """Ends in the usual way and starts again."""
+        self.store.close()
+        self.open()
+
+    def open(self) -> None:
+        """Starts as the service does."""
+        self.store = Store(str(self.path))
+        self.store.recover()
+
+    def crash(self, folder: Path) -> None:
+        """Goes on from what a power cut at this instant would leave."""
+        self.path = image(self.path, folder)
+        before = self.store
+        self.open()
+        before.close()
+
+
+def image(path: Path, folder: Path) -> Path:
+    """A copy of the file and its log; made outside, since closing it here would drop its locks."""
+    target = Path(tempfile.mkdtemp(dir=folder))
+    parts = [str(part) for part in (path, Path(f"{path}-wal")) if part.exists()]
+    subprocess.run(["cp", *parts, str(target)], check=True, timeout=10)
+    return target / path.name
+
+
+def rows(path: Path, sql: str) -> list[tuple[Any, ...]]:
+    """What another program reads in a file that nobody holds."""
+    connection = sqlite3.connect(path)
+    try:
+        return connection.execute(sql).fetchall()
+    finally:
+        connection.close()
+
+
+def counted(path: Path) -> dict[str, int]:
+    return dict(rows(path, "SELECT state, count(*) FROM events GROUP BY state"))
+
+
+def positive(counts: Counter[str]) -> dict[str, int]:
+    return {state: count for state, count in counts.items() if count}
+
+
+def connection_of(store: Store) -> sqlite3.Connection:
+    """The store's connection, to look at its pragmas and listen to its statements."""
+    return next(value for value in vars(store).values() if isinstance(value, sqlite3.Connection))
+
+
+def queue_of(store: Store) -> deque[Any]:
+    """What waits for the store's next transaction."""
+    return next(value for value in vars(store).values() if isinstance(value, deque))
+
+
+def until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Looks again and again; AssertionError when it does not come to hold."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it did not come to hold"
+        time.sleep(0.002)
+
+
+@pytest.fixture
+def house(config: Config, tmp_path: Path) -> Iterator[House]:
+    path = tmp_path / "hd_itsm.db"
+    built = House(config, path, Store(str(path), create=True))
+    yield built
+    built.store.close()
+
+
+def in_threads(*targets: Callable[[], object]) -> None:
+    """Runs all at once and waits for all."""
+    threads = [threading.Thread(target=target, daemon=True) for target in targets]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+# ---- The file ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_a_new_file_is_for_its_owner_alone(umask: int, config: Config, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        store = Store(str(tmp_path / "hd_itsm.db"), create=True)
+        House(config, tmp_path / "hd_itsm.db", store).new("1")
+        store.keep_reserve()
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+        store.close()
+    finally:
+        os.umask(before)
+    assert "hd_itsm.db" in modes
+    assert set(modes.values()) == {0o600}
+
+
+def test_the_file_is_written_durably_and_held_alone(house: House) -> None:
+    house.new("1")
+    database = connection_of(house.store)
+    assert database.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+    assert database.execute("PRAGMA synchronous").fetchone()[0] == 2
+    assert database.execute("PRAGMA locking_mode").fetchone()[0] == "exclusive"
+    assert not Path(f"{house.path}-shm").exists()
+
+
+def test_no_half_made_file_stands_in_the_way(house: House) -> None:
+    assert [path.name for path in house.path.parent.iterdir() if ".new" in path.name] == []
+
+
+def test_what_was_received_is_in_the_file_before_the_answer(house: House, tmp_path: Path) -> None:
+    receipt = house.new("4182", subject="프린터 고장")
+    copy = image(house.path, tmp_path)
+    found = rows(copy, "SELECT event, ticket, kind, state, fields, raw FROM events")
+    assert [row[:4] for row in found] == [(receipt.event, "4182", "new", "pending")]
+    assert json.loads(found[0][4])["subject"] == "프린터 고장"
+    assert json.loads(found[0][5])["subject"] == "프린터 고장"
+
+
+def test_many_writers_share_commits_and_lose_nothing(house: House, tmp_path: Path) -> None:
+    commits: list[int] = []
+
+    def statement(text: str) -> None:  # runs in the thread that writes for the others
+        if text.startswith("COMMIT"):
+            commits.append(1)
+            if len(commits) == 1:  # the first commit lasts until all others wait
+                until(lambda: len(queue_of(house.store)) == 39)
+
+    connection_of(house.store).set_trace_callback(statement)
+    receipts: dict[str, Receipt] = {}
+
+    def writer(ticket: str) -> Callable[[], None]:
+        return lambda: receipts.update({ticket: house.new(ticket)})
+
+    in_threads(*(writer(str(number)) for number in range(40)))
+    connection_of(house.store).set_trace_callback(None)
+    assert len(commits) == 2
+    copy = image(house.path, tmp_path)
+    stored = dict(rows(copy, "SELECT ticket, event FROM events"))
+    assert stored == {ticket: receipt.event for ticket, receipt in receipts.items()}
+    assert sorted(stored.values()) == list(range(1, 41))
+    assert positive(house.store.counts) == {"pending": 40} == counted(copy)
+
+
+def test_one_bad_operation_does_not_take_the_others_along(house: House) -> None:
+    begun: list[int] = []
+
+    def statement(text: str) -> None:
+        if text.startswith("BEGIN"):
+            begun.append(1)
+            if len(begun) == 1:  # the first waits for all others, so that they go together
+                until(lambda: len(queue_of(house.store)) == 39)
+
+    connection_of(house.store).set_trace_callback(statement)
+    receipts: dict[str, Receipt] = {}
+    refused: list[str] = []
+
+    def write(ticket: str, bad: bool) -> Callable[[], None]:
+        webhook = house.webhook(
+            "itsm_new", ticket, writer="a", category="b", subject="c", contents="d"
+        )
+        if bad:  # no store takes a lone surrogate
+            webhook = replace(webhook, fields='"\ud800"')
+
+        def receive() -> None:
+            try:
+                receipts[ticket] = house.store.receive(webhook)
+            except Exception:
+                refused.append(ticket)
+
+        return receive
+
+    in_threads(*(write(str(number), number % 5 == 0) for number in range(40)))
+    connection_of(house.store).set_trace_callback(None)
+    assert sorted(refused, key=int) == [str(number) for number in range(0, 40, 5)]
+    assert len(receipts) == 32
+    for ticket, receipt in receipts.items():
+        assert house.store.line(ticket) == [receipt.event]
+    assert house.store.broken == ""
+    assert positive(house.store.counts) == {"pending": 32}
+    house.reopen()
+    assert positive(house.store.counts) == {"pending": 32}
+    house.store.close()
+    assert counted(house.path) == {"pending": 32}
+
+
+def test_a_verdict_that_cannot_be_written_leaves_the_event_as_it_was(house: House) -> None:
+    house.new("1")
+    event = house.loaded(1)
+    with pytest.raises(Exception, match=r"surrogates|UTF-8"):
+        house.store.record(event, None, Verdict("delivered", "x", request_id="\ud800"))
+    assert house.state(1) == "pending"
+    assert house.drain() == [1]
+
+
+def test_counts_are_what_another_program_counts(house: House) -> None:
+    house.new("1")
+    house.assign("1")
+    house.assign("1")
+    house.new("2")
+    house.assign("3")
+    house.unreadable(b"nonsense")
+    house.deliver(1, "R-1")
+    house.fail(house.store.line("2")[0])
+    assert house.store.drop(house.store.line("3")[0], "not wanted") == ""
+    expected = {"pending": 1, "ignored": 1, "delivered": 1, "failed": 2, "dropped": 1}
+    assert positive(house.store.counts) == expected
+    house.store.close()
+    assert counted(house.path) == expected
+    house.open()
+    assert positive(house.store.counts) == expected
+
+
+def test_closing_twice_does_nothing_more(house: House) -> None:
+    house.new("1")
+    house.store.close()
+    house.store.close()
+    with pytest.raises(StoreError):
+        house.new("2")
+    assert counted(house.path) == {"pending": 1}
+
+
+def test_facts_outlive_the_process(house: House) -> None:
+    house.store.keep_facts(paused="1.5")
+    house.reopen()
+    assert house.store.fact("paused") == "1.5"
+    assert house.store.fact("never kept") == ""
+
+
+# ---- Files that are refused --------------------------------------------------------------------
+
+
+@pytest.fixture
+def closed(house: House) -> Path:
+    """A good file of some pages that nobody holds."""
+    for number in range(60):
+        house.new(str(number), contents="x" * 500)
+    house.store.close()
+    return house.path
+
+
+def refused(path: Path, create: bool = True) -> str:
+    """The reason for which a file is refused; it and what lies beside it stay as they were."""
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir() if file.is_file()}
+    with pytest.raises(StoreError) as problem:
+        Store(str(path), create=create).close()
+    after = {file.name: file.read_bytes() for file in path.parent.iterdir() if file.is_file()}
+    assert after[path.name] == before[path.name]
+    assert set(after) - set(before) <= {f"{path.name}-wal", f"{path.name}-shm"}
+    assert str(path) in str(problem.value)
+    return str(problem.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\n",
+        b"nonsense" * 1000,
+        b"SQLite format 3\0",
+        b"\0" * 8192,
+        b"SQLite format 3\0" * 600,
+    ],
+    ids=["empty", "a line", "nonsense", "a beginning", "zeros", "a repeated beginning"],
+)
+def test_garbage_is_refused_untouched(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "hd_itsm.db"
+    path.write_bytes(content)
+    assert refused(path)
+
+
+@pytest.mark.parametrize("left", [0, 50, 100, 4096, 0.5, 0.9])
+def test_a_truncated_file_is_refused_untouched(left: float, closed: Path) -> None:
+    whole = closed.read_bytes()
+    closed.write_bytes(whole[: int(left if left > 1 else left * len(whole))])
+    assert "damaged" in refused(closed)
+
+
+@pytest.mark.parametrize("page", [1, 2, 5, -1])
+def test_a_file_with_a_damaged_page_is_refused_untouched(page: int, closed: Path) -> None:
+    whole = bytearray(closed.read_bytes())
+    start = (page if page > 0 else len(whole) // 4096 - 1) * 4096
+    whole[start : start + 4096] = b"\xa5" * 4096
+    closed.write_bytes(whole)
+    assert "damaged" in refused(closed)
+
+
+def test_a_file_of_another_program_is_refused_untouched(tmp_path: Path) -> None:
+    path = tmp_path / "hd_itsm.db"
+    rows(path, "CREATE TABLE events (event INTEGER)")
+    assert "another program" in refused(path)
+
+
+def test_a_newer_file_is_refused_untouched(closed: Path) -> None:
+    rows(closed, "PRAGMA user_version = 99")
+    assert "newer" in refused(closed)
+
+
+def test_a_newer_file_that_a_crash_left_in_its_log_is_refused(closed: Path, tmp_path: Path) -> None:
+    connection = sqlite3.connect(closed, isolation_level=None)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA user_version = 99")
+    copy = image(closed, tmp_path)
+    connection.close()
+    assert Path(f"{copy}-wal").exists()
+    with pytest.raises(StoreError, match="newer"):
+        Store(str(copy)).close()
+    assert rows(copy, "PRAGMA user_version") == [(99,)]
+
+
+def test_a_good_file_is_not_refused(closed: Path) -> None:
+    """The control of the refusals above."""
+    store = Store(str(closed), create=True)
+    assert positive(store.counts) == {"pending": 60}
+    store.close()
+
+
+def test_a_missing_file_is_made_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "hd_itsm.db"
+    with pytest.raises(StoreError, match=r"hd_itsm\.db"):
+        Store(str(path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_its_place_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "hd_itsm.db").mkdir()
+    with pytest.raises(StoreError, match=r"hd_itsm\.db"):
+        Store(str(tmp_path / "hd_itsm.db"), create=True)
+
+
+def as_nobody(path: Path, create: bool) -> str:
+    """What opening the store says to a user for whom the modes of files count (root is none)."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        said = "opened"
+        try:
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            Store(str(path), create=create).close()
+        except StoreError as problem:
+            said = f"refused: {problem}"
+        except BaseException as problem:
+            said = f"raised {problem!r}"
+        os.write(writing, said.encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    return said
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder that every user reaches; pytest's own is closed to others."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "state").mkdir()
+        if os.geteuid() == 0:
+            os.chown(folder / "state", 65534, 65534)
+        yield folder / "state"
+        (folder / "state").chmod(0o755)
+
+
+def test_a_directory_that_cannot_be_written_is_refused(public: Path) -> None:
+    path = public / "hd_itsm.db"
+    assert as_nobody(path, create=True) == "opened"
+    whole = path.read_bytes()
+    public.chmod(0o555)
+    said = as_nobody(path, create=True)
+    assert said.startswith("refused: ")
+    assert str(path) in said
+    assert path.read_bytes() == whole
+    assert sorted(file.name for file in public.iterdir()) == ["hd_itsm.db"]
+
+
+def test_no_file_in_a_directory_that_cannot_be_written_is_refused(public: Path) -> None:
+    public.chmod(0o555)
+    said = as_nobody(public / "hd_itsm.db", create=True)
+    assert said.startswith("refused: ")
+    assert list(public.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_read_is_refused(public: Path) -> None:
+    path = public / "hd_itsm.db"
+    assert as_nobody(path, create=True) == "opened"
+    path.chmod(0o000)
+    assert as_nobody(path, create=True).startswith("refused: ")
+
+
+SECOND = """
+import sys
+sys.path.insert(0, sys.argv[2])
+import hd_itsm
+try:
+    hd_itsm.Store(sys.argv[1], create=True).close()
+    print("opened")
+except hd_itsm.StoreError as problem:
+    print(f"refused: {problem}")
+"""
+HOLDER = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA journal_mode = WAL")
+connection.execute("BEGIN IMMEDIATE")
+connection.execute("UPDATE events SET reason = 'held by another' WHERE event = 1")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def second(path: Path) -> str:
+    """What another process says that opens the same file."""
+    arguments = [sys.executable, "-c", SECOND, str(path), str(Path(hd_itsm.__file__).parent)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=20, check=True)
+    return done.stdout
+
+
+def test_a_second_process_is_refused_however_often_it_tries(house: House) -> None:
+    house.new("1")
+    for _ in range(2):  # a first try that let go of our lock would open the way for the second
+        said = second(house.path)
+        assert said.startswith("refused: ")
+        assert "in use" in said
+    assert house.new("2").event == 2
+    house.store.close()
+    assert counted(house.path) == {"pending": 2}
+    assert second(house.path) == "opened\n"
+
+
+def test_a_file_held_by_another_program_is_refused_and_its_work_untouched(closed: Path) -> None:
+    arguments = [sys.executable, "-c", HOLDER, str(closed)]
+    with subprocess.Popen(
+        arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(StoreError, match="in use"):
+            Store(str(closed))
+        other.communicate("", timeout=10)
+    assert other.returncode == 0
+    store = Store(str(closed))
+    assert positive(store.counts) == {"pending": 60}
+    store.close()
+
+
+# ---- Numbers -----------------------------------------------------------------------------------
+
+
+def test_events_are_numbered_one_two_three(house: House) -> None:
+    assert [house.new(str(number)).event for number in range(5)] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_no_number_is_used_again_after_retention(house: House, restart: bool) -> None:
+    for number in range(5):
+        house.new(str(number), received=time.time() - 40 * DAY)
+    house.drain()
+    retain_all(house, time.time() - 30 * DAY)
+    if restart:
+        house.reopen()
+    assert house.new("again").event == 6
+
+
+# ---- Duplicates --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_an_event_equal_to_the_latest_of_its_ticket_is_ignored(house: House, restart: bool) -> None:
+    house.new("1")
+    first = house.assign("1")
+    if restart:
+        house.reopen()
+    again = house.assign("1")
+    assert (again.event, again.state) == (first.event, "ignored")
+    assert str(first.event) in again.reason
+    assert house.assign("1").event == first.event  # also where the latest is itself ignored
+    assert house.states("1") == ["pending", "pending", "ignored", "ignored"]
+    assert house.drain() == [1, 2]
+
+
+def test_an_ignored_event_is_kept_with_its_body_and_reason(house: House) -> None:
+    house.new("1")
+    house.new("1", subject="another")
+    row = house.store.show(2)
+    assert row is not None
+    assert row["state"] == "ignored"
+    assert json.loads(row["raw"])["subject"] == "another"
+    assert "1" in row["reason"]
+
+
+def test_an_event_equal_to_an_earlier_but_not_the_latest_is_sent(house: House) -> None:
+    house.new("1")
+    for technician in ("lee", "kim", "lee"):
+        assert house.assign("1", technician).state == "pending"
+    assert house.drain() == [1, 2, 3, 4]
+
+
+def test_an_equal_event_of_another_ticket_is_no_duplicate(house: House) -> None:
+    assert house.new("1").state == "pending"
+    assert house.new("2").state == "pending"
+
+
+@pytest.mark.parametrize("first", ["pending", "delivered", "held"])
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_second_opening_is_ignored_while_the_first_stands(
+    house: House, first: str, restart: bool
+) -> None:
+    house.new("1")
+    if first == "delivered":
+        house.deliver(1, "R-1")
+    elif first == "held":
+        house.hold(1)
+    if restart:
+        house.reopen()
+    again = house.new("1", subject="written anew")
+    assert (again.event, again.state) == (1, "ignored")
+    assert house.states("1") == [first, "ignored"]
+
+
+@pytest.mark.parametrize("subject", ["printer", "written anew"])
+def test_a_second_opening_takes_the_place_of_one_that_failed(house: House, subject: str) -> None:
+    house.new("1")
+    house.assign("1")
+    house.fail(1)
+    assert house.states("1") == ["failed", "held"]
+    second_one = house.new("1", subject=subject)
+    assert (second_one.event, second_one.state) == (3, "pending")
+    assert house.states("1") == ["failed", "pending", "pending"]
+    assert house.drain() == [3, 2]
+
+
+def test_an_opening_is_ignored_where_the_first_was_removed_but_its_mapping_stays(
+    house: House,
+) -> None:
+    house.new("1", received=time.time() - 40 * DAY)
+    house.deliver(1, "R-1")
+    house.new("2")
+    retain_all(house, time.time() - 30 * DAY)
+    assert house.store.show(1) is None
+    assert house.new("1").state == "ignored"
+    assert house.due() == [2]
+
+
+def test_an_opening_kind_may_send_again_and_replaces_the_mapping(house: House) -> None:
+    house.store.receive(house.webhook("renew", "1", subject="first"))
+    house.deliver(1, "R-1")
+    house.assign("1")
+    again = house.store.receive(house.webhook("renew", "1", subject="second"))
+    assert (again.event, again.state) == (3, "pending")
+    assert house.due() == [2]
+    house.deliver(2)
+    house.deliver(3, "R-2")
+    mapping = house.store.mapping("1")
+    assert mapping is not None
+    assert mapping["request_id"] == "R-2"
+
+
+def test_a_delivery_id_seen_before_makes_a_duplicate_whatever_the_fields(house: House) -> None:
+    house.new("1")
+    first = house.assign("1", "lee", delivery_id="d-1")
+    house.assign("1", "kim", delivery_id="d-2")
+    house.reopen()
+    again = house.assign("1", "park", delivery_id="d-1")
+    assert (again.event, again.state) == (first.event, "ignored")
+
+
+def test_a_new_delivery_id_makes_equal_fields_no_duplicate(house: House) -> None:
+    house.new("1")
+    assert house.assign("1", "lee", delivery_id="d-1").state == "pending"
+    assert house.assign("1", "lee", delivery_id="d-2").state == "pending"
+
+
+def test_a_new_delivery_id_does_not_open_a_ticket_twice(house: House) -> None:
+    house.new("1", delivery_id="d-1")
+    again = house.new("1", delivery_id="d-2")
+    assert (again.event, again.state) == (1, "ignored")
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_an_unreadable_body_repeated_gets_the_same_number_and_no_row(
+    house: House, restart: bool
+) -> None:
+    first = house.unreadable(b"{nonsense")
+    if restart:
+        house.reopen()
+    again = house.unreadable(b"{nonsense")
+    assert (again.event, again.state) == (first.event, "failed") == (1, "failed")
+    assert house.unreadable(b"{other nonsense").event == 2
+    assert positive(house.store.counts) == {"failed": 2}
+
+
+def test_one_webhook_fifty_times_at_once_is_one_event(house: House) -> None:
+    receipts: list[Receipt] = []
+    in_threads(*(lambda: receipts.append(house.new("1")) for _ in range(50)))
+    assert {receipt.event for receipt in receipts} == {1}
+    assert Counter(receipt.state for receipt in receipts) == {"pending": 1, "ignored": 49}
+    assert positive(house.store.counts) == {"pending": 1, "ignored": 49}
+
+
+def test_an_event_that_no_rule_wanted_does_not_stand_for_another(house: House) -> None:
+    unwanted = replace(house.webhook("itsm_ass", "1", technician="lee"), state="ignored", kind="")
+    house.store.receive(unwanted)
+    house.new("1")
+    assert house.assign("1", "lee").state == "pending"
+
+
+# ---- The order of a ticket ---------------------------------------------------------------------
+
+
+def test_events_of_a_ticket_go_in_the_order_received(house: House) -> None:
+    house.new("1")
+    house.assign("1", "lee")
+    house.assign("1", "kim")
+    house.complete("1")
+    assert house.due() == [1]
+    assert house.drain() == [1, 2, 3, 4]
+
+
+def test_tickets_do_not_wait_for_each_other(house: House) -> None:
+    for ticket in ("1", "2", "3"):
+        house.new(ticket)
+        house.assign(ticket)
+    assert sorted(house.due()) == [1, 3, 5]
+    house.later(1, 100.0)
+    assert house.store.due(house.store.clock(), 10)[0][0] in (3, 5)
+
+
+def test_an_event_without_a_mapping_or_opening_is_held(house: House) -> None:
+    receipt = house.assign("1")
+    assert (receipt.state, receipt.request_id) == ("held", None)
+    assert house.due() == []
+    assert house.complete("1").state == "held"
+
+
+def test_an_opening_overtakes_what_waits_for_the_request_id(house: House) -> None:
+    house.assign("1", "lee")
+    house.complete("1")
+    assert house.states("1") == ["held", "held"]
+    assert house.new("1").state == "pending"
+    assert house.states("1") == ["pending", "pending", "pending"]
+    assert house.drain() == [3, 1, 2]
+
+
+def test_an_opening_does_not_overtake_what_needs_no_request_id(house: House) -> None:
+    house.note("1", "first")
+    house.assign("1")
+    house.note("1", "second")
+    house.new("1")
+    assert house.due() == [1]
+    assert house.drain() == [1, 3, 4, 2]
+
+
+def test_events_wait_in_line_while_the_opening_is_pending(house: House) -> None:
+    house.new("1")
+    assert house.assign("1").state == "pending"
+    house.later(1, 50.0)
+    assert house.due() == [1]
+    assert house.states("1") == ["pending", "pending"]
+    house.reopen()
+    assert house.due() == [1]
+
+
+def test_a_mapping_lets_what_was_held_go_in_order(house: House) -> None:
+    house.assign("1", "lee")
+    house.assign("1", "kim")
+    assert house.store.map("1", "R-9") == [1, 2]
+    assert house.drain() == [1, 2]
+    receipt = house.complete("1")
+    assert (receipt.state, receipt.request_id) == ("pending", "R-9")
+
+
+def test_an_imported_mapping_lets_what_was_held_go(house: House) -> None:
+    house.assign("1")
+    assert house.store.import_mappings([("1", "R-9", 1.0), ("2", "R-8", 2.0)]) == 2
+    assert house.due() == [1]
+    assert house.assign("2").state == "pending"
+
+
+def test_a_failed_event_does_not_stop_the_later_ones(house: House) -> None:
+    house.new("1")
+    house.assign("1", "lee")
+    house.assign("1", "kim")
+    house.deliver(1, "R-1")
+    house.fail(2)
+    assert house.drain() == [3]
+
+
+def test_a_failed_opening_holds_the_later_ones(house: House) -> None:
+    house.new("1")
+    house.assign("1", "lee")
+    house.complete("1")
+    house.fail(1)
+    assert house.states("1") == ["failed", "held", "held"]
+    assert house.due() == []
+    assert house.assign("1", "kim").state == "held"
+    row = house.store.show(2)
+    assert row is not None
+    assert row["reason"]
+
+
+def test_an_event_waits_at_its_next_try_and_the_line_behind_it(house: House) -> None:
+    house.new("1")
+    house.deliver(1, "R-1")
+    house.assign("1", "lee")
+    house.assign("1", "kim")
+    house.later(2, 500.0)
+    now = house.store.clock()
+    assert house.store.due(now, 10) == []
+    assert house.store.load(2, now) is None
+    assert house.store.load(3, now + FAR) is None
+    due = house.store.next_due(now)
+    assert due is not None
+    assert now + 499 < due <= now + 501
+    assert house.due() == [2]
+
+
+def test_a_following_kind_goes_before_the_later_events(house: House) -> None:
+    house.new("1")
+    house.assign("1")
+    house.complete("1")
+    house.deliver(1, "R-1", then="note")
+    assert house.store.line("1") == [1, 4, 2, 3]
+    child = house.loaded(4)
+    assert (child.kind, child.ticket, child.fields) == ("note", "1", house_fields(house, 1))
+    assert house.drain() == [4, 2, 3]
+
+
+def house_fields(house: House, event: int) -> Any:
+    row = house.store.show(event)
+    assert row is not None
+    return json.loads(row["fields"])
+
+
+def test_a_following_kind_that_fails_is_its_own_affair(house: House) -> None:
+    house.new("1")
+    house.assign("1")
+    house.deliver(1, "R-1", then="note")
+    house.fail(3)
+    assert house.state(1) == "delivered"
+    assert house.drain() == [2]
+
+
+def test_a_following_kind_survives_a_crash_between_the_two(house: House, tmp_path: Path) -> None:
+    house.new("1")
+    house.assign("1")
+    house.deliver(1, "R-1", then="note")
+    house.crash(tmp_path)
+    assert house.drain() == [3, 2]
+
+
+def test_a_following_kind_does_not_hide_a_duplicate_of_its_parent(house: House) -> None:
+    house.new("1")
+    house.deliver(1, "R-1")
+    house.complete("1")
+    house.deliver(2, then="note")
+    assert house.complete("1").state == "ignored"
+
+
+def test_an_outcome_for_an_event_dropped_meanwhile_keeps_the_request_id(house: House) -> None:
+    house.new("1")
+    house.assign("1")
+    event = house.loaded(1)
+    assert house.store.drop(1, "no longer wanted") == ""
+    attempt = Attempt(time.time(), 0.1, 200, "delivered", "answered 200")
+    verdict = Verdict("delivered", "answered 200", request_id="R-1")
+    assert house.store.record(event, attempt, verdict) is False
+    assert house.state(1) == "dropped"
+    assert house.due() == [2]
+    mapping = house.store.mapping("1")
+    assert mapping is not None
+    assert mapping["request_id"] == "R-1"
+
+
+# ---- Retry, drop, map --------------------------------------------------------------------------
+
+
+def test_a_retried_opening_goes_first_and_frees_the_others(house: House) -> None:
+    house.new("1")
+    house.assign("1")
+    house.complete("1")
+    house.fail(1)
+    assert house.retry(1) == ""
+    assert house.states("1") == ["pending", "pending", "pending"]
+    assert house.drain() == [1, 2, 3]
+
+
+def test_a_retried_event_goes_in_its_old_place(house: House) -> None:
+    house.new("1")
+    house.assign("1", "lee")
+    house.assign("1", "kim")
+    house.deliver(1, "R-1")
+    house.fail(2)
+    house.later(3)
+    assert house.retry(2) == ""
+    assert house.due() == [2]
+    assert house.drain() == [2, 3]
+
+
+def test_an_event_older_than_a_delivered_one_is_retried_only_by_force(house: House) -> None:
+    house.new("1")
+    house.assign("1", "lee")
+    house.assign("1", "kim")
+    house.deliver(1, "R-1")
+    house.fail(2)
+    house.deliver(3)
+    refusal = house.retry(2)
+    assert "3" in refusal
+    assert house.state(2) == "failed"
+    assert house.retry(2, force=True) == ""
+    assert house.drain() == [2]
+
+
+@pytest.mark.parametrize("state", ["pending", "delivered"])
+def test_an_event_that_needs_no_retry_is_left_alone(house: House, state: str) -> None:
+    house.new("1")
+    if state == "delivered":
+        house.deliver(1, "R-1")
+    assert house.retry(1)
+    assert house.state(1) == state
+
+
+def test_a_retry_starts_with_fresh_patience(house: House) -> None:
+    house.new("1")
+    house.later(1)
+    house.fail(1)
+    before = house.store.clock()
+    assert house.retry(1) == ""
+    event = house.loaded(1)
+    assert (event.tries, event.first_try) == (0, None)
+    assert event.born >= before
+
+
+def test_attempts_and_the_idempotency_key_go_on_after_a_retry(house: House) -> None:
+    house.new("1")
+    key = house.loaded(1).idempotency_key
+    house.fail(1)
+    house.retry(1)
+    assert house.loaded(1).idempotency_key == key
+    house.deliver(1, "R-1")
+    row = house.store.show(1)
+    assert row is not None
+    assert [attempt["outcome"] for attempt in row["attempts"]] == ["failed", "delivered"]
+
+
+def test_an_ignored_second_opening_is_retried_only_by_force(house: House) -> None:
+    house.new("1")
+    house.new("1", subject="anew")
+    assert house.retry(2)
+    assert house.state(2) == "ignored"
+    assert house.retry(2, force=True) == ""
+    assert house.drain() == [1, 2]
+
+
+def test_a_dropped_event_can_be_taken_up_again(house: House) -> None:
+    house.new("1")
+    assert house.store.drop(1, "a mistake") == ""
+    row = house.store.show(1)
+    assert row is not None
+    assert "a mistake" in row["reason"]
+    assert house.retry(1) == ""
+    assert house.drain() == [1]
+
+
+def test_dropping_the_opening_holds_what_waits_for_it(house: House) -> None:
+    house.new("1")
+    house.assign("1")
+    assert house.store.drop(1, "no") == ""
+    assert house.states("1") == ["dropped", "held"]
+
+
+def test_dropping_the_first_lets_the_next_go(house: House) -> None:
+    house.new("1")
+    house.deliver(1, "R-1")
+    house.assign("1", "lee")
+    house.assign("1", "kim")
+    house.later(2, 3000.0)
+    assert house.store.drop(2, "no") == ""
+    assert house.store.due(house.store.clock(), 10) == [(3, "1")]
+
+
+def test_what_is_done_or_not_there_cannot_be_dropped(house: House) -> None:
+    house.new("1")
+    house.deliver(1, "R-1")
+    assert "delivered" in house.store.drop(1, "no")
+    assert "99" in house.store.drop(99, "no")
+    assert house.state(1) == "delivered"
+
+
+def test_mapping_an_unclear_opening_by_hand_delivers_it(house: House) -> None:
+    house.new("1")
+    house.assign("1")
+    house.hold(1)
+    assert house.states("1") == ["held", "held"]
+    house.store.map("1", "R-7")
+    row = house.store.show(1)
+    assert row is not None
+    assert (row["state"], row["reason"]) == ("delivered", "mapped by hand")
+    assert house.drain() == [2]
+
+
+def test_retrying_an_unclear_opening_sends_it_again(house: House) -> None:
+    house.new("1")
+    house.assign("1")
+    house.hold(1)
+    assert house.due() == []
+    assert house.retry(1) == ""
+    assert house.drain() == [1, 2]
+
+
+def test_a_failed_opening_that_may_have_happened_is_settled_by_a_mapping(house: House) -> None:
+    house.new("1")
+    house.assign("1")
+    house.fail(1, unclear=True)
+    house.store.map("1", "R-7")
+    assert house.states("1") == ["delivered", "pending"]
+    assert house.drain() == [2]
+
+
+def test_a_mapping_leaves_an_opening_alone_that_was_refused(house: House) -> None:
+    house.new("1")
+    house.fail(1)
+    house.store.map("1", "R-7")
+    assert house.states("1") == ["failed"]
+
+
+def test_a_mapping_is_replaced_not_doubled(house: House) -> None:
+    house.store.map("1", "R-1")
+    house.store.map("1", "R-2")
+    assert [row["request_id"] for row in house.store.mappings()] == ["R-2"]
+
+
+def test_an_empty_request_id_never_enters_a_mapping(house: House) -> None:
+    with pytest.raises((sqlite3.IntegrityError, hd_itsm.Error, ValueError)):
+        house.store.map("1", "")
+    assert house.store.mapping("1") is None
+    assert house.new("1").state == "pending"
+
+
+def test_all_mappings_come_page_by_page_once_each(house: House) -> None:
+    tickets = sorted([str(number) for number in range(25)] + ["가", "z'; --", "Ä"])
+    house.store.import_mappings([(ticket, f"R-{ticket}", 1.0) for ticket in tickets])
+    seen: list[str] = []
+    while page := house.store.mappings(seen[-1] if seen else "", 7):
+        assert len(page) <= 7
+        assert all(row["request_id"] == f"R-{row['ticket']}" for row in page)
+        seen += [row["ticket"] for row in page]
+    assert sorted(seen) == tickets
+
+
+def test_a_long_import_is_whole_and_keeps_its_times(house: House) -> None:
+    count = house.store.import_mappings([(f"t{n:05}", f"R-{n}", float(n)) for n in range(1203)])
+    assert count == 1203
+    assert len(house.store.mappings("", 5000)) == 1203
+    mapping = house.store.mapping("t01202")
+    assert mapping is not None
+    assert (mapping["since"], mapping["origin"]) == (1202.0, "import")
+
+
+# ---- Retention ---------------------------------------------------------------------------------
+
+
+def retain_all(house: House, before: float, limit: int = 200) -> int:
+    """Retention from the beginning to the end of the file; in how many steps."""
+    after, steps = 0, 0
+    while True:
+        after, steps = house.store.retain(before, after, limit), steps + 1
+        if not after:
+            return steps
+        assert steps < 1000
+
+
+def test_retention_removes_what_is_done_and_keeps_the_rest(house: House) -> None:
+    old = time.time() - 40 * DAY
+    house.new("delivered", received=old)
+    house.new("delivered", received=old)
+    house.new("failed", received=old)
+    house.new("dropped", received=old)
+    house.assign("held", received=old)
+    house.new("pending", received=old)
+    house.new("young")
+    house.new("last", received=old)
+    house.deliver(1, "R-1")
+    house.fail(3)
+    house.store.drop(4, "no")
+    house.deliver(7, "R-7")
+    retain_all(house, time.time() - 30 * DAY)
+    kept = {row["event"]: row["state"] for row in house.store.events(limit=100)}
+    assert kept == {3: "failed", 5: "held", 6: "pending", 7: "delivered", 8: "pending"}
+    assert house.store.mapping("delivered") is not None
+    assert positive(house.store.counts) == {"failed": 1, "held": 1, "pending": 2, "delivered": 1}
+    house.store.close()
+    assert counted(house.path) == positive(house.store.counts)
+    assert rows(house.path, "SELECT DISTINCT event FROM attempts ORDER BY 1") == [(3,), (7,)]
+
+
+def test_retention_goes_step_by_step_past_what_stays(house: House) -> None:
+    old = time.time() - 40 * DAY
+    for number in range(30):
+        house.new(str(number), received=old)
+    for number in range(30):
+        if number % 3:
+            house.deliver(number + 1, "R")
+        else:
+            house.fail(number + 1)
+    house.new("last")
+    assert retain_all(house, time.time() - 30 * DAY, limit=4) >= 7
+    kept = {row["event"] for row in house.store.events(limit=100)}
+    assert kept == {*range(1, 31, 3), 31}
+
+
+def test_a_step_of_retention_touches_no_more_than_its_limit(house: House) -> None:
+    for number in range(30):
+        house.new(str(number), received=1.0)
+    house.drain()
+    house.store.retain(time.time(), 0, 10)
+    assert len(house.store.events(limit=100)) == 20
+
+
+# ---- Time --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jump", [400 * DAY, -400 * DAY])
+def test_a_jump_of_the_wall_clock_moves_no_due_time(
+    house: House, jump: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.new("1")
+    house.later(1, 30.0)
+    real, before = time.time, house.store.clock()
+    monkeypatch.setattr(time, "time", lambda: real() + jump)
+    now = house.store.clock()
+    assert before <= now < before + 10
+    assert house.store.due(now, 10) == []
+    assert house.store.due(now + 31, 10) == [(1, "1")]
+
+
+@pytest.mark.parametrize("jump", [400 * DAY, -400 * DAY])
+def test_a_jump_across_a_restart_delays_and_ages_nothing_beyond_the_cap(
+    house: House, jump: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.new("1")
+    house.new("2")
+    house.later(1, 30.0)
+    before = house.store.clock()
+    house.store.close()
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + jump)
+    house.open()
+    now = house.store.clock()
+    assert before <= now <= before + hd_itsm.MAX_RETRY_AFTER + 10
+    assert sorted(event for event, _ in house.store.due(now + 31, 10)) == [1, 2]
+    assert all(now - house.loaded(event).born < DAY for event in (1, 2))
+
+
+def test_the_service_clock_goes_on_over_restarts(house: House) -> None:
+    seen = [house.store.clock()]
+    for _ in range(3):
+        house.reopen()
+        seen.append(house.store.clock())
+    assert seen == sorted(seen)
+
+
+def test_time_away_counts_as_time(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.new("1")
+    house.later(1, 300.0)
+    house.store.close()
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 600)
+    house.open()
+    assert house.store.due(house.store.clock(), 10) == [(1, "1")]
+
+
+def test_a_due_time_out_of_reach_is_brought_back_at_a_start(house: House) -> None:
+    house.new("1")
+    house.later(1, 1e9)
+    house.reopen()
+    now = house.store.clock()
+    assert house.store.due(now + hd_itsm.MAX_RETRY_AFTER + 1, 10) == [(1, "1")]
+
+
+# ---- Crashes -----------------------------------------------------------------------------------
+
+
+def test_an_attempt_on_its_way_at_a_crash_is_unclear_afterwards(
+    house: House, tmp_path: Path
+) -> None:
+    house.new("1")
+    assert house.store.begin(house.loaded(1), time.time()) is True
+    row = house.store.show(1)
+    assert row is not None
+    assert [attempt["outcome"] for attempt in row["attempts"]] == ["sent"]
+    house.crash(tmp_path)
+    event = house.loaded(1)
+    assert event.unclear
+    assert event.attempts == 1
+    row = house.store.show(1)
+    assert row is not None
+    assert row["state"] == "pending"
+    assert [attempt["outcome"] for attempt in row["attempts"]] == ["unclear"]
+
+
+def test_an_attempt_that_was_not_recorded_leaves_no_trace(house: House, tmp_path: Path) -> None:
+    """The control: without `begin` a crash knows nothing, and the event is simply pending."""
+    house.new("1")
+    house.loaded(1)
+    house.crash(tmp_path)
+    assert not house.loaded(1).unclear
+    assert house.due() == [1]
+
+
+def test_an_event_dropped_meanwhile_may_not_begin(house: House) -> None:
+    house.new("1")
+    event = house.loaded(1)
+    house.store.drop(1, "no")
+    assert house.store.begin(event, time.time()) is False
+
+
+def test_everything_stands_after_a_crash_as_it_stood(house: House, tmp_path: Path) -> None:
+    house.new("1")
+    house.assign("1")
+    house.assign("2")
+    house.new("3")
+    house.deliver(1, "R-1")
+    house.fail(4)
+    before = house.store.events(limit=100)
+    house.crash(tmp_path)
+    assert house.store.events(limit=100) == before
+    assert positive(house.store.counts) == {"delivered": 1, "pending": 1, "held": 1, "failed": 1}
+    assert house.due() == [2]
+
+
+def test_of_very_many_attempts_the_first_and_the_last_are_kept(house: House) -> None:
+    house.new("1")
+    for _ in range(150):
+        house.later(1)
+    row = house.store.show(1)
+    assert row is not None
+    numbers = [attempt["attempt"] for attempt in row["attempts"]]
+    assert len(numbers) < 100
+    assert numbers[:3] == [1, 2, 3]
+    assert numbers[-3:] == [148, 149, 150]
+
+
+# ---- Waiting for an event ----------------------------------------------------------------------
+
+
+def test_waiting_ends_when_the_event_is_settled(house: House) -> None:
+    house.new("1")
+    found: list[Any] = []
+    waiting = threading.Thread(target=lambda: found.append(house.store.wait(1, 20.0, 5)))
+    waiting.start()
+    began = time.monotonic()
+    house.deliver(1, "R-1")
+    waiting.join(10)
+    assert time.monotonic() - began < 5
+    assert [(one.state, one.request_id) for one in found] == [("delivered", "R-1")]
+
+
+def test_waiting_ends_when_the_time_is_over(house: House) -> None:
+    house.new("1")
+    began = time.monotonic()
+    found = house.store.wait(1, 0.2, 5)
+    assert found is not None
+    assert found.state == "pending"
+    assert 0.15 < time.monotonic() - began < 5
+
+
+# ---- Any story at all --------------------------------------------------------------------------
+
+
+@dataclass
+class Told:
+    """An event as the model has it."""
+
+    event: int
+    ticket: str
+    kind: str
+    value: str
+    state: str
+    unclear: bool = False
+
+    @property
+    def needs(self) -> bool:
+        return self.kind == "assign"
+
+    @property
+    def opens(self) -> bool:
+        return self.kind == "new"
+
+
+TICKETS = st.sampled_from(["1", "2", "3"])
+VALUES = st.sampled_from(["a", "b"])
+
+
+@settings(
+    max_examples=50,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+class Stories(RuleBasedStateMachine):
+    """Every story that helpdesk, ITSM, person and power cut can tell, against SPEC's rules.
+
+    The model keeps a list of events and the mappings; what waits, what is held and what may go is
+    derived from them anew each time.
+    """
+
+    stored = Bundle("stored")
+
+    def __init__(self) -> None:
+        super().__init__()
+        shared = Path("/dev/shm")  # where an fsync costs nothing
+        self._folder = tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None)
+        self.events: dict[int, Told] = {}
+        self.mapped: dict[str, str] = {}
+        self.opened: Counter[str] = Counter()
+
+    @initialize()
+    def begin(self) -> None:
+        folder = Path(self._folder.name)
+        (folder / "hd_itsm.toml").write_text(CONFIG, encoding="utf-8")
+        configured = hd_itsm.load_config(str(folder / "hd_itsm.toml"), {}, {}, complete=False)
+        path = folder / "hd_itsm.db"
+        self.house = House(configured, path, Store(str(path), create=True))
+
+    # The model
+
+    def of(self, ticket: str) -> list[Told]:
+        return [told for _, told in sorted(self.events.items()) if told.ticket == ticket]
+
+    def waits(self, told: Told) -> bool:
+        return told.needs and told.ticket not in self.mapped
+
+    def open_line(self, ticket: str) -> list[Told]:
+        """What of a ticket is undecided, without what a person must decide."""
+        return [
+            told
+            for told in self.of(ticket)
+            if told.state in ("pending", "held") and not (told.state == "held" and told.unclear)
+        ]
+
+    def arrange(self, ticket: str) -> None:
+        line = self.open_line(ticket)
+        opening = any(told.opens for told in line)
+        for told in line:
+            told.state = "held" if self.waits(told) and not opening else "pending"
+
+    def heads(self) -> dict[int, Told]:
+        """What may go: of each ticket the first that does not wait for the request id."""
+        first: dict[str, Told] = {}
+        for _, told in sorted(self.events.items()):
+            if told in self.open_line(told.ticket) and not self.waits(told):
+                first.setdefault(told.ticket, told)
+        return {told.event: told for told in first.values()}
+
+    def first_of(self, ticket: str, kind: str, value: str) -> int | None:
+        """The event that this one would repeat, 0 where only the mapping speaks against it."""
+        if kind == "new":
+            for told in self.of(ticket):
+                if told.opens and told.state in ("pending", "held", "delivered"):
+                    return told.event
+            if ticket in self.mapped:
+                return 0
+        latest = [told for told in self.of(ticket) if told.state != "ignored"][-1:]
+        for told in latest:
+            free = ("dropped", "failed") if kind == "new" else ("dropped",)
+            if (told.kind, told.value) == (kind, value) and told.state not in free:
+                return told.event
+        return None
+
+    # What may happen
+
+    @rule(
+        target=stored, ticket=TICKETS, kind=st.sampled_from(["new", "assign", "note"]), value=VALUES
+    )
+    def receive(self, ticket: str, kind: str, value: str) -> int:
+        first = self.first_of(ticket, kind, value)
+        send = {"new": self.house.new, "assign": self.house.assign, "note": self.house.note}[kind]
+        receipt = send(ticket, value)
+        number = max(self.events, default=0) + 1
+        told = Told(number, ticket, kind, value, "pending" if first is None else "ignored")
+        self.events[number] = told
+        self.arrange(ticket)
+        assert receipt.state == told.state
+        assert receipt.event == (first or number)
+        assert receipt.request_id == self.mapped.get(ticket)
+        return number
+
+    @precondition(lambda self: self.heads())
+    @rule(
+        choice=st.integers(0, 10),
+        outcome=st.sampled_from(
+            ["delivered", "delivered", "delivered", "failed", "unsure", "later", "unclear"]
+        ),
+    )
+    def attempt(self, choice: int, outcome: str) -> None:
+        heads = sorted(self.heads())
+        told = self.events[heads[choice % len(heads)]]
+        self.judge_order(told)
+        if outcome == "delivered":
+            request_id = f"R-{told.event}" if told.opens else ""
+            self.house.deliver(told.event, request_id)
+            told.state, told.unclear = "delivered", False
+            self.opened[told.ticket] += told.opens
+            if told.opens:
+                self.mapped[told.ticket] = request_id
+        elif outcome == "later":
+            self.house.later(told.event, float(choice))
+        elif outcome == "unclear" and told.opens:
+            self.house.hold(told.event)
+            told.state, told.unclear = "held", True
+        else:
+            told.unclear = outcome == "unsure" and told.opens
+            self.house.fail(told.event, unclear=told.unclear)
+            told.state = "failed"
+        self.arrange(told.ticket)
+
+    def judge_order(self, told: Told) -> None:
+        """Nothing older of the ticket that could have gone is still there."""
+        for other in self.of(told.ticket):
+            if other.event < told.event and other.state in ("pending", "held"):
+                assert self.waits(other) or other.unclear, f"{told} before {other}"
+        assert not told.needs or told.ticket in self.mapped
+
+    @rule(event=stored)
+    def retry(self, event: int) -> None:
+        told = self.events[event]
+        others = [other for other in self.of(told.ticket) if other is not told]
+        settled = told.state in ("failed", "ignored", "dropped")
+        allowed = settled or (told.state == "held" and told.unclear)
+        if any(other.state == "delivered" and other.event > event for other in others):
+            allowed = False
+        taken = [o for o in others if o.opens and o.state in ("pending", "held", "delivered")]
+        if told.opens and (taken or told.ticket in self.mapped):
+            allowed = False
+        if told.state == "held" and not told.unclear:
+            return  # what only waits goes on waiting, whether that is refused or not
+        assert (self.house.retry(event) == "") == allowed
+        if allowed:
+            told.state, told.unclear = "pending", False
+            self.arrange(told.ticket)
+
+    @rule(event=stored)
+    def drop(self, event: int) -> None:
+        told = self.events[event]
+        allowed = told.state in ("pending", "held", "failed", "ignored")
+        if told.state == "ignored":
+            return  # SPEC names no way from ignored to dropped, and forbids none
+        assert (self.house.store.drop(event, "no") == "") == allowed
+        if allowed:
+            told.state = "dropped"
+            self.arrange(told.ticket)
+
+    @rule(ticket=TICKETS, number=st.integers(1, 3))
+    def map(self, ticket: str, number: int) -> None:
+        self.house.store.map(ticket, f"H-{number}")
+        self.mapped[ticket] = f"H-{number}"
+        for told in self.of(ticket):
+            if told.opens and told.unclear and told.state in ("held", "failed"):
+                told.state, told.unclear = "delivered", False
+        self.arrange(ticket)
+
+    @rule()
+    def restart(self) -> None:
+        self.house.reopen()
+
+    @rule()
+    def power_cut(self) -> None:
+        self.house.crash(Path(self._folder.name))
+
+    # What must always hold
+
+    @invariant()
+    def nothing_is_lost_or_invented(self) -> None:
+        if hasattr(self, "house"):
+            found = self.house.store.events(limit=1000)
+            assert {row["event"]: row["state"] for row in found} == {
+                told.event: told.state for told in self.events.values()
+            }
+            assert {row["event"]: row["ticket"] for row in found} == {
+                told.event: told.ticket for told in self.events.values()
+            }
+
+    @invariant()
+    def of_each_ticket_exactly_one_may_go(self) -> None:
+        if hasattr(self, "house"):
+            assert sorted(self.house.due()) == sorted(self.heads())
+
+    @invariant()
+    def held_means_no_mapping_and_no_opening(self) -> None:
+        for told in self.events.values():
+            if told.state == "held" and not told.unclear:
+                assert told.ticket not in self.mapped
+                assert not any(o.opens and o.state == "pending" for o in self.of(told.ticket))
+
+    @invariant()
+    def counts_are_right(self) -> None:
+        if hasattr(self, "house"):
+            states = Counter(told.state for told in self.events.values())
+            assert positive(self.house.store.counts) == dict(states)
+
+    @invariant()
+    def mappings_are_right(self) -> None:
+        if hasattr(self, "house"):
+            found = {row["ticket"]: row["request_id"] for row in self.house.store.mappings()}
+            assert found == self.mapped
+
+    @invariant()
+    def no_ticket_is_opened_twice(self) -> None:
+        assert all(count <= 1 for count in self.opened.values())
+
+    def teardown(self) -> None:
+        """In the end everything that may go goes, in order, and only what is held stays."""
+        if hasattr(self, "house"):
+            while heads := self.heads():
+                told = self.events[min(heads)]
+                self.judge_order(told)
+                request_id = f"R-{told.event}" if told.opens else ""
+                self.house.deliver(told.event, request_id)
+                told.state = "delivered"
+                if told.opens:
+                    self.mapped[told.ticket] = request_id
+                self.arrange(told.ticket)
+            assert self.house.due() == []
+            self.house.store.close()
+            states = Counter(told.state for told in self.events.values())
+            assert counted(self.house.path) == dict(states)
+            assert "pending" not in states
+        self._folder.cleanup()
+
+
+TestStories = Stories.TestCase
