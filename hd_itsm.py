@@ -470,14 +470,16 @@ def parse_json(text: str, strict: bool = True) -> Any:
     return value if strict and not SUSPECT.search(text) else _clean(value)
 
 
-def decode_body(raw: bytes) -> list[tuple[str, str]]:
-    """The texts `raw` may be, likeliest first, each with its repair ("" for none)."""
-    texts = []
-    encoding = json.detect_encoding(raw)
+def decode_body(raw: bytes) -> Iterator[tuple[str, str]]:
+    """The texts that `raw` may be, likeliest first, each with its repair ("" for none)."""
+    encoding, readable = json.detect_encoding(raw), False
     for name, repair in ((encoding, ""), ("cp949", "cp949")):
         with contextlib.suppress(UnicodeDecodeError):
-            texts.append((raw.decode(name).removeprefix("\ufeff"), repair))
-    return texts or [(raw.decode(encoding, "replace"), "bytes replaced")]
+            text = raw.decode(name).removeprefix("\ufeff")
+            readable = True
+            yield text, repair
+    if not readable:
+        yield raw.decode(encoding, "replace"), "bytes replaced"
 
 
 def _parsed(text: str, strict: bool) -> dict[str, Any] | None:
@@ -592,13 +594,15 @@ def read_body(raw: bytes, known: frozenset[str]) -> tuple[dict[str, Any], str]:
     """
     if not raw.strip():
         raise Unreadable("the body is empty")
-    texts = decode_body(raw)
-    for strict, remark in ((True, ""), (False, "control characters")):
-        for text, repair in texts:
-            found = _parsed(text, strict)
-            if found is not None:
-                return found, ", ".join(filter(None, (repair, remark)))
-    candidates = [(text, repair) for text, repair in texts]
+    texts = []
+    for text, repair in decode_body(raw):
+        if (found := _parsed(text, strict=True)) is not None:
+            return found, repair
+        texts.append((text, repair))
+    for text, repair in texts:
+        if (found := _parsed(text, strict=False)) is not None:
+            return found, ", ".join(filter(None, (repair, "control characters")))
+    candidates = list(texts)
     for text, repair in texts:
         inner, remark = _unwrapped(text)
         if inner and (found := _parsed(inner, strict=False)) is not None:
@@ -664,30 +668,34 @@ def as_text(value: Any) -> str:
     return str(value) if isinstance(value, int | float) else COMPACT.encode(value)
 
 
-def find_all(value: Any, path: Path) -> Iterator[Any]:
+def _at_step(value: Any, step: Step) -> Iterable[Any]:
+    """The elements of `value` that one step of a path means."""
+    if step.does == "key":
+        if isinstance(value, dict):
+            return (value[step.name],) if step.name in value else ()
+        if isinstance(value, list) and re.fullmatch(r"-?[0-9]{1,6}", step.name):
+            place = int(step.name)
+            return (value[place],) if -len(value) <= place < len(value) else ()
+        return ()
+    if not isinstance(value, dict | list):
+        return ()
+    if step.does == "any":
+        return value.values() if isinstance(value, dict) else value
+    return [
+        element
+        for element in ([value] if isinstance(value, dict) else value)
+        if isinstance(element, dict)
+        and step.name in element
+        and as_text(element[step.name]) == step.value
+    ]
+
+
+def find_all(value: Any, path: Path) -> list[Any]:
     """Every element of `value` that `path` means."""
-    if not path:
-        yield value
-        return
-    step, rest = path[0], path[1:]
-    elements: Iterable[Any] = ()
-    if step.does == "key" and isinstance(value, dict):
-        elements = (value[step.name],) if step.name in value else ()
-    elif step.does == "key" and isinstance(value, list):
-        if re.fullmatch(r"-?[0-9]{1,6}", step.name) and -len(value) <= int(step.name) < len(value):
-            elements = (value[int(step.name)],)
-    elif isinstance(value, dict | list):
-        elements = value.values() if isinstance(value, dict) else value
-        if step.does == "where":
-            elements = [
-                element
-                for element in ([value] if isinstance(value, dict) else elements)
-                if isinstance(element, dict)
-                and step.name in element
-                and as_text(element[step.name]) == step.value
-            ]
-    for element in elements:
-        yield from find_all(element, rest)
+    found = [value]
+    for step in path:
+        found = [element for one in found for element in _at_step(one, step)]
+    return found
 
 
 def present(value: Any) -> bool:
@@ -1180,7 +1188,7 @@ class Find:
     after: float  # seconds to wait before asking: a create given up on may still happen
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Kind:
     """What an event of this kind becomes at the ITSM, and how its answer is read."""
 
@@ -1200,25 +1208,27 @@ class Kind:
     find: Find | None
     then: str
 
-    def placeholders(self) -> Iterator[Placeholder]:
-        """Every placeholder in its URL, headers and body."""
+    @functools.cached_property
+    def placeholders(self) -> tuple[Placeholder, ...]:
+        """Every placeholder in its URLs, headers and body."""
         find = self.find.url if self.find else None
-        for template in templates_in([self.url, find, dict(self.headers), self.body]):
-            yield from (part for part in template.parts if isinstance(part, Placeholder))
+        templates = templates_in([self.url, find, dict(self.headers), self.body])
+        return tuple(
+            part for one in templates for part in one.parts if isinstance(part, Placeholder)
+        )
 
-    def used(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of an event's fields that make a difference to its request."""
-        names = {part.name for part in self.placeholders()}
-        if names & {"hours", "minutes"}:
-            names.add("date")
-        return {name: value for name, value in fields.items() if name in names}
+    @functools.cached_property
+    def names(self) -> frozenset[str]:
+        """The fields that make a difference to its request."""
+        names = {part.name for part in self.placeholders}
+        return frozenset(names | {"date"} if names & {"hours", "minutes"} else names)
 
-    @property
+    @functools.cached_property
     def needs(self) -> bool:
         """Whether it must wait for the ticket's request id."""
         return any(
             part.name == "request_id" and not any(name == "or" for name, _ in part.filters)
-            for part in self.placeholders()
+            for part in self.placeholders
         )
 
 
@@ -1939,7 +1949,7 @@ class _Loader:
         """Whether each placeholder of a kind has a source and each of its filters exists."""
         key = f"kinds.{kind.name}"
         sources = [hook for hook in hooks.values() if self.leads_to(hook, kind.name)]
-        for part in kind.placeholders():
+        for part in kind.placeholders:
             for name, argument in part.filters:
                 if name not in FILTERS and name not in tables:
                     known = [*FILTERS, *tables]
@@ -2587,21 +2597,24 @@ class Lines(Database):
             origin=origin,
         )
 
-    def _insert(self, webhook: Webhook, parent: sqlite3.Row | None = None) -> int:
+    def _insert(
+        self, webhook: Webhook, parent: sqlite3.Row | None = None, due: float | None = None
+    ) -> int:
         row = self._db.execute("SELECT coalesce(max(event), 0) + 1 FROM events").fetchone()
         number = int(row[0])
         self._db.execute(
             "INSERT INTO events (event, place, parent, ticket, kind, hook, state, reason, opens,"
-            " needs, received, born, idempotency_key, delivery_id, sender, repaired, digest,"
+            " needs, received, born, due, idempotency_key, delivery_id, sender, repaired, digest,"
             " fields, headers, raw) VALUES (:event, :place, :parent, :ticket, :kind, :hook, :state,"
-            " :reason, :opens, :needs, :received, :born, :key, :delivery_id, :sender, :repaired,"
-            " :digest, :fields, :headers, :raw)",
+            " :reason, :opens, :needs, :received, :born, :due, :key, :delivery_id, :sender,"
+            " :repaired, :digest, :fields, :headers, :raw)",
             {
                 **vars(webhook),
                 "event": number,
                 "place": parent["place"] if parent else number,
                 "parent": parent["event"] if parent else None,
                 "born": self.clock(),
+                "due": due,
                 "key": str(uuid.uuid4()),
                 "digest": webhook.digest,
             },
@@ -2676,7 +2689,10 @@ class Lines(Database):
         if webhook.ticket is None:
             return self._receive_unreadable(webhook)
         request_id = self._request_id(webhook.ticket)
-        if webhook.state != "ignored":
+        seen = self._row(
+            "SELECT 1 FROM events WHERE ticket = :ticket LIMIT 1", ticket=webhook.ticket
+        )
+        if webhook.state != "ignored" and (seen or webhook.delivery_id or request_id):
             first, reason = self._duplicate(webhook, request_id)
             if first and first["state"] == "failed" and not first["attempts"]:
                 if webhook.state == "failed":  # refused with 400 then, and now again
@@ -2684,10 +2700,18 @@ class Lines(Database):
             elif reason:
                 number = self._insert(replace(webhook, state="ignored", reason=reason))
                 return Receipt(first["event"] if first else number, "ignored", reason, request_id)
-        event = self._insert(webhook)
         if webhook.state != "pending":
-            return Receipt(event, webhook.state, webhook.reason, request_id)
-        return self._join(event, webhook, request_id)
+            return Receipt(self._insert(webhook), webhook.state, webhook.reason, request_id)
+        if (webhook.opens or request_id) and not (seen and self._has_line(webhook.ticket)):
+            return Receipt(self._insert(webhook, due=self.clock()), "pending", "", request_id)
+        return self._join(self._insert(webhook), webhook, request_id)
+
+    def _has_line(self, ticket: str) -> bool:
+        row = self._row(
+            "SELECT 1 FROM events WHERE ticket = :ticket AND state IN ('pending', 'held') LIMIT 1",
+            ticket=ticket,
+        )
+        return row is not None
 
     def _receive_unreadable(self, webhook: Webhook) -> Receipt:
         first = self._row(
@@ -2735,15 +2759,6 @@ class Lines(Database):
 
     def _join(self, event: int, webhook: Webhook, request_id: str | None) -> Receipt:
         """Puts a new event at the end of its ticket's line."""
-        alone = (request_id is not None or webhook.opens) and not self._row(
-            "SELECT 1 FROM events WHERE ticket = :ticket AND state IN ('pending', 'held')"
-            " AND event != :event LIMIT 1",
-            ticket=webhook.ticket,
-            event=event,
-        )
-        if alone:
-            self._set_due(event, self.clock())
-            return Receipt(event, "pending", "", request_id)
         self._arrange(str(webhook.ticket))
         row = self._row("SELECT state, reason FROM events WHERE event = :event", event=event)
         assert row is not None
@@ -3376,8 +3391,14 @@ def judge_kind(config: Config, base: Webhook, fields: Mapping[str, Any]) -> Webh
     if kind is None:
         reason = f"kind {base.kind} is not configured: add [kinds.{base.kind}], then retry"
         return replace(base, state="failed", reason=reason)
-    used = COMPACT.encode(kind.used(fields))
-    base = replace(base, used=used, opens=kind.opens, needs=kind.needs, again=kind.again)
+    used = {name: value for name, value in fields.items() if name in kind.names}
+    base = replace(
+        base,
+        used=COMPACT.encode(used),
+        opens=kind.opens,
+        needs=kind.needs,
+        again=kind.again,
+    )
     try:
         translate(kind, config.scope(fields, 0, str(base.ticket), base.received, "?"))
     except Untranslatable as error:
@@ -3408,7 +3429,7 @@ def iso(moment: float | None, clock: Clock) -> str | None:
 
 def raw_text(raw: bytes) -> str:
     """A body as text, for people."""
-    return decode_body(raw)[0][0] if raw else ""
+    return next(decode_body(raw))[0] if raw else ""
 
 
 def _shown(config: Config, store: Store, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -4755,7 +4776,7 @@ def _accepted(kind: Kind, answer: Answer) -> Outcome:
         )
     found: Any = MISSING
     with contextlib.suppress(ValueError, Unreadable):
-        found = parse_json(decode_body(answer.body)[0][0])
+        found = parse_json(next(decode_body(answer.body))[0])
     if found is MISSING and not answer.framed:
         return Outcome("unclear", f"{status}, but the answer may have been cut", words)
     judged = found is not MISSING or answer.body.strip()
@@ -5307,7 +5328,7 @@ class Delivery:
         hits: set[str] = set()
         if outcome.name == "delivered":
             with contextlib.suppress(ValueError, Unreadable):
-                found = parse_json(decode_body(answer.body)[0][0])
+                found = parse_json(next(decode_body(answer.body))[0])
                 paths = kind.find.request_id
                 hits = {read_id(one) for path in paths for one in find_all(found, path)} - {""}
             word = f"asked whether it happened: {len(hits) or 'no'} request found"
@@ -6041,11 +6062,8 @@ def _check_fields(config: Config) -> list[Finding]:
             seen = set[str]()
             while name and name not in seen:
                 seen.add(name)
-                kind = config.kinds[name]
-                used |= {part.name for part in kind.placeholders()}
-                name = kind.then
-        if used & {"hours", "minutes"}:
-            used.add("date")
+                used |= config.kinds[name].names
+                name = config.kinds[name].then
         if unused := [name for name in hook.fields if name not in used]:
             findings.append(("look", "hook", f"{hook.name}: no template uses {', '.join(unused)}"))
     return findings

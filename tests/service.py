@@ -87,7 +87,8 @@ NOTED = {"kind": "note", "fields": {"ticket_id": "ticket_id", "text": "text"}}
 
 def with_notes(itsm_url: str, **sections: Mapping[str, Any]) -> str:
     """`settings` with POST /note, whose kind neither opens a request nor needs one."""
-    return settings(itsm_url, **{"hooks__note": NOTED, "kinds__note": NOTE, **sections})
+    notes: dict[str, Mapping[str, Any]] = {"hooks__note": NOTED, "kinds__note": NOTE}
+    return settings(itsm_url, **{**notes, **sections})
 
 
 # ---- Webhooks ----------------------------------------------------------------------------------

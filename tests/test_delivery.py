@@ -13,16 +13,12 @@ import time
 import tracemalloc
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import pytest
-
-import hd_itsm
 import itsm as stand_in
-from hd_itsm import Answer, Breaker, Config, Delivery, Kind, Outcome, Store, Webhook
+import pytest
 from itsm import (
     MODES,
     ODD_IDS,
@@ -41,6 +37,9 @@ from itsm import (
     take_then_cut,
     too_many,
 )
+
+import hd_itsm
+from hd_itsm import Answer, Breaker, Config, Delivery, Outcome, Store, Webhook
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -573,6 +572,30 @@ def test_different_tickets_go_in_parallel(tmp_path: Path) -> None:
         assert summary(itsm.requests[-1]) == "lee"
 
 
+def test_no_idle_worker_sleeps_through_an_event_that_may_go(itsm: Itsm, tmp_path: Path) -> None:
+    """Of four events that come at once four go at once, round after round.
+
+    An answer comes only when all four are on their way: one that was slept through shows.
+    """
+    with Works(tmp_path, itsm.url, itsm="workers = 4", timeout=20.0) as works:
+        for turn in range(60):
+            release = threading.Event()
+            itsm.answer = held(release, ok())
+            tickets = [f"{turn}-{number}" for number in range(4)]
+            if turn % 2:
+                for ticket in tickets:
+                    works.new(ticket)
+            else:
+                comers = [threading.Thread(target=works.new, args=(ticket,)) for ticket in tickets]
+                for comer in comers:
+                    comer.start()
+                for comer in comers:
+                    comer.join(10)
+            itsm.wait_for(4 * turn + 4, timeout=3.0)
+            release.set()
+            works.wait_counts(delivered=4 * turn + 4)
+
+
 def test_a_paused_delivery_sends_nothing_and_goes_on(itsm: Itsm, tmp_path: Path) -> None:
     with Works(tmp_path, itsm.url) as works:
         works.store.keep_facts(paused="1.0")
@@ -591,6 +614,7 @@ def test_a_paused_delivery_sends_nothing_and_goes_on(itsm: Itsm, tmp_path: Path)
 TAKEN = {"ok", "ok-chunked", "ok-then-closed", "ok-201", "ok-number", "no-length"}
 FAILING = {
     *("error-inside", "plain-text", "empty", "no-content", "list", "400", "409", "422"),
+    "gzip-bomb",  # whole, but no JSON: nobody asked for a compressed answer
     *ODD_IDS,
 }
 # Whether the 500 headers of a good answer or its one header line of 70 KB are too much is not said.
@@ -682,7 +706,7 @@ def test_no_answer_takes_much_memory(mode: str, tmp_path: Path) -> None:
 def test_a_redirect_is_never_followed(status: int, kind: str, tmp_path: Path) -> None:
     """Neither the body nor the credential goes anywhere else, not even to another path."""
     with Itsm() as elsewhere, Itsm() as itsm:
-        away = [redirect(status, elsewhere.url), redirect(status, "/other")]
+        away: list[stand_in.Answer] = [redirect(status, elsewhere.url), redirect(status, "/other")]
         itsm.script = away if kind == "new" else [hang_up(), *away]
         kinds = FINDING.format(url=f"{itsm.url}/find") if kind == "find" else KINDS
         secret = 'authorization = "Bearer s3cret"\nheaders = { "X-Key" = "s3cret" }'
@@ -794,6 +818,33 @@ def test_the_deadline_holds_through_tls(mode: str, tmp_path: Path) -> None:
         works.wait(1, "delivered")
 
 
+@pytest.mark.parametrize(
+    ("mode", "word"),
+    [
+        ("hang-up", "closed"),
+        ("reset", "reset"),
+        ("silence", "time"),
+        ("drip-headers", "time"),
+        ("cut-in-body", "cut"),
+        ("huge", "longer"),
+    ],
+)
+def test_a_person_reads_in_words_what_happened(mode: str, word: str, tmp_path: Path) -> None:
+    with Itsm(script=[MODES[mode]()]) as itsm, Works(tmp_path, itsm.url) as works:
+        works.new("1")
+        assert word in works.wait_attempts(1, 1)[0]["reason"]
+
+
+def test_a_refused_connection_is_told_in_words(tmp_path: Path) -> None:
+    itsm = Itsm()
+    try:
+        with Works(tmp_path, itsm.url) as works:
+            works.new("1")
+            assert "refused" in works.wait_attempts(1, 1)[0]["reason"]
+    finally:
+        itsm.close()
+
+
 def test_an_unknown_name_is_tried_again(tmp_path: Path) -> None:
     with Works(tmp_path, "http://no-such-host.invalid/api", timeout=5.0) as works:
         works.new("1")
@@ -872,7 +923,7 @@ def test_a_held_create_is_sent_again_when_a_person_says_so(tmp_path: Path) -> No
         assert works.request_id("1") == "R-2"
 
 
-@pytest.mark.parametrize("mode", ["503", "429", "404", "302", "html", "401"])
+@pytest.mark.parametrize("mode", ["503", "408", "404", "302", "html", "401"])
 def test_an_answer_is_never_unclear_whatever_it_says(mode: str, tmp_path: Path) -> None:
     """The control of holding: these creates were refused, so they are sent again."""
     with Itsm(script=[MODES[mode]()]) as itsm, Works(tmp_path, itsm.url, kinds=HOLDING) as works:
@@ -954,7 +1005,7 @@ def test_a_question_that_is_not_answered_is_asked_again(trouble: str, tmp_path: 
         assert [request.method for request in itsm.requests] == ["POST", "GET", "GET", "GET"]
 
 
-@pytest.mark.parametrize("what", ["plain-text", "empty", "no-content", "no-length-text"])
+@pytest.mark.parametrize("what", ["plain-text", "no-length-text", "gzip-bomb"])
 def test_an_answer_to_the_question_that_says_nothing_creates_nothing(
     what: str, tmp_path: Path
 ) -> None:
@@ -1243,6 +1294,9 @@ def test_a_following_kind_goes_right_after_its_parent(itsm: Itsm, tmp_path: Path
 # ---- In the house ------------------------------------------------------------------------------
 
 
+SHOT = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
+
 def kill(name: str) -> list[threading.Thread]:
     """Ends the threads of this name by an exception that nobody is asked to catch."""
     threads = [thread for thread in threading.enumerate() if thread.name == name]
@@ -1252,6 +1306,7 @@ def kill(name: str) -> list[threading.Thread]:
     return threads
 
 
+@SHOT
 def test_a_worker_that_dies_is_replaced_and_its_event_is_sent_again(tmp_path: Path) -> None:
     release = threading.Event()
     with (
@@ -1268,6 +1323,7 @@ def test_a_worker_that_dies_is_replaced_and_its_event_is_sent_again(tmp_path: Pa
         works.wait(works.new("2"), "delivered")
 
 
+@SHOT
 def test_an_idle_worker_that_dies_is_replaced(itsm: Itsm, tmp_path: Path) -> None:
     with Works(tmp_path, itsm.url, itsm="workers = 2") as works:
         works.wait(works.new("1"), "delivered")
@@ -1374,6 +1430,15 @@ def fill(folder: Path) -> Path:
     return filler
 
 
+def refused_for_room(works: Works, ticket: str) -> str | None:
+    """Why a large webhook was not stored; None where it was."""
+    try:
+        works.new(ticket, "x" * 5000)
+    except hd_itsm.StoreFull as problem:
+        return str(problem)
+    return None
+
+
 def test_outcomes_are_recorded_on_a_full_disk_and_intake_heals(
     small_disk: Path, tmp_path: Path
 ) -> None:
@@ -1389,14 +1454,12 @@ def test_outcomes_are_recorded_on_a_full_disk_and_intake_heals(
         itsm.wait_for(4)
         filler = fill(small_disk)
         stored = 4
-        with pytest.raises(hd_itsm.StoreFull):
-            for number in range(100, 2000):
-                works.new(str(number), "x" * 5000)
-                stored += 1
+        while refused_for_room(works, str(stored + 100)) is None:
+            stored += 1
+            assert stored < 5000
         release.set()
         works.wait_counts(delivered=stored)
-        with pytest.raises(hd_itsm.StoreFull):
-            works.new("refused")
+        assert refused_for_room(works, "refused")
         filler.unlink()
         works.store.keep_reserve()
         works.wait(works.new("after"), "delivered")
@@ -1419,11 +1482,8 @@ def test_an_outcome_waits_for_room_and_the_request_is_not_sent_again(
         works.assign("1")
         itsm.wait_for(1)
         fillers = [fill(small_disk)]
-        while not works.store.tight:
-            try:
-                works.new(f"{time.monotonic_ns()}", "x" * 5000)
-            except hd_itsm.StoreFull:
-                break
+        while refused_for_room(works, str(time.monotonic_ns())) is None:
+            pass
         fillers.append(fill(small_disk))
         answered = len(itsm.requests)
         release.set()
