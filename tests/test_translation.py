@@ -97,7 +97,8 @@ def url_of(template: str, fields: Mapping[str, Any] = NOTHING, **more: Any) -> s
 
 ODD = [
     "{writer}", "{{writer}}", "{x.__class__}", "{0}", "{", "}", "%s", "%(a)s", "%", "${jndi:x}",
-    "홍길동", "뷁", "😀\u200d\U0001f469", "\u202eabc", "a\r\nb\tc", "\x1b[31m", "\\n", "\\", '"', "'",
+    "홍길동", "뷁", "😀\u200d\U0001f469", "\u202eabc", "a\r\nb\tc", "\x1b[31m", "\\n", "\\", "'",
+    '"',
     "9223372036854775808", "007", "1e5", "null", "true", "yes", "NaN", " padded ",
     "<b>&amp;</b>", "'; DROP TABLE x;--", "$x",
     "\ufeff", "\u2028", "é", "e\u0301", "", "{writer|html}", "#technician", "~x", "*",
