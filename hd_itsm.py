@@ -3820,6 +3820,33 @@ def _reply(status: int, content: Any, **headers: str) -> bottle.HTTPResponse:
     return response
 
 
+def _refusal(error: Refused) -> bottle.HTTPResponse:
+    headers = {"WWW_Authenticate": 'Basic realm="hd_itsm"'} if error.status == 401 else {}
+    return _reply(error.status, {"error": str(error)}, **headers)
+
+
+class Sparing:
+    """Lets one log line a minute through for each key, and counts those it holds back."""
+
+    MINUTE, KEYS = 60.0, 1000
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seen: dict[str, tuple[float, int]] = {}  # key -> when let through, held back since
+
+    def line(self, key: str, now: float) -> str | None:
+        """What to add to the line ("" or how many were held back); None: hold it back."""
+        with self._lock:
+            at, held = self._seen.get(key, (-self.MINUTE, 0))
+            if now - at < self.MINUTE:
+                self._seen[key] = (at, held + 1)
+                return None
+            if len(self._seen) >= self.KEYS:
+                self._seen.clear()
+            self._seen[key] = (now, 0)
+            return f" (and {held} more like it)" if held else ""
+
+
 class Web:
     """The WSGI application: the hooks as configured, /health and the control endpoint.
 
@@ -3828,6 +3855,7 @@ class Web:
 
     def __init__(self, config: Config, store: Store, wake: Callable[[], None], key: str) -> None:
         self.config, self.store, self.wake, self.key = config, store, wake, key
+        self.sparing = Sparing()
         self.site = _Site(catchall=True)
         for hook in config.hooks.values():
             for path in (hook.path, hook.path + "/"):
@@ -3850,9 +3878,11 @@ class Web:
             receipt = self.store.receive(webhook)
         except Refused as error:
             self.store.tallies.count("refused", str(error.status))
-            log.warning("%s from %s refused: %d %s", hook.path, sender, error.status, error)
-            more = {"WWW_Authenticate": 'Basic realm="hd_itsm"'} if error.status == 401 else {}
-            return _reply(error.status, {"error": str(error)}, **more)
+            more = self.sparing.line(f"{sender} {error.status}", time.monotonic())
+            if more is not None:
+                words = f"{error}{more}"
+                log.warning("%s from %s refused: %d %s", hook.path, sender, error.status, words)
+            return _refusal(error)
         except StoreError as error:
             self.store.tallies.count("refused", "503")
             return _reply(503, {"error": str(error)}, Retry_After="30")
@@ -3891,6 +3921,8 @@ class Web:
         if receipt.state == "ignored" and receipt.reason.startswith("duplicate"):
             tallies.count("duplicates")
         if receipt.state == "failed":
+            if self.sparing.line(f"event {receipt.event}", time.monotonic()) is None:
+                return
             log.warning(
                 "event %d from %s on %s failed: %s",
                 receipt.event,
@@ -3955,7 +3987,7 @@ class Web:
                 self.wake()
             return _reply(200, {"result": result})
         except Refused as error:
-            return _reply(error.status, {"error": str(error)})
+            return _refusal(error)
         except StoreError as error:
             return _reply(503, {"error": str(error)})
         except (Error, ValueError, KeyError, TypeError) as error:
@@ -3986,7 +4018,7 @@ class Web:
         try:
             self.insider()
         except Refused as error:
-            return _reply(error.status, {"error": str(error)})
+            return _refusal(error)
         return _reply(200, openapi(self.config))
 
     def metrics(self) -> bottle.HTTPResponse:
@@ -3995,7 +4027,7 @@ class Web:
             self.insider()
             response = _reply(200, metrics(self.config, self.store))
         except Refused as error:
-            return _reply(error.status, {"error": str(error)})
+            return _refusal(error)
         except StoreError as error:
             return _reply(503, {"error": str(error)})
         response.set_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
@@ -4377,8 +4409,7 @@ class Pages:
             self.admit(bottle.request.environ)
             return page(**named)
         except Refused as error:
-            headers = {"WWW_Authenticate": 'Basic realm="hd_itsm"'} if error.status == 401 else {}
-            return _reply(error.status, {"error": str(error)}, **headers)
+            return _refusal(error)
         except StoreError as error:
             return _reply(503, {"error": str(error)})
         except (Error, ValueError, KeyError) as error:
@@ -5418,7 +5449,7 @@ class Delivery:
         Only tries count that failed while others went through: before such evidence there is one.
         """
         evidence = event.first_try is not None and max(event.first_try, now - EVIDENCE) <= others
-        tries = event.tries + 1 if evidence else 1
+        tries = event.tries + 1 if evidence else max(event.tries, 1)
         if tries >= self.config["retry.tries"] and evidence:
             return Verdict("failed", f"failed {tries} times while others went through: {said}")
         longest = min(
@@ -5547,6 +5578,7 @@ def start_logging(config: Config, environ: Environ) -> None:
         rotating.setFormatter(_OneLine(timed))
         handlers.append(rotating)
     logging.basicConfig(level=config["log.level"], handlers=handlers, force=True)
+    logging.raiseExceptions = False  # a full disk under the log file is no reason to fail
     for name in ("urllib3", "waitress", "waitress.queue"):  # urllib3's DEBUG shows whole URLs
         logging.getLogger(name).setLevel(logging.ERROR)
 
