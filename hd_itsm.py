@@ -3743,53 +3743,46 @@ def metrics(config: Config, store: Store) -> str:
     return "\n".join([*lines, f"{name}_sum {seconds:g}", f"{name}_count {running}", ""])
 
 
+ANSWERED = {  # what a hook answers, for the OpenAPI description
+    "200": "stored, or known for a duplicate, or ignored: the webhook's own JSON",
+    "400": "unreadable or not translatable: kept as failed, see `event`",
+    "401": "no or a wrong credential: nothing is stored",
+    "403": "this address may not post: nothing is stored",
+    "413": "the body is too large: nothing is stored",
+    "415": "a compressed body is not read: nothing is stored",
+    "503": "it could not be stored now: send it again after Retry-After",
+}
+ANSWER_HEADERS = {
+    "HD-ITSM-Event": "number of the event",
+    "HD-ITSM-State": "its state",
+    "HD-ITSM-Request-Id": "the ITSM's id, once known",
+}
+
+
 def openapi(config: Config) -> dict[str, Any]:
     """An OpenAPI 3.1 description of the hooks as configured."""
-    texts = {
-        "200": "stored, or known for a duplicate, or ignored: the webhook's own JSON",
-        "400": "unreadable or not translatable: kept as failed, see `event`",
-        "401": "no or a wrong credential: nothing is stored",
-        "403": "this address may not post: nothing is stored",
-        "413": "the body is too large: nothing is stored",
-        "415": "a compressed body is not read: nothing is stored",
-        "503": "it could not be stored now: send it again after Retry-After",
+    text, json_object = {"type": "string"}, {"application/json": {"schema": {"type": "object"}}}
+    headers = {n: {"description": words, "schema": text} for n, words in ANSWER_HEADERS.items()}
+    answers = {
+        status: {"description": words, "content": json_object, "headers": headers}
+        for status, words in ANSWERED.items()
     }
-    content = {"application/json": {"schema": {"type": "object"}}}
-    headers = {
-        name: {"description": words, "schema": {"type": "string"}}
-        for name, words in (
-            ("HD-ITSM-Event", "number of the event"),
-            ("HD-ITSM-State", "its state"),
-            ("HD-ITSM-Request-Id", "the ITSM's id, once known"),
-        )
-    }
-    answers: dict[str, Any] = {
-        status: {"description": words, "content": content} for status, words in texts.items()
-    }
-    answers["200"]["headers"] = answers["400"]["headers"] = headers
-    body = {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
-    wait = {
-        "name": "Prefer",
-        "in": "header",
-        "description": "wait=SECONDS (RFC 7240): answer when the event is settled",
-        "schema": {"type": "string"},
-    }
+    wait = {"name": "Prefer", "in": "header", "schema": text}
+    wait["description"] = "wait=SECONDS (RFC 7240): answer when the event is settled"
     schemes = {
         "bearer": {"type": "http", "scheme": "bearer"},
         "basic": {"type": "http", "scheme": "basic"},
         "token": {"type": "apiKey", "in": "header", "name": "X-Webhook-Token"},
     }
-    guarded: list[Any] = [{name: []} for name in schemes] if config["access.token"] else []
+    operation = {
+        "parameters": [wait],
+        "requestBody": {"required": True, "content": json_object},
+        "responses": answers,
+        "security": [{name: []} for name in schemes] if config["access.token"] else [],
+    }
     paths = {
         hook.path: {
-            "post": {
-                "operationId": hook.name,
-                "summary": f"a webhook that becomes {' or '.join(hook.kinds)}",
-                "parameters": [wait],
-                "requestBody": body,
-                "responses": answers,
-                "security": guarded,
-            }
+            "post": {"operationId": hook.name, "summary": " or ".join(hook.kinds), **operation}
         }
         for hook in config.hooks.values()
     }
@@ -6680,6 +6673,59 @@ def command_demo(arguments: argparse.Namespace, environ: Environ) -> int:
     return 0
 
 
+Add = Callable[..., argparse.ArgumentParser]
+
+
+def _look_arguments(add: Add, choice: Callable[[argparse.ArgumentParser], None]) -> None:
+    """The commands that look."""
+    check = add("check", "is everything right? Reaches the ITSM without sending a ticket")
+    check.add_argument("--configuration", action="store_true", help="only the configuration")
+    explain = add("explain", "what would this webhook become? Sends and stores nothing")
+    explain.add_argument("hook", metavar="HOOK", help="the hook's name or path")
+    explain.add_argument(
+        "body", nargs="?", default="-", metavar="BODY", help="a file, or - for stdin"
+    )
+    explain.add_argument(
+        "--header", action="append", metavar="NAME:VALUE", help="a header of the webhook"
+    )
+    add("status", "counts, the ITSM, and what needs a person (exit 1)")
+    events = add("events", "list events, newest first")
+    choice(events)
+    events.add_argument("--ticket", metavar="T", help="only events of this ticket")
+    events.add_argument("--limit", type=int, default=50, metavar="N", help="at most so many (50)")
+    show = add("show", "everything of an event, or a ticket's timeline")
+    show.add_argument("event", nargs="?", type=int, metavar="EVENT")
+    show.add_argument("--ticket", metavar="T", help="a ticket's mapping and events instead")
+
+
+def _act_arguments(add: Add, choice: Callable[[argparse.ArgumentParser], None]) -> None:
+    """The commands that change something."""
+    retry = add("retry", "back to pending, translated anew with today's configuration")
+    retry.add_argument("events", nargs="*", type=int, metavar="EVENT")
+    choice(retry)
+    retry.add_argument("--reason", metavar="TEXT", help="only where the reason holds this text")
+    retry.add_argument("--dry-run", action="store_true", help="only count")
+    retry.add_argument("--force", action="store_true", help="even older than a delivered one")
+    drop = add("drop", "give events up; recorded")
+    drop.add_argument("events", nargs="+", type=int, metavar="EVENT")
+    drop.add_argument(
+        "--why", required=True, metavar="TEXT", help="the reason, kept with the event"
+    )
+    mapping = add("map", "set a ticket's request id by hand; what was held for it goes out")
+    mapping.add_argument("ticket", metavar="TICKET")
+    mapping.add_argument("request", metavar="REQUEST")
+    add("import", "read mappings from CSV").add_argument("file", metavar="FILE.csv")
+    add("export", "print all mappings as CSV")
+    backup = add("backup", "write a consistent copy of the file, while the service runs or not")
+    backup.add_argument("file", metavar="FILE")
+    words = "compare the helpdesk's list of tickets (ticket_id, optional state) with what is known"
+    add("reconcile", words).add_argument("file", metavar="FILE.csv")
+    forget = add("forget", "remove a ticket's texts (personal data); its mapping stays")
+    forget.add_argument("ticket", metavar="TICKET")
+    add("pause", "stop deliveries; webhooks are still taken")
+    add("resume", "let deliveries go on")
+
+
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--config", metavar="FILE", help="the configuration (TOML)")
@@ -6707,52 +6753,12 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--since", metavar="D", help='received since: "2h", "7d", 2026-11-23')
 
     add("serve", "run in the foreground (the default)", common)
+    add("demo", "the life of three tickets against a practice ITSM; needs nothing", common)
     add("init", "write the sample configuration", common).add_argument(
         "file", nargs="?", metavar="FILE"
     )
-    check = add("check", "is everything right? Reaches the ITSM without sending a ticket")
-    check.add_argument("--configuration", action="store_true", help="only the configuration")
-    explain = add("explain", "what would this webhook become? Sends and stores nothing")
-    explain.add_argument("hook", metavar="HOOK", help="the hook's name or path")
-    explain.add_argument(
-        "body", nargs="?", default="-", metavar="BODY", help="a file, or - for stdin"
-    )
-    explain.add_argument(
-        "--header", action="append", metavar="NAME:VALUE", help="a header of the webhook"
-    )
-    add("status", "counts, the ITSM, and what needs a person (exit 1)")
-    events = add("events", "list events, newest first")
-    choice(events)
-    events.add_argument("--ticket", metavar="T", help="only events of this ticket")
-    events.add_argument("--limit", type=int, default=50, metavar="N", help="at most so many (50)")
-    show = add("show", "everything of an event, or a ticket's timeline")
-    show.add_argument("event", nargs="?", type=int, metavar="EVENT")
-    show.add_argument("--ticket", metavar="T", help="a ticket's mapping and events instead")
-    retry = add("retry", "back to pending, translated anew with today's configuration")
-    retry.add_argument("events", nargs="*", type=int, metavar="EVENT")
-    choice(retry)
-    retry.add_argument("--reason", metavar="TEXT", help="only where the reason holds this text")
-    retry.add_argument("--dry-run", action="store_true", help="only count")
-    retry.add_argument("--force", action="store_true", help="even older than a delivered one")
-    drop = add("drop", "give events up; recorded")
-    drop.add_argument("events", nargs="+", type=int, metavar="EVENT")
-    drop.add_argument(
-        "--why", required=True, metavar="TEXT", help="the reason, kept with the event"
-    )
-    mapping = add("map", "set a ticket's request id by hand; what was held for it goes out")
-    mapping.add_argument("ticket", metavar="TICKET")
-    mapping.add_argument("request", metavar="REQUEST")
-    add("import", "read mappings from CSV").add_argument("file", metavar="FILE.csv")
-    add("export", "print all mappings as CSV")
-    backup = add("backup", "write a consistent copy of the file, while the service runs or not")
-    backup.add_argument("file", metavar="FILE")
-    words = "compare the helpdesk's list of tickets (ticket_id, optional state) with what is known"
-    add("reconcile", words).add_argument("file", metavar="FILE.csv")
-    forget = add("forget", "remove a ticket's texts (personal data); its mapping stays")
-    forget.add_argument("ticket", metavar="TICKET")
-    add("pause", "stop deliveries; webhooks are still taken")
-    add("resume", "let deliveries go on")
-    add("demo", "the life of three tickets against a practice ITSM; needs nothing", common)
+    _look_arguments(add, choice)
+    _act_arguments(add, choice)
     return parser
 
 
