@@ -83,8 +83,10 @@ import urllib3
 import waitress
 import waitress.adjustments
 import waitress.channel
+import waitress.parser
 import waitress.server
 import waitress.task
+import waitress.utilities
 import waitress.wasyncore
 
 __version__ = "1.0.0"
@@ -360,6 +362,9 @@ def as_toml(value: Any) -> str:
     return "{}" if value == {} else json.dumps(value, ensure_ascii=False)
 
 
+FILLED_IN = (("itsm", "url"), ("itsm", "authorization"))  # not commented out in the sample
+
+
 def sample_config() -> str:
     """The commented sample configuration, made from the option rows."""
     lines = ["# Configuration of hd_itsm. Lines that start with # show a default or an example."]
@@ -367,9 +372,7 @@ def sample_config() -> str:
         lines += ["", f"# {sentence}", f"[{section}]"]
         for option in OPTIONS:
             if option.section == section:
-                active = (
-                    "" if option.default == "" and option.key in ("url", "authorization") else "# "
-                )
+                active = "" if (section, option.key) in FILLED_IN else "# "
                 shown = option.sample or as_toml(option.default)
                 lines.append(f"{active}{option.key} = {shown}".ljust(36) + f"  # {option.sentence}")
     return "\n".join([*lines, "", SAMPLE_TAIL])
@@ -545,8 +548,10 @@ def _mended(text: str, known: frozenset[str]) -> str:
     first: dict[str, re.Match[str]] = {}
     for match in re.finditer(rf'(?:(?<=[,{{\[\s])|^)"({keys})"\s*:\s*', text):
         first.setdefault(match[1], match)
+    if not first:
+        return text
     stops = [*(match.start() for match in list(first.values())[1:]), len(text)]
-    mended = [text[: next(iter(first.values())).start()]] if first else []
+    mended = [text[: next(iter(first.values())).start()]]
     for match, stop in zip(first.values(), stops, strict=True):
         stretch = text[match.end() : stop]
         mended.append(match[0])
@@ -1380,9 +1385,18 @@ class Config:
     clock: Clock
     source: str  # the file it came from, "" for none
     warnings: tuple[str, ...] = ()
+    secrets: tuple[Secret, ...] = ()
 
     def __getitem__(self, key: str) -> Any:
         return self.options[key]
+
+    def mask(self, text: str) -> str:
+        """`text` without the secrets that somebody else put into it."""
+        for secret in self.secrets:
+            for part in (value := secret.reveal(), value.rpartition(" ")[2]):
+                if len(part) > 3:
+                    text = text.replace(part, "***")
+        return text
 
     def scope(
         self,
@@ -1962,9 +1976,15 @@ class _Loader:
             if part.name in values or part.name in COMPUTED[:-2]:
                 continue
             wanted = "date" if part.name in COMPUTED else part.name
+            given = [hook for hook in sources if hook.name in self.given.get("hooks", {})]
             for hook in sources:
                 if wanted not in hook.fields and not optional:
-                    self.unresolved(key, part.name, hook, [*hook.fields, *values, *COMPUTED])
+                    known = [*hook.fields, *values, *COMPUTED]
+                    what = f"{{{part.name}}}: hook {hook.name} has no such field"
+                    if given and hook not in given:  # built in, and the file brings its own
+                        self.warnings.append(f"{key}: {what}; what it receives will fail")
+                    else:
+                        self.wrong(key, what + _hint(part.name, known))
             if (
                 not sources
                 and not optional
@@ -1983,16 +2003,6 @@ class _Loader:
                 seen.add(name)
                 name = kinds[name].get("then", "") if isinstance(kinds.get(name), dict) else ""
         return False
-
-    def unresolved(self, key: str, name: str, hook: Hook, known: list[str]) -> None:
-        """A placeholder without a source: a problem, or a warning where the hook is built in."""
-        what = f"{{{name}}}: hook {hook.name} has no such field{_hint(name, known)}"
-        if hook.name in self.given.get("hooks", {}) or hook.name not in HOOKS:
-            self.wrong(key, what)
-        elif key.removeprefix("kinds.") in self.given.get("kinds", {}):
-            self.warnings.append(f"{key}: {what}; what it receives will fail")
-        else:
-            self.wrong(key, what)
 
 
 CONFIG_PLACES = ("hd_itsm.toml", "/etc/hd_itsm.toml")
@@ -2058,7 +2068,8 @@ def load_config(
     if loader.problems:
         raise ConfigError("\n".join(f"{path or 'configuration'}: {one}" for one in loader.problems))
     clock = Clock(options["time.zone"], options["time.due_days"], options["time.date_formats"])
-    return Config(options, values, named, hooks, kinds, clock, path, tuple(loader.warnings))
+    known = tuple(secret for _, secret in loader.secrets)
+    return Config(options, values, named, hooks, kinds, clock, path, tuple(loader.warnings), known)
 
 
 def outgoing_headers(
@@ -2527,6 +2538,8 @@ class Database:
         facts = {"counts": json.dumps(counts)}
         if self._hour["delivered"]:
             facts["last_delivery"] = repr(time.time())
+        if self._hour["repaired"]:
+            facts["repaired"] = str(int(self.fact("repaired") or 0) + self._hour["repaired"])
         self._set_facts(facts)
         self._sql(
             "INSERT INTO hours VALUES (:hour, :received, :delivered, :failed)"
@@ -2621,6 +2634,7 @@ class Lines(Database):
         )
         self._moved[webhook.state] += 1
         self._hour["received"] += parent is None
+        self._hour["repaired"] += bool(webhook.repaired)
         self._hour[webhook.state] += 1
         return number
 
@@ -3452,22 +3466,6 @@ def _shown(config: Config, store: Store, row: Mapping[str, Any]) -> dict[str, An
     return shown
 
 
-def verb_events(config: Config, store: Store, arguments: Arguments) -> Any:
-    """Events, newest first: state, ticket, kind, since (epoch seconds), limit, before."""
-    state = str(arguments.get("state") or "")
-    if state and state not in STATES:
-        raise Error(f"no state {state!r}{_hint(state, STATES)}: {', '.join(STATES)}")
-    rows = store.events(
-        state,
-        str(arguments.get("ticket") or ""),
-        str(arguments.get("kind") or ""),
-        float(arguments.get("since") or 0),
-        int(arguments.get("before") or 0),
-        min(int(arguments.get("limit") or 50), 1000),
-    )
-    return [_shown(config, store, row) for row in rows]
-
-
 def show_event(config: Config, store: Store, number: int) -> dict[str, Any]:
     """Everything of one event. Raises Error where there is none."""
     row = store.show(number)
@@ -3479,6 +3477,24 @@ def show_event(config: Config, store: Store, number: int) -> dict[str, Any]:
     shown |= {"delivery_id": row["delivery_id"], "parent": row["parent"]}
     shown |= {"settled": iso(row["settled"], config.clock), "fields": json.loads(row["fields"])}
     return shown | {"raw": raw_text(row["raw"]), "attempts": attempts}
+
+
+def verb_events(config: Config, store: Store, arguments: Arguments) -> Any:
+    """Events, newest first: state, ticket, kind, since (epoch seconds), limit, before; whole."""
+    state = str(arguments.get("state") or "")
+    if state and state not in STATES:
+        raise Error(f"no state {state!r}{_hint(state, STATES)}: {', '.join(STATES)}")
+    rows = store.events(
+        state,
+        str(arguments.get("ticket") or ""),
+        str(arguments.get("kind") or ""),
+        float(arguments.get("since") or 0),
+        int(arguments.get("before") or 0),
+        min(int(arguments.get("limit") or 50), 1000),
+    )
+    if arguments.get("whole"):
+        return [show_event(config, store, row["event"]) for row in rows]
+    return [_shown(config, store, row) for row in rows]
 
 
 def verb_show(config: Config, store: Store, arguments: Arguments) -> Any:
@@ -3623,7 +3639,7 @@ def verb_status(config: Config, store: Store, arguments: Arguments) -> Any:
         "paused": iso(float(store.fact("paused")), clock) if store.fact("paused") else None,
         "last_delivery": iso(float(last), clock) if last else None,
         "last_webhook": iso(store.last_received(), clock),
-        "repaired": store.tallies.counters["repaired", ""],
+        "repaired": int(store.fact("repaired") or 0),
         "running": bool(store.board),
         "needs": list(incidents(config, store, held_after=0.0).values()),
     }
@@ -3700,7 +3716,7 @@ METRICS = (  # name, type, help, label; the values are gathered by `metrics`
         "state",
     ),
     ("duplicates_total", "counter", "webhooks recognised as duplicates since the start", ""),
-    ("repaired_total", "counter", "webhooks whose body had to be repaired since the start", ""),
+    ("repaired_total", "counter", "webhooks whose body had to be repaired", ""),
     ("refused_total", "counter", "webhooks not stored since the start, by HTTP status", "status"),
     ("attempts_total", "counter", "attempts at the ITSM since the start, by outcome", "outcome"),
     ("oldest_undelivered_seconds", "gauge", "age of the oldest pending or held event", ""),
@@ -3722,7 +3738,7 @@ def metrics(config: Config, store: Store) -> str:
         "disk_full": {"": float(store.tight)},
         "needs_person": {"": float(len(status["needs"]))},
         "duplicates_total": {"": 0.0},
-        "repaired_total": {"": 0.0},
+        "repaired_total": {"": status["repaired"]},
     }
     with tallies._lock:
         for (name, label), count in tallies.counters.items():
@@ -3904,8 +3920,13 @@ class Web:
             state="pending",
             delivery_id=delivery_id or None,
         )
-        reading = read_webhook(hook, raw, headers)
-        return judge(self.config, hook, reading, base), reading.found
+        try:
+            reading = read_webhook(hook, raw, headers)
+            return judge(self.config, hook, reading, base), reading.found
+        except Exception:  # whatever it is, the webhook is kept
+            log.exception("%s: a fault of this program; the webhook is kept as failed", hook.path)
+            reason = "a fault of this program (see the log): retry it with a newer one"
+            return replace(base, state="failed", reason=reason), {}
 
     def note(self, hook: Hook, webhook: Webhook, receipt: Receipt) -> None:
         """The log line of a webhook, where it is not simply taken; and the tallies."""
@@ -3930,14 +3951,14 @@ class Web:
         else:
             log.debug("event %d ticket %s %s received", receipt.event, webhook.ticket, webhook.kind)
         if webhook.repaired:
-            tallies.count("repaired")
             log.info("event %d was repaired: %s", receipt.event, webhook.repaired)
 
     def answer(self, receipt: Receipt, echo: Any) -> bottle.HTTPResponse:
         """200 or 400 for a stored webhook; with Prefer: wait, once it is settled."""
         headers: dict[str, str] = {}
         match = re.search(
-            r'(?:^|[,;\s])wait\s*=\s*"?([0-9]{1,9})', bottle.request.get_header("Prefer", "")
+            r'(?:^|[,;\s])wait\s*=\s*"?([0-9]{1,9})"?\s*(?:$|[,;])',
+            bottle.request.get_header("Prefer", ""),
         )
         if match and receipt.state in ("pending", "held"):
             seconds = min(int(match[1]), MAX_WAIT)
@@ -3974,11 +3995,13 @@ class Web:
                 raise Refused(401, "wrong key")
             if verb not in VERBS:
                 raise Refused(404, f"no verb {verb}")
-            arguments = json.loads(environ["wsgi.input"].read() or b"{}")
+            arguments = parse_json((environ["wsgi.input"].read() or b"{}").decode())
+            if not isinstance(arguments, dict):
+                raise Error("the arguments must be a JSON object")
             result = VERBS[verb](self.config, self.store, arguments)
             if verb in WAKING:
                 self.wake()
-            return _reply(200, {"result": result})
+            return _reply(200, {"result": result}, HD_ITSM_Pid=str(os.getpid()))
         except Refused as error:
             return _refusal(error)
         except StoreError as error:
@@ -4659,10 +4682,28 @@ class _Task(waitress.task.WSGITask):  # type: ignore[misc]
             self.set_close_on_finish()
 
 
+class _Parser(waitress.parser.HTTPRequestParser):  # type: ignore[misc]
+    """A request coming in: bounded by the size of its body, and never two of them in one."""
+
+    def received(self, data: bytes) -> int:
+        """Takes what the client sent; how much of it belongs to this request."""
+        consumed = int(super().received(data))
+        if self.error is None and self.headers_finished and not self.empty:
+            size = len(self.body_rcv) if self.chunked else self.content_length
+            if size > self.adj.max_body:
+                words = f"the body is over {self.adj.max_body} bytes"
+                self.error = waitress.utilities.RequestEntityTooLarge(words)
+                self.completed = True
+            elif self.chunked and "CONTENT_LENGTH" in self.headers:
+                self.headers["CONNECTION"] = "close"  # RFC 9112 6.3: nothing after it is believed
+        return consumed
+
+
 class _Channel(waitress.channel.HTTPChannel):  # type: ignore[misc]
     """A connection that knows since when its request has been coming in."""
 
     task_class = _Task
+    parser_class = _Parser
     error_task_class = _JsonError
     begun = 0.0
 
@@ -4705,11 +4746,13 @@ def make_server(web: Web, listener: socket.socket, threads: int, max_body: int) 
         channel_timeout=REQUEST_TIME,
         cleanup_interval=5,
         max_request_header_size=16384,
-        max_request_body_size=max_body + 1,  # Waitress refuses a body of exactly its limit
+        max_request_body_size=8 * max_body + 65536,  # chunks count with their framing; see _Parser
         inbuf_overflow=max_body + 1,
+        clear_untrusted_proxy_headers=False,  # client_address decides whom to believe
         asyncore_use_poll=True,
         log_socket_errors=False,
     )
+    settings.max_body = max_body
     dispatcher = waitress.task.ThreadedTaskDispatcher()
     dispatcher.set_thread_count(threads)
     place = (listener.family, listener.type, listener.proto, listener.getsockname())
@@ -5349,6 +5392,7 @@ class Delivery:
             return
         answer, at, seconds = self._exchange(wire, event, kind, request, fresh=careful)
         outcome = decide(kind, answer, time.time())
+        outcome = outcome._replace(words=self.config.mask(outcome.words))
         attempt = Attempt(at, seconds, answer.status, outcome.name, outcome.reason, outcome.words)
         self.store.tallies.attempt(outcome.name, seconds)
         verdict = self._judge(event, kind, outcome)
@@ -5375,6 +5419,7 @@ class Delivery:
         answer, at, seconds = self._exchange(wire, event, kind, request, fresh=False)
         asking = replace(kind, opens=False)
         outcome = decide(asking, answer, time.time())
+        outcome = outcome._replace(words=self.config.mask(outcome.words))
         if outcome.name == "failed":  # the question was refused, not the ticket
             outcome = outcome._replace(name="later")
         hits: set[str] = set()
@@ -5616,12 +5661,13 @@ class Remote:
             )
         except urllib3.exceptions.HTTPError as error:
             raise OSError(str(error)) from error
-        content = json.loads(answer.data)
-        if answer.status == 401:
-            raise OSError("another program listens there")
-        if answer.status != 200:
-            raise Error(content["error"])
-        return content["result"]
+        with contextlib.suppress(ValueError):
+            content = json.loads(answer.data)
+            if answer.status == 200 and answer.headers.get("HD-ITSM-Pid") == str(self.pid):
+                return content["result"]
+            if answer.status in (400, 503) and isinstance(content, dict) and "error" in content:
+                raise Error(content["error"])
+        raise OSError("another program listens there")
 
 
 def find_remote(store_path: str) -> Remote | None:
@@ -6252,6 +6298,7 @@ def command_events(desk: Desk, arguments: argparse.Namespace) -> int:
         kind=arguments.kind,
         since=_since(arguments.since),
         limit=arguments.limit,
+        whole=arguments.json,
     )
     _emit(arguments, rows, show_table(rows, EVENT_COLUMNS) if rows else "no such events")
     return 0
@@ -6314,6 +6361,8 @@ def command_show(desk: Desk, arguments: argparse.Namespace) -> int:
 
 def command_retry(desk: Desk, arguments: argparse.Namespace) -> int:
     """Puts events back to pending, translated anew."""
+    if not arguments.events and arguments.state is None:
+        raise ConfigError("name events, or --state failed (ignored, dropped, held)")
     found = desk.call(
         "retry",
         events=arguments.events,
@@ -6371,12 +6420,12 @@ def _progress(done: int, whole: int) -> None:
 
 def command_import(desk: Desk, arguments: argparse.Namespace) -> int:
     """Reads mappings from a CSV file; a bad line refuses the whole file."""
-    rows, problems = [], []
+    rows, problems, zone = [], [], desk.config.clock.zone
     for number, row in _rows_of(arguments.file, ("ticket_id", "request_id", "timestamp")):
         ticket, request_id = read_id(row.get("ticket_id")), read_id(row.get("request_id"))
         try:
             since = (
-                parse_date(row["timestamp"], UTC).timestamp()
+                parse_date(row["timestamp"], zone).timestamp()
                 if row.get("timestamp")
                 else time.time()
             )

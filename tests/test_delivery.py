@@ -548,6 +548,7 @@ def test_the_life_of_a_ticket_arrives_in_order_with_its_request_id(
         assert came[0].json()["title"] == "프린터 고장"
         assert [request.json().get("request_id") for request in came] == [None, "R-1", "R-1"]
         assert {request.headers["Authorization"] for request in came} == {"Basic c2VjcmV0"}
+        assert {request.headers["Accept-Encoding"] for request in came} == {"identity"}
         keys = [works.row(event)["idempotency_key"] for event in (1, 2, 3)]
         assert [request.key for request in came] == keys
         assert len(set(keys)) == 3

@@ -180,7 +180,7 @@ def test_an_unknown_address_gets_404_in_json(door: Door, path: str) -> None:
 @pytest.mark.parametrize("path", ["/%ff%fe", "/itsm_new%00", "/..%2f..%2fetc/passwd", "/%zz"])
 def test_an_address_of_odd_bytes_gets_json(door: Door, path: str) -> None:
     answer = checked(door.service.request("POST", path, b"{}"))
-    assert answer.status in (400, 404)
+    assert answer.status in (400, 404, 405)
     assert answer.error
     door.good()
 
@@ -332,7 +332,8 @@ def test_fifty_equal_webhooks_at_once_are_one_event_also_after_a_restart(start: 
     assert len({one.event for one in answers}) == 1
     assert sorted(one.state for one in answers) == ["ignored"] * 49 + ["pending"]
     door.itsm.wait_created(1)
-    door.service.restart()
+    assert door.service.stop() == 0
+    door.service.start()
     again = door.service.post("itsm_new", opening(number))
     assert (again.status, again.event, again.state) == (200, answers[0].event, "ignored")
     door.good()
@@ -456,7 +457,8 @@ def test_the_hooks_own_delivery_id_header_counts_and_survives_a_restart(start: S
     headers = {"X-Zammad-Delivery": "2f0b7a52"}
     first = door.service.post("named", {"ticket_id": number, "text": "a"}, headers)
     between = door.service.post("named", {"ticket_id": number, "text": "b"}, {"webhook-id": "9"})
-    door.service.restart()
+    assert door.service.stop() == 0
+    door.service.start()
     again = door.service.post("named", {"ticket_id": number, "text": "a"}, headers)
     assert (again.status, again.event, again.state) == (200, first.event, "ignored")
     assert between.event != first.event

@@ -1,0 +1,930 @@
+"""The command line: every command, beside a running service and without one."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+from itsm import Itsm, ok, plain_text, reply
+from service import (
+    AUTHORIZATION,
+    PROGRAM,
+    Run,
+    Service,
+    assignment,
+    closing,
+    opening,
+    settings,
+    ticket,
+    until,
+    with_notes,
+)
+
+STATES = ("pending", "held", "delivered", "failed", "ignored", "dropped")
+EVENT_KEYS = {
+    "event",
+    "state",
+    "kind",
+    "ticket",
+    "request_id",
+    "received",
+    "reason",
+    "repaired",
+    "fields",
+    "raw",
+    "attempts",
+}
+
+Start = Callable[..., Service]
+
+
+@pytest.fixture
+def itsm() -> Iterator[Itsm]:
+    """An ITSM that takes everything."""
+    with Itsm() as stand_in:
+        yield stand_in
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a service before an ITSM, with these sections of configuration."""
+    with ExitStack() as stack:
+
+        def starter(itsm_url: str, **sections: Mapping[str, Any]) -> Service:
+            text = with_notes(itsm_url, **sections)
+            return stack.enter_context(Service(tmp_path, text))
+
+        yield starter
+
+
+def populate(service: Service, itsm: Itsm) -> None:
+    """One event of each state, and of ticket A its whole life: 1 to 8."""
+    post = service.post
+    assert post("itsm_new", opening("A"), wait=10).state == "delivered"
+    assert post("itsm_ass", assignment("A"), wait=10).state == "delivered"
+    assert post("itsm_ass", assignment("A")).state == "ignored"
+    itsm.script = [reply(400, json={"error": "unknown user"})]
+    assert post("itsm_new", opening("B"), wait=10).state == "failed"
+    assert post("itsm_ass", assignment("B")).state == "held"
+    assert post("itsm_new", "no object at all").state == "failed"
+    assert post("itsm_ass", assignment("C")).state == "held"
+    assert service.cli("drop", 7, "--why", "a test ticket").code == 0
+    body = json.dumps(assignment("A", "박 김"), ensure_ascii=False).encode("cp949")
+    assert post("itsm_ass", body, wait=10).state == "delivered"
+
+
+# ---- With and without a running service --------------------------------------------------------
+
+READING: list[tuple[str, ...]] = [
+    ("status",),
+    ("status", "--json"),
+    ("events",),
+    ("events", "--ticket", "A", "--limit", "2", "--json"),
+    ("show", "4"),
+    ("show", "8", "--json"),
+    ("show", "--ticket", "A"),
+    ("show", "--ticket", "B", "--json"),
+    ("show", "99"),
+    ("export",),
+    ("export", "--json"),
+    ("retry", "--state", "failed", "--dry-run"),
+    ("drop", "1", "--why", "no", "--json"),
+    ("retry", "99"),
+]
+
+
+def alike(command: tuple[str, ...], run: Run) -> Run:
+    """A run without what says whether the service runs, and how much time went by."""
+    if command[0] == "status":
+        kept = [one for one in run.out.splitlines() if not re.search(r"running|oldest_age", one)]
+        return run._replace(out="\n".join(kept))
+    return run
+
+
+def test_each_command_prints_the_same_with_and_without_a_running_service_and_after_a_kill(
+    start: Start, itsm: Itsm
+) -> None:
+    service = start(itsm.url)
+    populate(service, itsm)
+    beside = [alike(command, service.cli(*command)) for command in READING]
+    service.kill()  # its control file stays, and names nobody
+    for place in (0, 2, 5):
+        assert alike(READING[place], service.cli(*READING[place])) == beside[place]
+    service.start()
+    assert service.stop() == 0
+    for command, run in zip(READING, beside, strict=True):
+        assert alike(command, service.cli(*command)) == run
+    codes = [run.code for run in beside]
+    assert codes == [1, 1, 0, 0, 0, 0, 0, 0, 1, 0, 0, codes[11], 1, 1]
+    assert '"failed": 2' in beside[1].out
+
+
+def test_commands_change_the_file_without_a_service_and_the_next_start_acts_on_it(
+    start: Start, itsm: Itsm
+) -> None:
+    service = start(itsm.url)
+    number = ticket()
+    held = service.post("itsm_ass", assignment(number)).event
+    other = service.post("itsm_ass", assignment(ticket())).event
+    assert service.stop() == 0
+    assert service.cli("map", number, "R-9").code == 0
+    assert service.cli("drop", other, "--why", "gone").code == 0
+    assert service.show(other)["state"] == "dropped"
+    assert itsm.requests == []
+    service.start()
+    (sent,) = itsm.wait_for(1)
+    assert sent.json()["request_id"] == "R-9"
+    until(lambda: service.show(held)["state"] == "delivered", "it is recorded")
+
+
+def test_a_stale_control_file_whose_port_another_program_has_does_not_mislead(
+    start: Start, itsm: Itsm
+) -> None:
+    service = start(itsm.url)
+    populate(service, itsm)
+    service.kill()
+    control = service.folder / "hd_itsm.db.control"
+    found = json.loads(control.read_text())
+    control.write_text(json.dumps({**found, "port": itsm.port}))  # it speaks HTTP, and JSON
+    run = service.cli("events", "--json")
+    assert run.code == 0
+    assert len(run.json()) == 8
+    assert [one for one in itsm.requests if found["key"] in str(one.headers.pairs)] != []
+    control.write_text("nonsense")
+    assert service.cli("events", "--json").json() == run.json()
+
+
+def test_a_file_whose_service_cannot_be_found_is_in_use(start: Start, itsm: Itsm) -> None:
+    service = start(itsm.url)
+    control = service.folder / "hd_itsm.db.control"
+    control.rename(service.folder / "hidden")
+    run = service.cli("status")
+    assert run.code == 1
+    assert "hd_itsm.db" in run.err
+    assert len(run.err.strip().splitlines()) == 1
+    (service.folder / "hidden").rename(control)
+
+
+@pytest.mark.parametrize("command", ["status", "events", "export", "pause"])
+def test_without_a_file_a_command_says_so_and_makes_none(
+    tmp_path: Path, itsm: Itsm, command: str
+) -> None:
+    service = Service(tmp_path, settings(itsm.url))
+    run = service.cli(command)
+    assert run.code == 1
+    assert "hd_itsm.db" in run.err
+    assert not service.database.exists()
+
+
+# ---- Usage -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("nonsense",),
+        ("--nonsense",),
+        ("events", "--state", "lost"),
+        ("events", "--limit", "many"),
+        ("events", "--since", "once"),
+        ("show",),
+        ("show", "1", "--ticket", "A"),
+        ("show", "one"),
+        ("retry",),
+        ("drop",),
+        ("drop", "1"),
+        ("map", "A"),
+        ("import",),
+        ("explain",),
+        ("explain", "itsm_nwe", "-"),
+        ("explain", "itsm_new", "no-such-file.json"),
+        ("--config", "no-such-file.toml", "status"),
+    ],
+)
+def test_wrong_usage_ends_with_2_and_a_message(desk: Service, arguments: tuple[str, ...]) -> None:
+    run = desk.cli(*arguments)
+    assert run.code == 2
+    assert run.err
+    assert run.out == ""
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with one event of each state, for commands that change nothing."""
+    with Itsm() as itsm, Service(tmp_path_factory.mktemp("desk"), with_notes(itsm.url)) as service:
+        populate(service, itsm)
+        yield service
+
+
+def test_help_names_every_command(desk: Service) -> None:
+    run = desk.cli("--help")
+    assert run.code == 0
+    for word in (
+        *("serve", "init", "check", "explain", "status", "events", "show", "retry", "drop"),
+        *("map", "import", "export", "pause", "resume", "demo"),
+    ):
+        assert re.search(rf"\b{word}\b", run.out), word
+
+
+# ---- Shapes of --json --------------------------------------------------------------------------
+
+
+def test_an_event_as_json_has_the_words_of_the_contract(desk: Service) -> None:
+    found = desk.show(2)
+    assert found.keys() >= EVENT_KEYS
+    assert (found["event"], found["state"], found["kind"]) == (2, "delivered", "assign")
+    assert (found["ticket"], found["request_id"]) == ("A", "R-1")
+    assert found["fields"] == assignment("A")
+    assert json.loads(found["raw"]) == assignment("A")
+    assert datetime.fromisoformat(found["received"]).utcoffset() == timedelta(hours=9)
+    (attempt,) = found["attempts"]
+    assert attempt["outcome"] == "delivered"
+    assert attempt["status"] == 200
+    assert "R-1" not in attempt["reason"]
+    assert datetime.fromisoformat(attempt["at"])
+
+
+def test_events_as_json_are_newest_first_with_the_words_of_the_contract(desk: Service) -> None:
+    found = desk.events()
+    assert [one["event"] for one in found] == [8, 7, 6, 5, 4, 3, 2, 1]
+    states = [one["state"] for one in reversed(found)]
+    assert states == [
+        *("delivered", "delivered", "ignored", "failed"),
+        *("held", "failed", "dropped", "delivered"),
+    ]
+    for one in found:
+        assert one.keys() >= EVENT_KEYS - {"fields", "raw", "attempts"}
+    refused = found[4]
+    assert "unknown user" in refused["reason"]
+    assert "a test ticket" in found[1]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("filters", "found"),
+    [
+        (("--state", "failed"), [6, 4]),
+        (("--ticket", "A"), [8, 3, 2, 1]),
+        (("--kind", "new"), [4, 1]),
+        (("--kind", "assign", "--ticket", "B"), [5]),
+        (("--since", "1h"), [8, 7, 6, 5, 4, 3, 2, 1]),
+        (("--since", "2099-01-01"), []),
+        (("--limit", "3"), [8, 7, 6]),
+        (("--ticket", "nobody"), []),
+        (("--ticket", "' OR 1=1 --"), []),
+    ],
+)
+def test_events_are_filtered(desk: Service, filters: tuple[str, ...], found: list[int]) -> None:
+    run = desk.cli("events", "--json", *filters)
+    assert run.code == 0
+    assert [one["event"] for one in run.json()] == found
+
+
+def test_status_as_json_counts_by_state_and_needs_a_person(desk: Service) -> None:
+    run = desk.cli("status", "--json")
+    found = run.json()
+    assert run.code == 1
+    assert found["counts"] == {
+        **dict.fromkeys(STATES, 0),
+        "delivered": 3,
+        "failed": 2,
+        "held": 1,
+        "ignored": 1,
+        "dropped": 1,
+    }
+    assert found["paused"] is None
+    assert datetime.fromisoformat(found["last_webhook"])
+    assert datetime.fromisoformat(found["last_delivery"])
+
+
+def test_a_tickets_timeline_as_json_has_its_mapping_and_its_events(desk: Service) -> None:
+    found = desk.cli("show", "--ticket", "A", "--json").json()
+    assert found["mapping"]["request_id"] == "R-1"
+    assert [one["event"] for one in found["events"]] == [1, 2, 3, 8]
+    assert desk.cli("show", "--ticket", "B", "--json").json()["mapping"] is None
+
+
+def test_tables_for_people_hold_the_same_words(desk: Service) -> None:
+    out = desk.cli("events").out.splitlines()
+    assert out[0].split()[:5] == ["event", "received", "ticket", "kind", "state"]
+    assert len(out) == 9
+    shown = desk.cli("show", 4).out
+    for word in ("event 4", "failed", "unknown user", "제목 B", "attempt 1", "용지가"):
+        assert word in shown
+
+
+def test_a_repaired_body_is_marked(desk: Service) -> None:
+    found = desk.show(8)
+    assert found["state"] == "delivered"
+    assert "CP949" in found["repaired"].upper()
+    assert "박" in found["fields"]["technician"]
+
+
+def test_what_comes_from_outside_cannot_move_the_cursor(start: Start, itsm: Itsm) -> None:
+    service = start(itsm.url)
+    bad = "\x1b[2J\x07\x9bred\u202e"
+    itsm.script = [reply(400, json={"error": bad})]
+    event = service.post("itsm_new", opening("A" + ticket(), subject=bad), wait=10).event
+    service.post("itsm_new", bad)
+    for command in (("show", event), ("events",), ("status",), ("show", 2)):
+        out = service.cli(*command).out
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", out)
+
+
+# ---- retry -------------------------------------------------------------------------------------
+
+
+def test_retry_sends_a_refused_ticket_in_the_old_order(start: Start, itsm: Itsm) -> None:
+    itsm.script = [reply(400)]
+    service = start(itsm.url)
+    first = service.post("itsm_new", opening("A"), wait=10).event
+    service.post("itsm_ass", assignment("A"))
+    service.post("itsm_com", closing("A"))
+    run = service.cli("retry", first, "--json")
+    assert run.code == 0
+    assert run.json()["retried"] == [first]
+    itsm.wait_for(4)
+    assert [one.json()["code"] for one in itsm.requests] == ["000", "000", "020", "030"]
+    until(lambda: service.cli("status").code == 0, "nothing needs a person any more")
+
+
+def test_a_dry_run_counts_and_changes_nothing(start: Start, itsm: Itsm) -> None:
+    itsm.answer = reply(400)
+    service = start(itsm.url)
+    for name in ("A", "B", "C"):
+        service.post("itsm_new", opening(name), wait=10)
+    before = service.events()
+    run = service.cli("retry", "--state", "failed", "--dry-run")
+    assert run.code == 0
+    assert "3" in run.out
+    assert service.events() == before
+    assert len(itsm.requests) == 3
+
+
+def test_retry_by_state_takes_kind_reason_and_since(start: Start, itsm: Itsm) -> None:
+    itsm.script = [reply(400, json={"error": "unknown user"}), reply(400, text="no category")]
+    service = start(itsm.url)
+    first = service.post("itsm_new", opening("A"), wait=10).event
+    second = service.post("itsm_new", opening("B"), wait=10).event
+    third = service.post("itsm_ass", {"ticket_id": "C"}).event
+
+    def chosen(*filters: str) -> list[int]:
+        run = service.cli("retry", "--state", "failed", "--dry-run", "--json", *filters)
+        numbers: list[int] = run.json()["retried"]
+        return numbers
+
+    assert chosen("--reason", "unknown user") == [first]
+    assert chosen("--reason", "category", "--kind", "new") == [second]
+    assert chosen("--kind", "complete") == []
+    assert chosen("--since", "2099-01-01") == []
+    assert chosen("--since", "1h", "--kind", "new") == [first, second]
+    run = service.cli("retry", "--state", "failed", "--reason", "unknown user")
+    assert run.code == 0
+    itsm.wait_for(3)
+    assert service.show(third)["state"] == "failed"
+    assert service.show(second)["state"] == "failed"
+
+
+def test_retry_translates_anew_with_todays_configuration(start: Start, itsm: Itsm) -> None:
+    users = {"dohyun.lee": "E-1001"}
+    kind = {"body": {"code": "020", "request_id": "{request_id}", "who": "{technician|users}"}}
+    service = start(itsm.url, tables__users=users, kinds__assign=kind)
+    service.post("itsm_new", opening("A"), wait=10)
+    refused = service.post("itsm_ass", assignment("A", "sora.kim"))
+    assert refused.status == 400
+    assert "sora.kim" in service.show(refused.event)["reason"]
+    run = service.cli("retry", refused.event)
+    assert run.code == 1
+    assert service.show(refused.event)["state"] == "failed"
+    service.stop()
+    more = {**users, "sora.kim": "E-1002"}
+    service.configure(with_notes(itsm.url, tables__users=more, kinds__assign=kind))
+    service.start()
+    assert service.cli("retry", refused.event).code == 0
+    sent = itsm.wait_for(2)[-1]
+    assert sent.json() == {"code": "020", "request_id": "R-1", "who": "E-1002"}
+
+
+def test_an_event_older_than_a_delivered_one_is_retried_only_with_force(
+    start: Start, itsm: Itsm
+) -> None:
+    service = start(itsm.url)
+    service.post("itsm_new", opening("A"), wait=10)
+    itsm.script = [reply(400)]
+    old = service.post("itsm_ass", assignment("A", "kim"), wait=10)
+    new = service.post("itsm_ass", assignment("A", "lee"), wait=10)
+    assert (old.state, new.state) == ("failed", "delivered")
+    run = service.cli("retry", old.event)
+    assert run.code == 1
+    assert "--force" in run.out + run.err
+    assert service.show(old.event)["state"] == "failed"
+    assert len(itsm.requests) == 3
+    assert service.cli("retry", old.event, "--force").code == 0
+    assert itsm.wait_for(4)[-1].json()["rcv_user_id"] == "kim"
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_a_delivered_or_pending_event_is_not_retried(
+    start: Start, itsm: Itsm, force: tuple[str, ...]
+) -> None:
+    service = start(itsm.url)
+    first = service.post("itsm_new", opening("A"), wait=10).event
+    service.cli("pause")
+    second = service.post("itsm_ass", assignment("A")).event
+    for event in (first, second):
+        run = service.cli("retry", event, *force)
+        assert run.code == 1
+        assert str(event) in run.out + run.err
+    service.cli("resume")
+    itsm.wait_for(2)
+    until(lambda: service.show(second)["state"] == "delivered", "it is recorded")
+    assert len(itsm.requests) == 2
+
+
+def test_retry_of_an_ignored_duplicate_sends_it(start: Start, itsm: Itsm) -> None:
+    service = start(itsm.url)
+    service.post("note", {"ticket_id": "A"}, wait=10)
+    service.post("note", {"ticket_id": "A"})
+    (again,) = service.events("--state", "ignored")
+    assert service.cli("retry", again["event"]).code == 0
+    itsm.wait_for(2)
+    until(lambda: service.show(again["event"])["state"] == "delivered", "it is recorded")
+
+
+def test_some_refused_and_some_retried_is_exit_1_and_both_are_told(
+    start: Start, itsm: Itsm
+) -> None:
+    service = start(itsm.url)
+    itsm.script = [reply(400)]
+    failed = service.post("itsm_new", opening("A"), wait=10).event
+    done = service.post("itsm_new", opening("B"), wait=10).event
+    run = service.cli("retry", failed, done, 99, "--json")
+    assert run.code == 1
+    assert run.json()["retried"] == [failed]
+    assert [one["event"] for one in run.json()["refused"]] == [done, 99]
+
+
+# ---- drop and map ------------------------------------------------------------------------------
+
+
+def test_a_dropped_event_is_recorded_not_sent_and_may_come_back(start: Start, itsm: Itsm) -> None:
+    service = start(itsm.url)
+    held = service.post("itsm_ass", assignment("A")).event
+    assert service.cli("drop", held, "--why", "테스트 ticket").code == 0
+    shown = service.show(held)
+    assert shown["state"] == "dropped"
+    assert "테스트 ticket" in shown["reason"]
+    assert service.cli("status").code == 0
+    assert service.post("itsm_new", opening("A"), wait=10).state == "delivered"
+    service.post("note", {"ticket_id": "B"}, wait=10)
+    assert [one.json()["code"] for one in itsm.requests] == ["000", "900"]
+    assert service.cli("retry", held, "--force").code == 0  # older than the delivered opening
+    until(lambda: service.show(held)["state"] == "delivered", "it goes out after all")
+
+
+def test_a_delivered_event_cannot_be_dropped_and_a_reason_is_demanded(desk: Service) -> None:
+    run = desk.cli("drop", 1, "--why", "no")
+    assert run.code == 1
+    assert desk.show(1)["state"] == "delivered"
+    assert desk.cli("drop", 5, "--why", "  ").code in (1, 2)
+    assert desk.show(5)["state"] == "held"
+
+
+def test_a_dropped_opening_lets_a_later_one_take_its_place(start: Start, itsm: Itsm) -> None:
+    service = start(itsm.url)
+    itsm.script = [reply(400)]
+    first = service.post("itsm_new", opening("A"), wait=10).event
+    assert service.cli("drop", first, "--why", "wrong form").code == 0
+    again = service.post("itsm_new", opening("A"), wait=10)
+    assert (again.state, again.event) == ("delivered", 2)
+
+
+def test_map_replaces_a_mapping_for_what_comes_later(start: Start, itsm: Itsm) -> None:
+    service = start(itsm.url)
+    service.post("itsm_new", opening("A"), wait=10)
+    run = service.cli("map", "A", "R-900", "--json")
+    assert run.code == 0
+    assert (run.json()["ticket"], run.json()["request_id"]) == ("A", "R-900")
+    answer = service.post("itsm_ass", assignment("A"), wait=10)
+    assert answer.headers["HD-ITSM-Request-Id"] == "R-900"
+    assert itsm.requests[-1].json()["request_id"] == "R-900"
+    assert service.mappings() == {"A": "R-900"}
+
+
+@pytest.mark.parametrize(
+    ("number", "request_id"),
+    [("", "R-1"), ("A", ""), ("A", " "), ("A", "x" * 201), ("A\n", "R\n1")],
+)
+def test_map_refuses_an_id_that_is_none(desk: Service, number: str, request_id: str) -> None:
+    run = desk.cli("map", number, request_id)
+    assert run.code in (1, 2)
+    assert run.err
+    assert desk.mappings() == {"A": "R-1"}
+
+
+def test_an_opening_answered_with_plain_text_is_decided_by_map(start: Start, itsm: Itsm) -> None:
+    service = start(itsm.url)
+    itsm.script = [plain_text()]
+    first = service.post("itsm_new", opening("A"), wait=10)
+    assert first.state == "failed"
+    assert service.post("itsm_ass", assignment("A")).state == "held"
+    assert service.cli("map", "A", "R-5").code == 0
+    assert itsm.wait_for(2)[-1].json()["request_id"] == "R-5"
+    assert len(itsm.requests) == 2
+    shown = service.show(first.event)
+    assert (shown["state"], shown["reason"]) == ("delivered", "mapped by hand")
+
+
+# ---- import and export -------------------------------------------------------------------------
+
+ORIGINAL = """\
+4182,REQ2026112300001,2026-11-23 15:05:09.123456
+4183,REQ2026112300002,2026-11-23 15:06:00
+"INC,1",REQ-3,2026-11-24 00:00:00.5+09
+"""
+HEADER = "ticket_id,request_id,timestamp\n"
+IMPORTED = {"4182": "REQ2026112300001", "4183": "REQ2026112300002", "INC,1": "REQ-3"}
+
+
+def exported(service: Service) -> list[list[str]]:
+    """What `export` prints, as rows without the header line."""
+    run = service.cli("export")
+    assert run.code == 0
+    header, *rows = csv.reader(io.StringIO(run.out))
+    assert header == ["ticket_id", "request_id", "timestamp"]
+    return rows
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
+@pytest.mark.parametrize("header", ["", HEADER, "\ufeff" + HEADER], ids=["bare", "headed", "BOM"])
+def test_the_originals_table_is_imported_with_and_without_a_header_line(
+    start: Start, itsm: Itsm, header: str, running: bool
+) -> None:
+    service = start(itsm.url)
+    if not running:
+        service.stop()
+    (service.folder / "map.csv").write_text(header + ORIGINAL, encoding="utf-8")
+    run = service.cli("import", "map.csv")
+    assert run.code == 0
+    assert "3" in run.out
+    rows = exported(service)
+    assert {row[0]: row[1] for row in rows} == IMPORTED
+    for row in rows:
+        moment = datetime.fromisoformat(row[2])
+        assert moment.utcoffset() is not None
+        day = datetime(2026, 11, 23, 15, tzinfo=timezone(timedelta(hours=9)))
+        assert abs(moment - day) < timedelta(hours=20)
+
+
+def test_what_is_exported_can_be_imported_and_exports_the_same(
+    start: Start, itsm: Itsm, tmp_path: Path
+) -> None:
+    service = start(itsm.url)
+    (service.folder / "map.csv").write_text(HEADER + ORIGINAL, encoding="utf-8")
+    service.cli("import", "map.csv")
+    service.post("itsm_new", opening('한글 "quoted", and more'), wait=10)
+    out = service.cli("export").out
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "map.csv").write_text(out, encoding="utf-8")
+    with Service(tmp_path / "other", settings(itsm.url)) as other:
+        assert other.cli("import", "map.csv").code == 0
+        assert other.cli("export").out == out
+        assert other.cli("import", "map.csv").code == 0
+        assert other.cli("export").out == out
+
+
+def test_a_timestamp_without_an_offset_is_read_in_the_configured_zone(
+    start: Start, itsm: Itsm
+) -> None:
+    service = start(itsm.url)
+    (service.folder / "map.csv").write_text("1,R-1,2026-11-23 15:05:09.123456\n")
+    assert service.cli("import", "map.csv").code == 0
+    moment = datetime.fromisoformat(exported(service)[0][2])
+    assert moment.replace(microsecond=0).isoformat() == "2026-11-23T15:05:09+09:00"
+
+
+def test_an_import_lets_what_was_held_go_out(start: Start, itsm: Itsm) -> None:
+    service = start(itsm.url)
+    service.post("itsm_ass", assignment("4182"))
+    (service.folder / "map.csv").write_text(ORIGINAL)
+    service.cli("import", "map.csv")
+    (sent,) = itsm.wait_for(1)
+    assert sent.json()["request_id"] == "REQ2026112300001"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "4190,",
+        "4190,,2026-11-23 15:05:09",
+        ",R-1,2026-11-23 15:05:09",
+        "4190",
+        "4190,R-1,yesterday",
+        f"{'9' * 201},R-1,",
+        f"4190,{'R' * 201},",
+        "4190,R\x001,",
+    ],
+)
+def test_a_bad_line_refuses_the_whole_file_and_is_named(desk: Service, line: str) -> None:
+    (desk.folder / "bad.csv").write_text(HEADER + "4188,R-4188,\n" + line + "\n")
+    run = desk.cli("import", "bad.csv")
+    assert run.code in (1, 2)
+    assert "line 3" in run.err
+    assert desk.mappings() == {"A": "R-1"}
+
+
+def test_an_import_of_10_000_rows_is_quick(start: Start, itsm: Itsm) -> None:
+    service = start(itsm.url)
+    rows = "".join(f"{n},R-{n},2026-11-23 15:05:09.123456\n" for n in range(10_000))
+    (service.folder / "map.csv").write_text(rows)
+    began = monotonic()
+    assert service.cli("import", "map.csv").code == 0
+    assert monotonic() - began < 10
+    assert len(exported(service)) == 10_000
+
+
+# ---- pause and resume --------------------------------------------------------------------------
+
+
+def test_a_pause_survives_a_restart_and_intake_goes_on(start: Start, itsm: Itsm) -> None:
+    service = start(itsm.url)
+    assert service.cli("pause").code == 0
+    first = service.post("itsm_new", opening("A"))
+    assert (first.status, first.state) == (200, "pending")
+    service.restart()
+    assert service.status()["paused"]
+    second = service.post("itsm_ass", assignment("A"), wait=1)
+    assert (second.status, second.state) == (200, "pending")
+    assert itsm.requests == []
+    assert "paused" in service.cli("status").out
+    assert service.cli("resume").code == 0
+    itsm.wait_for(2)
+    assert service.status()["paused"] is None
+
+
+def test_pause_and_resume_without_a_service(start: Start, itsm: Itsm) -> None:
+    service = start(itsm.url)
+    service.stop()
+    assert service.cli("pause", "--json").json()["paused"]
+    service.start()
+    service.post("itsm_new", opening("A"), wait=1)
+    assert itsm.requests == []
+    service.stop()
+    assert service.cli("resume", "--json").json()["paused"] is None
+    service.start()
+    itsm.wait_created(1)
+
+
+# ---- explain -----------------------------------------------------------------------------------
+
+EXPLAINED: list[tuple[str, object]] = [
+    ("itsm_new", opening("A", subject='3층 "복합기" \\ {x}', contents="줄\n바꿈")),
+    ("itsm_ass", assignment("A")),
+    ("itsm_com", closing("A", "2026-11-01T00:00:00+09:00")),
+]
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
+def test_explain_shows_byte_for_byte_what_the_itsm_then_gets(
+    start: Start, itsm: Itsm, running: bool
+) -> None:
+    service = start(itsm.url, itsm={"headers": {"X-Version": "2"}})
+    for place, (hook, body) in enumerate(EXPLAINED):
+        data = json.dumps(body, ensure_ascii=False).encode()
+        if not running:
+            service.stop()
+        run = service.cli("explain", hook, "-", "--json", stdin=data)
+        if not running:
+            service.start()
+        assert run.code == 0
+        found = run.json()
+        assert service.post(hook, data, wait=10).state == "delivered"
+        sent = itsm.requests[place]
+        assert found["body"].encode() == sent.body
+        assert (found["method"], found["url"]) == (sent.method, itsm.url)
+        told = {name.lower(): value for name, value in found["headers"].items()}
+        real = {name.lower(): value for name, value in sent.headers.pairs}
+        assert set(told) <= set(real)
+        assert {"authorization", "content-type", "idempotency-key", "x-version"} <= set(told)
+        plain = ("content-type", "x-version")
+        assert [told[name] for name in plain] == [real[name] for name in plain]
+        assert AUTHORIZATION not in run.out
+
+
+def test_explain_stores_and_sends_nothing(start: Start, itsm: Itsm) -> None:
+    service = start(itsm.url)
+    (service.folder / "body.json").write_text(json.dumps(opening("A")))
+    for hook in ("itsm_new", "/itsm_new", "itsm_ass"):
+        service.cli("explain", hook, "body.json")
+    service.post("note", {"ticket_id": "N"}, wait=10)
+    assert [one["ticket"] for one in service.events()] == ["N"]
+    assert [one.json()["code"] for one in itsm.requests] == ["900"]
+
+
+def test_explain_names_the_repair_the_fields_and_why_it_would_fail(desk: Service) -> None:
+    body = json.dumps(opening("A"), ensure_ascii=False).encode("cp949")
+    run = desk.cli("explain", "itsm_new", "-", stdin=body)
+    assert run.code == 0
+    for word in ("cp949", "jimin.park", "제목 a", "post", "body"):
+        assert word in run.out.lower()
+    bad = desk.cli("explain", "itsm_ass", "-", stdin=b'{"ticket_id": "A"}')
+    assert bad.code == 1
+    assert "technician" in bad.out
+    assert desk.cli("explain", "itsm_ass", "-", stdin=b"nonsense").code == 1
+
+
+def test_explain_before_the_request_id_is_known_says_so(desk: Service) -> None:
+    run = desk.cli("explain", "itsm_ass", "-", "--json", stdin=json.dumps(assignment("Z")).encode())
+    assert run.code == 0
+    assert json.loads(run.json()["body"])["request_id"] not in ("", None)
+    assert "request" in run.json()["note"].lower()
+
+
+# ---- check -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
+def test_check_is_0_where_all_is_well_and_posts_nothing(
+    start: Start, itsm: Itsm, running: bool
+) -> None:
+    itsm.answer = reply(405)
+    service = start(itsm.url)
+    if not running:
+        service.stop()
+    run = service.cli("check")
+    assert run.code == 0, run
+    assert "ok" in run.out
+    assert {one.method for one in itsm.requests} <= {"GET", "HEAD"}
+    assert itsm.requests
+
+
+def test_check_before_the_first_start_makes_no_file(tmp_path: Path, itsm: Itsm) -> None:
+    service = Service(tmp_path, settings(itsm.url))
+    assert service.cli("check").code == 0
+    assert not service.database.exists()
+
+
+def test_check_is_1_where_the_itsm_cannot_be_reached(tmp_path: Path) -> None:
+    itsm = Itsm()  # has its port, and refuses connections
+    try:
+        run = Service(tmp_path, settings(itsm.url)).cli("check")
+        assert f"127.0.0.1:{itsm.port}" in run.out
+    finally:
+        itsm.close()
+    assert run.code == 1
+
+
+def test_check_is_1_for_a_name_that_does_not_resolve(tmp_path: Path) -> None:
+    run = Service(tmp_path, settings("http://no-such-host.invalid/api")).cli("check")
+    assert run.code == 1
+    assert "no-such-host.invalid" in run.out
+
+
+def test_check_is_1_where_the_credential_is_refused(tmp_path: Path) -> None:
+    with Itsm(reply(401)) as itsm:
+        run = Service(tmp_path, settings(itsm.url)).cli("check", "--json")
+    assert run.code == 1
+    assert "authorization" in run.out
+    assert isinstance(run.json(), list)
+
+
+def test_check_does_not_wait_for_ever_for_a_silent_itsm(tmp_path: Path) -> None:
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        url = f"http://127.0.0.1:{deaf.getsockname()[1]}/"
+        run = Service(tmp_path, settings(url, itsm={"timeout": 1})).cli("check", timeout=10)
+    assert run.code == 1
+
+
+def test_check_is_1_for_a_damaged_file(start: Start, itsm: Itsm) -> None:
+    service = start(itsm.url)
+    service.stop()
+    service.database.write_bytes(b"this is no database" * 100)
+    run = service.cli("check")
+    assert run.code == 1
+    assert "hd_itsm.db" in run.out
+
+
+def test_check_is_1_where_the_folder_may_not_be_written(tmp_path: Path, itsm: Itsm) -> None:
+    service = Service(tmp_path, settings(itsm.url))
+    as_others: list[str] = []
+    if os.geteuid() == 0:  # who may write anywhere, unless that is given up
+        if shutil.which("setpriv") is None:
+            pytest.skip("root may write anywhere")
+        as_others = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"]
+    tmp_path.chmod(0o555)
+    try:
+        done = subprocess.run(
+            [*as_others, sys.executable, str(PROGRAM), "check"],
+            cwd=tmp_path,
+            capture_output=True,
+            timeout=30,
+        )
+    finally:
+        tmp_path.chmod(0o755)
+    assert done.returncode == 1, done.stderr.decode()
+    assert "not writable" in done.stdout.decode()
+    assert not service.database.exists()
+
+
+def test_check_lists_what_is_wrong_with_the_configuration_and_ends_with_2(
+    tmp_path: Path, itsm: Itsm
+) -> None:
+    run = Service(tmp_path, settings(itsm.url, server={"thread": 1})).cli("check")
+    assert run.code == 2
+    assert "server.thread" in run.err
+
+
+# ---- init and demo -----------------------------------------------------------------------------
+
+
+def test_init_writes_a_sample_that_runs_once_the_itsm_is_named(tmp_path: Path, itsm: Itsm) -> None:
+    service = Service(tmp_path, "")
+    (tmp_path / "hd_itsm.toml").unlink()
+    run = service.cli("init")
+    assert run.code == 0
+    path = tmp_path / "hd_itsm.toml"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    text = path.read_text(encoding="utf-8")
+    for section in ("server", "access", "itsm", "retry", "store", "log", "time", "values"):
+        assert f"\n[{section}]" in text
+    named = re.sub(r"(?m)^url = .*$", f'url = "{itsm.url}"', text, count=1)
+    named = re.sub(r"(?m)^authorization = .*$", 'authorization = "Basic x"', named, count=1)
+    named = named.replace("# listen =", "listen =").replace("127.0.0.1:8080", "127.0.0.1:0")
+    service.configure(named)
+    assert service.cli("check").code == 0
+    with service:
+        assert service.post("itsm_new", opening("A"), wait=10).state == "delivered"
+
+
+@pytest.mark.parametrize("name", [None, "other.toml"])
+def test_init_never_writes_over_a_file(tmp_path: Path, name: str | None) -> None:
+    service = Service(tmp_path, "# mine\n")
+    (tmp_path / "other.toml").write_text("# mine\n")
+    run = service.cli("init", *([name] if name else []))
+    assert run.code == 1
+    assert (name or "hd_itsm.toml") in run.err
+    assert (tmp_path / (name or "hd_itsm.toml")).read_text() == "# mine\n"
+
+
+def test_init_never_writes_through_a_link(tmp_path: Path) -> None:
+    service = Service(tmp_path, "")
+    (tmp_path / "hd_itsm.toml").unlink()
+    (tmp_path / "hd_itsm.toml").symlink_to(tmp_path / "elsewhere")
+    assert service.cli("init").code == 1
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_the_demo_shows_it_all_in_under_20_seconds_and_leaves_nothing_behind(
+    tmp_path: Path,
+) -> None:
+    temporary, folder = tmp_path / "tmp", tmp_path / "here"
+    temporary.mkdir()
+    folder.mkdir()
+    service = Service(folder, "this is no TOML [")  # it needs no configuration, not even a good one
+    began = monotonic()
+    run = service.cli("demo", environ={"TMPDIR": str(temporary)}, timeout=25)
+    assert monotonic() - began < 20
+    assert (run.code, run.err) == (0, "")
+    assert list(temporary.iterdir()) == []
+    assert [path.name for path in folder.iterdir()] == ["hd_itsm.toml"]
+    tickets = set(re.findall(r"ticket (\S+) ->", run.out))
+    assert len(tickets) >= 3
+    for word in ("refused", "down", "back", "retry", "on record"):
+        assert word in run.out
+    record = run.out[run.out.index("on record") :]
+    assert len(re.findall(r"R-\d+: ", record)) == 3
+    assert record.count("registered") == 3
+
+
+def test_a_reader_that_leaves_is_no_error(desk: Service) -> None:
+    done = subprocess.run(
+        f"{sys.executable} {PROGRAM} events | true",
+        shell=True,
+        cwd=desk.folder,
+        capture_output=True,
+        timeout=30,
+    )
+    assert done.stderr == b""
+
+
+def test_a_request_id_that_is_a_number_is_kept_as_text(itsm: Itsm, start: Start) -> None:
+    itsm.answer = ok(4711)
+    service = start(itsm.url)
+    assert service.post("itsm_new", opening("A"), wait=10).state == "delivered"
+    assert service.mappings() == {"A": "4711"}

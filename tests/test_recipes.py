@@ -1,0 +1,498 @@
+"""Every recipe: what its helpdesk sends is understood, what its ITSM wants is sent, to the byte.
+
+recipes/README.md says how the halves fit together and what cases.json holds. First each half alone,
+then every pair of halves, then each ITSM half in the real command against a stand-in that answers
+as that ITSM does, errors inside 200 included, with one helpdesk half after the other.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import hmac
+import json
+import re
+import tomllib
+import urllib.parse
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from itsm import Answer, Itsm, Received, hang_up, reply
+from service import HERE, Reply, Sample, Service, sample, until
+
+import hd_itsm
+from hd_itsm import Config, Kind, Scope, Untranslatable, decide, find_request, translate
+
+RECIPES = HERE / "recipes"
+CASES: dict[str, Any] = json.loads((RECIPES / "cases.json").read_text(encoding="utf-8"))
+HELPDESKS: dict[str, Any] = CASES["helpdesks"]
+ITSMS: dict[str, Any] = CASES["itsms"]
+ENVIRON: dict[str, str] = CASES["env"]
+RECEIVED = datetime.fromisoformat(CASES["received"])
+WEBHOOKS = [(name, case) for name, one in HELPDESKS.items() for case in one["cases"]]
+KINDS = [(name, kind) for name, one in ITSMS.items() for kind in one["kinds"]]
+FINDING = [name for name, one in ITSMS.items() if one["unclear"] == "find"]
+
+
+def text_of(recipe: str | None, folder: Path) -> str:
+    """A recipe; the secret files that it names are in `folder`."""
+    if recipe is None:
+        return ""
+    text = (RECIPES / recipe).read_text(encoding="utf-8")
+    for number, (named, content) in enumerate(CASES["files"].items()):
+        path = folder / f"secret-{number}"
+        path.write_text(content, encoding="utf-8")
+        text = text.replace(named, str(path))
+    return text
+
+
+def pair(helpdesk: str, itsm: str, folder: Path, more: str = "") -> str:
+    """Both halves in one text, as recipes/README.md says."""
+    halves = (HELPDESKS[helpdesk]["recipe"], ITSMS[itsm]["recipe"])
+    return "\n".join([*(text_of(half, folder) for half in halves), more])
+
+
+def loaded(text: str, folder: Path) -> Config:
+    """The configuration in `text`, complete, in the zone of the cases."""
+    path = folder / "pair.toml"
+    path.write_text(f'{text}\n[time]\nzone = "{CASES["zone"]}"\n', encoding="utf-8")
+    return hd_itsm.load_config(str(path), {}, ENVIRON)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the recipes' secret files are."""
+    return tmp_path_factory.mktemp("recipes")
+
+
+def test_the_cases_name_every_recipe_and_every_sample() -> None:
+    there = {path.name for path in RECIPES.glob("*.toml")}
+    named = {one["recipe"] for one in (*HELPDESKS.values(), *ITSMS.values())} - {None}
+    assert named == there
+    samples = {path.name for path in (HERE / "payloads").iterdir()} - {"_manifest.json"}
+    assert {case["payload"] for _, case in WEBHOOKS} == samples
+
+
+@pytest.mark.parametrize("itsm", ITSMS)
+@pytest.mark.parametrize("helpdesk", HELPDESKS)
+def test_every_pair_of_halves_loads_without_a_warning(
+    helpdesk: str, itsm: str, folder: Path
+) -> None:
+    config = loaded(pair(helpdesk, itsm, folder), folder)
+    assert config.warnings == ()
+    assert set(config.kinds) >= set(CASES["kinds"])
+
+
+# ---- The helpdesk halves -------------------------------------------------------------------------
+
+
+def same(value: Any) -> str | None:
+    """A field as the cases have it: text, or None where there is nothing."""
+    if value is None or (isinstance(value, str) and not value):
+        return None
+    return hd_itsm.as_text(value)
+
+
+@pytest.mark.parametrize(
+    ("helpdesk", "case"), WEBHOOKS, ids=lambda one: one if isinstance(one, str) else one["payload"]
+)
+def test_a_webhook_gives_the_right_kind_ticket_and_fields(
+    helpdesk: str, case: dict[str, Any], folder: Path
+) -> None:
+    config = loaded(pair(helpdesk, "original", folder), folder)
+    hook = config.hooks[case["hook"]]
+    assert hook.path == case["path"]
+    sent = sample(case["payload"])
+    headers = {name.lower(): value for name, value in sent.headers.items()}
+    reading = hd_itsm.read_webhook(hook, sent.body, headers)
+    assert reading.problem == ""
+    assert (reading.kind or None) == case["kind"]
+    assert reading.ticket == case["ticket"]
+    assert bool(reading.repaired) is case["repaired"]
+    if case["kind"]:
+        vocabulary = [name for name in CASES["vocabulary"] if name != "ticket_id"]
+        assert {name: same(reading.fields.get(name)) for name in vocabulary} == case["fields"]
+    if reading.fields.get("date") and case["kind"]:
+        hd_itsm.parse_date(reading.fields["date"], config.clock.zone, config.clock.formats)
+
+
+# ---- The ITSM halves -----------------------------------------------------------------------------
+
+
+def scope_of(config: Config, fields: Mapping[str, Any], itsm: str, received: datetime) -> Scope:
+    """What the placeholders of a case's event name."""
+    ticket = str(fields["ticket_id"])
+    return config.scope(fields, 17, ticket, received.timestamp(), ITSMS[itsm]["request_id"])
+
+
+def decoded(body: bytes, form_field: str) -> Any:
+    """The JSON in a request's body, or in the one field of a form."""
+    if not form_field:
+        return json.loads(body)
+    pairs = urllib.parse.parse_qsl(body.decode("ascii"), strict_parsing=True)
+    assert [name for name, _ in pairs] == [form_field]
+    return json.loads(pairs[0][1])
+
+
+def typed(value: Any) -> str:
+    """JSON that tells 1 from 1.0 and true."""
+    return json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True)
+
+
+def kind_of(name: str, kind: str, folder: Path) -> tuple[Config, Kind]:
+    """The kind of an ITSM half."""
+    config = loaded(pair("jitbit", name, folder), folder)
+    return config, config.kinds[kind]
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+@pytest.mark.parametrize("event", ["event", "event_sparse"])
+def test_an_event_becomes_exactly_the_request_that_the_itsm_wants(
+    name: str, kind: str, event: str, folder: Path
+) -> None:
+    wanted = ITSMS[name]["kinds"][kind]["request" if event == "event" else "request_sparse"]
+    config, row = kind_of(name, kind, folder)
+    request = translate(row, scope_of(config, CASES[event], name, RECEIVED))
+    assert request.method == wanted["method"]
+    assert request.url == CASES["itsm_prefix"] + wanted["path"]
+    found = decoded(request.body, wanted.get("form_field", ""))
+    assert typed(found) == typed(wanted["json"])
+    assert row.opens is (kind == "new")
+    assert row.then == ITSMS[name]["kinds"][kind].get("then", "")
+
+
+@pytest.mark.parametrize("name", ITSMS)
+def test_what_an_unclear_creation_means(name: str, folder: Path) -> None:
+    _, row = kind_of(name, "new", folder)
+    assert row.unclear == ITSMS[name]["unclear"]
+    assert (row.find is not None) is (row.unclear == "find")
+
+
+def body_of(answer: Mapping[str, Any]) -> bytes:
+    """The body of an answer of the cases."""
+    if "raw" in answer:
+        return str(answer["raw"]).encode()
+    return b"" if answer["body"] is None else json.dumps(answer["body"]).encode()
+
+
+def heard(answer: Mapping[str, Any]) -> hd_itsm.Answer:
+    """An answer of the cases as it comes from the wire."""
+    headers = {name.lower(): value for name, value in answer["headers"].items()}
+    return hd_itsm.Answer(answer["status"], headers, body_of(answer))
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_good_answers_deliver_and_bring_the_request_id(name: str, kind: str, folder: Path) -> None:
+    _, row = kind_of(name, kind, folder)
+    case = ITSMS[name]["kinds"][kind]
+    for answer in [case["good"], *case.get("also_good", ())]:
+        outcome = decide(row, heard(answer), RECEIVED.timestamp())
+        assert outcome.name == "delivered", (answer, outcome)
+        if kind == "new":
+            assert outcome.request_id == case["expect_request_id"] == ITSMS[name]["request_id"]
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_bad_answers_never_count_as_done(name: str, kind: str, folder: Path) -> None:
+    _, row = kind_of(name, kind, folder)
+    for answer in ITSMS[name]["kinds"][kind]["bad"]:
+        outcome = decide(row, heard(answer), RECEIVED.timestamp())
+        assert outcome.name == answer["outcome"], (answer, outcome)
+        assert outcome.request_id == ""
+        assert outcome.retry_after == answer.get("retry_after", 0)
+
+
+@pytest.mark.parametrize("name", FINDING)
+def test_the_question_whether_a_creation_happened(name: str, folder: Path) -> None:
+    config, row = kind_of(name, "new", folder)
+    assert row.find is not None
+    wanted = ITSMS[name]["find"]
+    request = find_request(row.find, scope_of(config, CASES["event"], name, RECEIVED))
+    assert (request.method, request.body) == (wanted["method"], b"")
+    assert request.url == CASES["itsm_prefix"] + wanted["path"]
+
+
+@pytest.mark.parametrize("name", ["freshservice", "topdesk", "glpi"])
+def test_a_technician_whom_the_itsm_knows_by_number_alone_must_be_listed(
+    name: str, folder: Path
+) -> None:
+    config, row = kind_of(name, "assign", folder)
+    stranger = {**CASES["event"], "technician": "nobody.knows"}
+    with pytest.raises(Untranslatable, match=r"nobody\.knows"):
+        translate(row, scope_of(config, stranger, name, RECEIVED))
+
+
+# ---- The real command ----------------------------------------------------------------------------
+
+# each ITSM with another helpdesk; freshservice, topdesk and glpi list only one technician
+PAIRS = {
+    "original": "jitbit",
+    "servicenow-table": "zammad",
+    "servicenow-importset": "jira",
+    "jira-service-management": "freshdesk",
+    "servicedesk-plus": "zendesk",
+    "itop": "django-helpdesk",
+    "znuny": "helpscout",
+    "freshservice": "freescout",
+    "topdesk": "osticket",
+    "glpi": "glpi",
+    "sentences": "original",
+}
+RUN = """
+[server]
+listen = "127.0.0.1:0"
+[retry]
+first = 0.05
+max = 0.2
+probe = 0.2
+[time]
+zone = "Asia/Seoul"
+"""
+
+
+def test_every_recipe_runs_in_the_real_command() -> None:
+    assert set(PAIRS) == set(ITSMS)
+    assert set(PAIRS.values()) == set(HELPDESKS)
+
+
+def configured(helpdesk: str, name: str, itsm: Itsm, folder: Path) -> str:
+    """A helpdesk and an ITSM, the latter pointed at the stand-in, in a hurry."""
+    prefix = f"http://127.0.0.1:{itsm.port}"
+    text = pair(helpdesk, name, folder, RUN).replace(CASES["itsm_prefix"], prefix)
+    return text.replace('after = "60s"', 'after = "0s"')
+
+
+def webhooks_of(helpdesk: str) -> dict[str, dict[str, Any]]:
+    """A webhook of each kind, all of one ticket."""
+    cases: dict[str, dict[str, dict[str, Any]]] = {}
+    for case in HELPDESKS[helpdesk]["cases"]:
+        if case["kind"]:
+            cases.setdefault(case["ticket"], {}).setdefault(case["kind"], case)
+    return next(found for found in cases.values() if set(found) == set(CASES["kinds"]))
+
+
+def post(service: Service, helpdesk: str, case: Mapping[str, Any], proven: bool = True) -> Reply:
+    """Posts a sample as it was recorded; `proven`: with the proof that some lack."""
+    sent = sample(case["payload"])
+    query = urllib.parse.urlsplit(sent.path).query
+    headers = sent.headers
+    if proven and not case["authorised_as_recorded"]:
+        headers = {**headers, **proof(helpdesk, sent)}
+    return service.post(case["path"] + (f"?{query}" if query else ""), sent.body, headers)
+
+
+def proof(helpdesk: str, sent: Sample) -> dict[str, str]:
+    """The headers that `[access]` of a helpdesk's recipe demands."""
+    access = access_of(helpdesk)
+    if "hmac" not in access:
+        return {"X-Webhook-Token": ENVIRON["HELPDESK_TOKEN"]}
+    rule = access["hmac"]
+    stamp = "1795413909"
+    text = rule["signed"].encode().replace(b"{timestamp}", stamp.encode())
+    text = text.replace(b"{body}", sent.body)
+    key = ENVIRON["HELPDESK_SECRET"].encode()
+    digest = hmac.new(key, text, getattr(hashlib, rule["algorithm"])).digest()
+    signed = digest.hex() if rule["encoding"] == "hex" else base64.b64encode(digest).decode()
+    headers = {rule["header"]: rule["prefix"] + signed}
+    if named := rule.get("timestamp_header"):
+        headers[named] = stamp
+    return headers
+
+
+def access_of(helpdesk: str) -> dict[str, Any]:
+    """The table [access] of a helpdesk's recipe, as it stands there."""
+    recipe = HELPDESKS[helpdesk]["recipe"]
+    tables = tomllib.loads((RECIPES / recipe).read_text("utf-8")) if recipe else {}
+    access = tables.get("access", {})
+    assert isinstance(access, dict)
+    return access
+
+
+def played(answer: Mapping[str, Any]) -> Answer:
+    """An answer of the cases from the stand-in."""
+    return reply(answer["status"], data=body_of(answer), headers=answer["headers"])
+
+
+def refusal(case: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The worst bad answer: one inside a 2xx before any other; None where the cases have none."""
+    failing = [one for one in case["bad"] if one["outcome"] == "failed"]
+    inside = [one for one in failing if one["status"] < 300]
+    return next(iter(inside + failing), None)
+
+
+def assert_request(received: Received, name: str, kind: str, body: Any) -> None:
+    """Whether a request is what the ITSM half says, with `body` as its JSON."""
+    wanted = ITSMS[name]["kinds"][kind]["request"]
+    assert received.method == wanted["method"]
+    assert received.path == wanted["path"]
+    for header, value in ITSMS[name]["headers"].items():
+        assert received.headers.all(header) == [value]
+    form = wanted.get("form_field", "")
+    content = "application/x-www-form-urlencoded" if form else "application/json; charset=utf-8"
+    assert received.headers["Content-Type"] == content
+    assert re.fullmatch(r"[0-9a-f-]{36}", received.key)
+    found = decoded(received.body, form)
+    assert set(found) == set(wanted["json"])
+    assert typed(found) == typed(body)
+
+
+def course(name: str) -> list[tuple[str, dict[str, Any]]]:
+    """(kind, answer) of every request of a ticket whose every step is refused once, if it can be.
+
+    The creation is refused and sent again; then come the others, then those of them that were
+    refused once more, then what follows the completion.
+    """
+    kinds = ITSMS[name]["kinds"]
+    refused = {kind: refusal(kinds[kind]) for kind in kinds}
+    later = [(kind, refused[kind] or kinds[kind]["good"]) for kind in ("assign", "complete")]
+    again = [(kind, kinds[kind]["good"]) for kind, _ in later if refused[kind]]
+    then = kinds["complete"].get("then")
+    further = [(then, refused[then]), (then, kinds[then]["good"])] if then else []
+    return [("new", refused["new"]), ("new", kinds["new"]["good"]), *later, *again, *further]
+
+
+def wait_for_outcomes(service: Service, outcomes: Mapping[int, str]) -> None:
+    """Until the log tells these outcomes of these events."""
+    for event, outcome in outcomes.items():
+        words = (f"event {event} ", f": {outcome}")
+        until(lambda words=words: service.lines(*words), f"event {event} is not {outcome}")  # type: ignore[misc]
+
+
+def run_course(service: Service, name: str) -> None:
+    """Posts a ticket's webhooks and sends again what the ITSM refuses."""
+    cases, kinds = webhooks_of(PAIRS[name]), ITSMS[name]["kinds"]
+    states = []
+    for number, kind in enumerate(("new", "assign", "complete"), 1):
+        sent = post(service, PAIRS[name], cases[kind])
+        assert (sent.status, sent.event) == (200, number), sent
+        if kind == "new":
+            wait_for_outcomes(service, {1: "failed"})
+            assert service.mappings() == {}
+        states.append(sent.state)
+    assert states == ["pending", "held", "held"]
+    outcomes = {
+        number: "failed" if refusal(kinds[kind]) else "delivered"
+        for number, kind in ((2, "assign"), (3, "complete"))
+    }
+    assert service.cli("retry", 1).code == 0
+    wait_for_outcomes(service, {1: "delivered", **outcomes})
+    refused = [number for number, outcome in outcomes.items() if outcome == "failed"]
+    overtaken = ["--force"] if refused and outcomes[3] == "delivered" else []
+    assert service.cli("retry", *refused, *overtaken).code == 0
+    wait_for_outcomes(service, dict.fromkeys(refused, "delivered"))
+    if kinds["complete"].get("then"):
+        wait_for_outcomes(service, {4: "failed"})
+        assert service.cli("retry", 4).code == 0
+        wait_for_outcomes(service, {4: "delivered"})
+
+
+@pytest.mark.parametrize("name", ITSMS)
+def test_a_ticket_goes_through_its_life_though_the_itsm_refuses_each_step_once(
+    name: str, tmp_path: Path
+) -> None:
+    helpdesk = PAIRS[name]
+    cases = webhooks_of(helpdesk)
+    ticket = cases["new"]["ticket"]
+    steps = course(name)
+    with Itsm(reply(500), script=[played(answer) for _, answer in steps]) as itsm:
+        environ = {**ENVIRON, "TZ": "Asia/Seoul"}
+        text = configured(helpdesk, name, itsm, tmp_path)
+        with Service(tmp_path, text, environ) as service:
+            run_course(service, name)
+            assert service.mappings() == {ticket: ITSMS[name]["request_id"]}
+            events = {row["kind"]: row for row in service.events()}
+            assert {row["state"] for row in events.values()} == {"delivered"}
+            again = post(service, helpdesk, cases["complete"])
+            assert (again.status, again.state) == (200, "ignored")
+        came = itsm.requests
+    assert len(came) == len(steps)
+    config = hd_itsm.load_config(str(tmp_path / "hd_itsm.toml"), {}, ENVIRON)
+    keys: dict[str, set[str]] = {}
+    for (kind, _), received in zip(steps, came, strict=True):
+        fields = {"ticket_id": ticket, **cases.get(kind, cases["complete"])["fields"]}
+        moment = datetime.fromisoformat(events[kind]["received"])
+        scope = scope_of(config, fields, name, moment)
+        assert_request(received, name, kind, hd_itsm.render_tree(config.kinds[kind].body, scope))
+        keys.setdefault(kind, set()).add(received.key)
+    assert [len(found) for found in keys.values()] == [1] * len(keys)
+    assert len(set.union(*keys.values())) == len(keys)
+
+
+@pytest.mark.parametrize("name", FINDING)
+def test_after_a_lost_answer_the_itsm_is_asked_before_anything_is_sent_again(
+    name: str, tmp_path: Path
+) -> None:
+    case = ITSMS[name]
+    good, asked = case["kinds"]["new"]["good"], case["find"]
+    answers: dict[str, list[Answer]] = {
+        "hit": [hang_up(), played(asked["hit"])],
+        "none": [hang_up(), played(asked["none"]), played(good)],
+        "several": [hang_up(), played(asked["several"])],
+        "again": [hang_up(), reply(503), played(asked["none"]), hang_up(), played(asked["hit"])],
+    }
+    creations = {"hit": 1, "none": 2, "several": 1, "again": 2}
+    with Itsm(reply(500)) as itsm:
+        text = configured("original", name, itsm, tmp_path)
+        with Service(tmp_path, text, {**ENVIRON, "TZ": "Asia/Seoul"}) as service:
+            for ticket, script in answers.items():
+                itsm.script = list(script)
+                before = len(itsm.requests)
+                service.post("itsm_new", {**CASES["event"], "ticket_id": ticket})
+                came = itsm.wait_for(before + len(script))[before:]
+                questions = [one for one in came if one.method == "GET"]
+                assert {one.path for one in questions} == {asked["path"].replace("4182", ticket)}
+                for header, value in case["headers"].items():
+                    assert [one.headers[header] for one in questions] == [value] * len(questions)
+                assert len(came) - len(questions) == creations[ticket]
+                assert len({one.key for one in came if one.method != "GET"}) == 1
+            until(lambda: not service.events("--state", "pending"), "some stay pending")
+            states = {row["ticket"]: row["state"] for row in service.events()}
+            wanted = dict.fromkeys(answers, "delivered") | {"several": "held"}
+            assert states == wanted
+            found = dict.fromkeys(("hit", "none", "again"), case["request_id"])
+            assert service.mappings() == found
+            assert len(itsm.requests) == sum(len(script) for script in answers.values())
+
+
+@pytest.mark.parametrize("helpdesk", HELPDESKS)
+def test_every_webhook_of_a_helpdesk_is_admitted_and_answered_and_no_other(
+    helpdesk: str, tmp_path: Path
+) -> None:
+    guarded = bool(access_of(helpdesk))
+    with Itsm() as itsm:
+        text = configured(helpdesk, "original", itsm, tmp_path)
+        with Service(tmp_path, text, {**ENVIRON, "TZ": "Asia/Seoul"}) as service:
+            for case in HELPDESKS[helpdesk]["cases"]:
+                if not case["authorised_as_recorded"]:
+                    refused = post(service, helpdesk, case, proven=False)
+                    assert refused.status == (401 if guarded else 200), case["payload"]
+                answer = post(service, helpdesk, case)
+                assert answer.status == 200, (case["payload"], answer)
+                assert isinstance(answer.json(), dict)
+                if case["kind"] is None:
+                    assert answer.state == "ignored", case["payload"]
+            naked = service.post(case["path"], sample(case["payload"]).body)
+            assert naked.status == (401 if guarded else 200)
+
+
+@functools.cache
+def recipe_lines(recipe: str) -> tuple[str, ...]:
+    return tuple((RECIPES / recipe).read_text(encoding="utf-8").splitlines())
+
+
+def secrets_in(recipe: str) -> Iterator[str]:
+    """The values of the cases' secrets that stand in a recipe."""
+    for secret in (*ENVIRON.values(), *CASES["files"].values()):
+        if any(secret in line for line in recipe_lines(recipe)):
+            yield secret
+
+
+@pytest.mark.parametrize("recipe", sorted(path.name for path in RECIPES.glob("*.toml")))
+def test_a_recipe_begins_with_what_to_click_and_holds_no_secret(recipe: str) -> None:
+    head = [line for line in recipe_lines(recipe) if line][:5]
+    assert all(line.startswith("#") for line in head)
+    assert list(secrets_in(recipe)) == []
