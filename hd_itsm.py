@@ -257,7 +257,7 @@ OPTIONS = (
     Option("itsm", "ca_file", "file", "", "certificates (PEM) of the authority behind the ITSM"),
     Option("itsm", "client_cert", "file", "", "our certificate (PEM), where the ITSM wants one"),
     Option("itsm", "client_key", "file", "", "its private key, when not in the same file"),
-    Option("itsm", "proxy", "proxy", "", "HTTP proxy towards the ITSM",
+    Option("itsm", "proxy", "secret", "", "HTTP proxy towards the ITSM",
            '"http://proxy.example.com:3128"'),
     Option("itsm", "request_id", "paths", "result.request_id",
            "where the request id is in the answer"),
@@ -288,8 +288,8 @@ OPTIONS = (
            'gets {"text": "..."} when a person is needed: Slack, Teams, Mattermost and alike',
            '{ file = "/etc/hd_itsm.alert" }'),
     Option("alert", "after", "duration", "5m", "a shorter outage of the ITSM is not told"),
-    Option("alert", "silence", "duration", 0,
-           "tell when no webhook came for so long; 0 or empty: never", '"8h"'),
+    Option("alert", "silence", "silence", "",
+           "tell when no webhook came for so long; empty: never", '"8h"'),
     Option("time", "zone", "zone", "local", '"local", a name like "Asia/Seoul", or "+09:00"'),
     Option("time", "due_days", "days", 7, "expected date = day received + so many days"),
     Option("time", "date_formats", "formats", [], "further date formats (strptime)",
@@ -374,7 +374,9 @@ def sample_config() -> str:
             if option.section == section:
                 active = "" if (section, option.key) in FILLED_IN else "# "
                 shown = option.sample or as_toml(option.default)
-                lines.append(f"{active}{option.key} = {shown}".ljust(36) + f"  # {option.sentence}")
+                lines.append(
+                    f"{active}{option.key} = {shown}".ljust(36) + f"  # {option.sentence}"
+                )
     return "\n".join([*lines, "", SAMPLE_TAIL])
 
 
@@ -404,7 +406,7 @@ def _first_of_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _bounded_int(digits: str) -> int:
-    if len(digits) > MAX_DIGITS:
+    if len(digits.lstrip("-")) > MAX_DIGITS:
         raise Unreadable(f"a number of {len(digits)} digits")
     return int(digits)
 
@@ -446,17 +448,16 @@ def _clean(value: Any) -> Any:
 
 
 def _too_deep(value: Any) -> bool:
-    level = [value]
-    for _ in range(MAX_DEPTH + 1):
-        level = [
+    containers, depth = [value] if isinstance(value, list | dict) else [], 0
+    while containers and depth <= MAX_DEPTH:
+        depth += 1
+        containers = [
             element
-            for container in level
-            if isinstance(container, list | dict)
+            for container in containers
             for element in (container.values() if isinstance(container, dict) else container)
+            if isinstance(element, list | dict)
         ]
-        if not level:
-            return False
-    return True
+    return depth > MAX_DEPTH
 
 
 def parse_json(text: str, strict: bool = True) -> Any:
@@ -488,8 +489,15 @@ def decode_body(raw: bytes) -> Iterator[tuple[str, str]]:
 def _parsed(text: str, strict: bool) -> dict[str, Any] | None:
     with contextlib.suppress(ValueError):
         value = parse_json(text, strict)
+        if not isinstance(value, dict | str):
+            raise Unreadable("the body is JSON, but no object")
         return value if isinstance(value, dict) else None
     return None
+
+
+def unescape_html(text: str) -> str:
+    """`text` with HTML's character references read; numbers beyond Unicode are U+FFFD."""
+    return html.unescape(re.sub(r"&#(?:[0-9]{8,}|[xX][0-9a-fA-F]{7,});?", "\ufffd", text))
 
 
 def _unwrapped(text: str) -> tuple[str, str]:
@@ -499,7 +507,7 @@ def _unwrapped(text: str) -> tuple[str, str]:
         if isinstance(inner, str):
             return inner, "JSON within a string"
     if "&quot;" in text or "&#34;" in text:
-        return html.unescape(text), "HTML escapes"
+        return unescape_html(text), "HTML escapes"
     return "", ""
 
 
@@ -516,33 +524,43 @@ def read_form(text: str, known: frozenset[str]) -> dict[str, Any] | None:
     if not FORM_START.match(text):
         return None
     if FORM_ENCODED.fullmatch(text):
-        pairs = urllib.parse.parse_qsl(text, keep_blank_values=True, max_num_fields=1000)
+        pairs = urllib.parse.parse_qsl(text, keep_blank_values=True)
     else:
         keys = "|".join(re.escape(key) for key in sorted(known, key=len, reverse=True))
         starts = list(re.finditer(rf"(?:^|&)({keys})=", text)) if keys else []
         seen: dict[str, re.Match[str]] = {}
         for start in starts:
             seen.setdefault(start[1], start)
-        ends = [*(start.start() for start in list(seen.values())[1:]), len(text)]
+        ends = [*(start.start() for start in list(seen.values())[1:]), len(text)][: len(seen)]
         pairs = [
             (name, text[start.end() : end])
             for (name, start), end in zip(seen.items(), ends, strict=True)
         ]
-    for _, value in pairs:
+    for _, value in pairs if known.isdisjoint(name for name, _ in pairs) else ():
         if value.lstrip().startswith("{") and (inner := _parsed(value, strict=False)) is not None:
-            return inner
+            return inner  # never where the form itself names a known key: that one is trusted
     return _clean(_first_of_repeated(pairs)) if pairs else None
 
 
-TOKENS = re.compile(r'(?:[\s,:{}\[\]]|"(?:[^"\\]|\\.)*+"|-?[0-9][0-9.eE+-]*|true|false|null)*+')
-STRING = re.compile(r'(?:[^"\\]|\\.)*+"', re.DOTALL)
+def _structure_backwards(known: Iterable[str]) -> re.Pattern[str]:
+    """What may stand between a value's closing quote and the next known key, read backwards.
+
+    That is punctuation, and members of the template that no path names: `, "key": value`, with a
+    key that is not in `known`. Read from its end each stretch is looked at once.
+    """
+    value = r'(?:"[^"\\]*+"|[0-9.eE+-]++|eurt|eslaf|llun)'
+    gap = r"[\s\[\]{}]*+"
+    not_known = "".join(f'(?!{re.escape(key[::-1])}")' for key in known)
+    key = rf'"{not_known}[^"\\]*+"'
+    member = rf"(?:{value}(?:{gap},{gap}{value})*)?{gap}:\s*+{key}{gap},{gap}"
+    return re.compile(rf'[\s,\[\]{{}}]*+(?:{member})*(?=")')
 
 
 def _mended(text: str, known: frozenset[str]) -> str:
     """`text` with the string values of its known keys escaped as JSON wants them.
 
-    A value reaches up to the next known key that was not seen before; there, the last quote that
-    is followed by nothing but punctuation closes it. Each stretch is looked at once: linear.
+    A value reaches up to the next known key that was not seen before, less what is structure
+    between the two. In a flat body a known key that comes again is the requester's text.
     """
     keys = "|".join(re.escape(key) for key in sorted(known, key=len, reverse=True))
     first: dict[str, re.Match[str]] = {}
@@ -552,20 +570,20 @@ def _mended(text: str, known: frozenset[str]) -> str:
         return text
     stops = [*(match.start() for match in list(first.values())[1:]), len(text)]
     mended = [text[: next(iter(first.values())).start()]]
+    nested = any(text.startswith(("{", "["), match.end()) for match in first.values())
+    structures = _structure_backwards(() if nested else known)
     for match, stop in zip(first.values(), stops, strict=True):
         stretch = text[match.end() : stop]
         mended.append(match[0])
         if not stretch.startswith('"'):
             mended.append(stretch)
             continue
-        close = STRING.match(stretch, 1)
-        if close and TOKENS.fullmatch(stretch, close.end()):
-            value, rest = stretch[1 : close.end() - 1], stretch[close.end() :]
-        else:
-            body = stretch.rstrip(" \t\r\n,{}[]")
-            whole = body.endswith('"') and len(body) > 1
-            value = body[1:-1] if whole else stretch[1:]
-            rest = stretch[len(body) :] if whole else ""
+        structure = structures.match(stretch[:0:-1])
+        if structure:
+            close = len(stretch) - structure.end() - 1
+            value, rest = stretch[1:close], stretch[close + 1 :]
+        else:  # its closing quote is missing
+            value, rest = stretch[1:], "," if stop < len(text) else ""
         mended += [json.dumps(value, ensure_ascii=False), rest]
     return "".join(mended)
 
@@ -573,7 +591,7 @@ def _mended(text: str, known: frozenset[str]) -> str:
 def _closed(text: str) -> str:
     """`text` with the brackets it left open closed; what follows its object is cut off."""
     open_ones: list[str] = []
-    for match in re.finditer(r'"(?:[^"\\]|\\.)*+"|[{}\[\]]', text, re.DOTALL):
+    for match in re.finditer(r'"(?:[^"\\]|\\.)*+"?|[{}\[\]]', text, re.DOTALL):
         token = match[0]
         if token in "{[":
             open_ones.append("}" if token == "{" else "]")
@@ -613,7 +631,7 @@ def read_body(raw: bytes, known: frozenset[str]) -> tuple[dict[str, Any], str]:
         if inner and (found := _parsed(inner, strict=False)) is not None:
             return found, ", ".join(filter(None, (repair, remark)))
         if inner:
-            candidates.insert(0, (inner, ", ".join(filter(None, (repair, remark)))))
+            candidates.append((inner, ", ".join(filter(None, (repair, remark)))))
     for text, repair in texts:
         if (found := read_form(text, known)) is not None:
             return found, ", ".join(filter(None, (repair, "form body")))
@@ -879,8 +897,19 @@ HREF = re.compile(r"""\bhref ?= ?(?:"([^"]*)"|'([^']*)'|([^\s>]+))""", re.IGNORE
 LAYOUT = frozenset(
     re.findall(
         r"\w+",
-        "address article aside blockquote body br dd div dl dt fieldset figure footer form h1 h2 h3"
-        " h4 h5 h6 header hr html li main nav ol p pre section table tr ul",
+        "address article aside blockquote body br dd div dl dt fieldset figure footer form h1 h2"
+        " h3 h4 h5 h6 header hr html li main nav ol p pre section table tr ul",
+    )
+)
+ELEMENTS = LAYOUT | frozenset(
+    re.findall(
+        r"\w+",
+        "a abbr acronym applet area audio b base basefont bdi bdo big button canvas caption center"
+        " cite code col colgroup data datalist del details dfn dialog dir em embed font frame"
+        " frameset head hgroup i iframe img input ins kbd label legend link map mark menu meta"
+        " meter noframes noscript object optgroup option output param picture progress q rp rt"
+        " ruby s samp script select slot small source span strike strong style sub summary sup svg"
+        " tbody td template textarea tfoot th thead time title track tt u var video wbr xml",
     )
 )
 HIDDEN = {name: re.compile(f"</{name}\\b", re.IGNORECASE) for name in ("script", "style", "head")}
@@ -918,14 +947,16 @@ def _html_pieces(text: str) -> Iterator[tuple[str, str]]:
     while match := TAG.search(text, at):
         start = match.start()
         yield "text", text[at:start]
-        ends = _comment_end if text.startswith("<!--", start) else _tag_end
-        at = ends(text, start + 1, absent)
-        if at < 0:  # no tag after all: it stands as text
+        name = TAG_NAME.match(text, start)
+        tag = name[0][1:].lower() if name else ""
+        at = -1
+        if ":" in tag or not tag or tag.lstrip("/") in ELEMENTS:
+            ends = _comment_end if text.startswith("<!--", start) else _tag_end
+            at = ends(text, start + 1, absent)
+        if at < 0:  # no tag after all: it stands as text, like List<String>
             yield "text", "<"
             at = start + 1
             continue
-        name = TAG_NAME.match(text, start)
-        tag = name[0][1:].lower() if name else ""
         if tag in HIDDEN:
             hidden = HIDDEN[tag].search(text, at)
             at = hidden.start() if hidden else len(text)
@@ -933,13 +964,9 @@ def _html_pieces(text: str) -> Iterator[tuple[str, str]]:
     yield "text", text[at:]
 
 
-def _unescape(text: str) -> str:
-    return html.unescape(re.sub(r"&#(?:[0-9]{8,}|[xX][0-9a-fA-F]{7,});?", "\ufffd", text))
-
-
 def _link(tag: str) -> str:
     found = HREF.search(tag)
-    link = _unescape(next(filter(None, found.groups()), "")) if found else ""
+    link = unescape_html(next(filter(None, found.groups()), "")) if found else ""
     return "" if link.startswith(("#", "javascript:")) else link
 
 
@@ -949,13 +976,13 @@ def html_to_text(text: str) -> str:
     Line breaks of the source count where no tag lays the text out, and within <pre>.
     """
     if not TAG.search(text):
-        return _unescape(text)
+        return unescape_html(text)
     pieces = list(_html_pieces(text))
     source_lines = not any(name.lstrip("/") in LAYOUT for name, _ in pieces)
     out, link, pre, fresh = [""], "", False, True  # fresh: at the start of a line
     for name, piece in pieces:
         if name == "text":
-            words = _unescape(piece).replace("\u00a0", " ")
+            words = unescape_html(piece).replace("\u00a0", " ")
             if not (pre or source_lines):
                 words = re.sub(r"\s+", " ", words)
                 words = words.lstrip(" ") if fresh or out[-1].endswith(" ") else words
@@ -978,7 +1005,7 @@ def html_to_text(text: str) -> str:
 
 
 class Clock(NamedTuple):
-    """What translation must know of time: the zone (None: the machine's), the days, the formats."""
+    """What translation must know of time: zone (None: the machine's), days, formats."""
 
     zone: tzinfo | None = UTC
     due_days: int = 7
@@ -1031,7 +1058,7 @@ class Scope:
             opened = parse_date(opened, self.clock.zone, self.clock.formats)
         except ValueError as error:
             raise Untranslatable(f"field date: {error}; see [time] date_formats") from None
-        seconds = (received - opened).total_seconds()
+        seconds = self.received - opened.timestamp()
         return max(0, int(seconds // (3600 if name == "hours" else 60)))
 
 
@@ -1051,7 +1078,10 @@ def _filter_date(value: Any, argument: str, scope: Scope) -> str:
         moment = parse_date(value, scope.clock.zone, scope.clock.formats)
     except ValueError as error:
         raise Untranslatable(f"{error}; see [time] date_formats") from None
-    return scope.clock.local(moment).strftime(argument)
+    try:
+        return scope.clock.local(moment).strftime(argument)
+    except (ValueError, OverflowError):
+        raise Untranslatable(f"{as_text(value)[:60]!r} is too far away for a calendar") from None
 
 
 def _filter_or(value: Any, argument: str, scope: Scope) -> Any:
@@ -1074,7 +1104,7 @@ FILTERS: dict[str, Callable[[Any, str, Scope], Any]] = {
 def look_up(table: Mapping[str, str], name: str, value: Any) -> str:
     """What `table` says for `value`; its "*" row serves what is not listed."""
     text = as_text(value)
-    if text in table:
+    if text in table and text != "*":
         return table[text]
     if "*" not in table:
         raise Untranslatable(f'{text[:60]!r} is not in [tables.{name}], which has no "*" row')
@@ -1093,7 +1123,7 @@ class Placeholder:
         value = scope.get(self.name)
         for name, argument in self.filters:
             if value is MISSING and name != "or":
-                break
+                continue
             if name in FILTERS:
                 value = FILTERS[name](value, argument, scope)
             else:
@@ -1118,11 +1148,10 @@ class Template:
             return self.parts[0].render(scope)
         return self.text(scope)
 
-    def text(self, scope: Scope, escape: Callable[[str], str] = str) -> str:
-        """The text, each placeholder's passed through `escape`."""
+    def text(self, scope: Scope) -> str:
+        """The text, with its placeholders' values in it."""
         return "".join(
-            part if isinstance(part, str) else escape(as_text(part.render(scope)))
-            for part in self.parts
+            part if isinstance(part, str) else as_text(part.render(scope)) for part in self.parts
         )
 
 
@@ -1135,7 +1164,9 @@ def parse_template(text: str) -> Template:
     for match in TEMPLATE_PIECE.finditer(text):
         if match[1] is None:
             if match[0] in ("{", "}"):
-                raise ValueError(f"has a single {match[0]}: write {match[0] * 2} for a literal one")
+                raise ValueError(
+                    f"has a single {match[0]}: write {match[0] * 2} for a literal one"
+                )
             literal = match[0][0] if match[0] in ("{{", "}}") else match[0]
             if parts and isinstance(parts[-1], str):
                 parts[-1] += literal
@@ -1212,6 +1243,7 @@ class Kind:
     unclear: str
     find: Find | None
     then: str
+    needs: bool = False  # it waits for the ticket's request id
 
     @functools.cached_property
     def placeholders(self) -> tuple[Placeholder, ...]:
@@ -1229,8 +1261,8 @@ class Kind:
         return frozenset(names | {"date"} if names & {"hours", "minutes"} else names)
 
     @functools.cached_property
-    def needs(self) -> bool:
-        """Whether it must wait for the ticket's request id."""
+    def names_id(self) -> bool:
+        """Whether it cannot be rendered without the ticket's request id."""
         return any(
             part.name == "request_id" and not any(name == "or" for name, _ in part.filters)
             for part in self.placeholders
@@ -1248,14 +1280,20 @@ class Request:
 
 
 def _url(template: Template, scope: Scope) -> str:
-    url = template.text(scope, lambda text: urllib.parse.quote(text, safe=""))
-    path = urllib.parse.urlsplit(url).path
-    for segment in path.split("/"):
+    in_path, pieces = True, []
+    for part in template.parts:
+        if isinstance(part, str):
+            in_path = in_path and not re.search(r"[?#]", part)
+            pieces.append(part)
+            continue
+        text = as_text(part.render(scope))
+        if not text and in_path:
+            raise Untranslatable(f"{{{part.name}}} is empty: the URL would lead elsewhere")
+        pieces.append(urllib.parse.quote(text, safe=""))
+    url = "".join(pieces)
+    for segment in urllib.parse.urlsplit(url).path.split("/"):
         if urllib.parse.unquote(segment) in (".", ".."):
             raise Untranslatable(f"{segment!r} as a segment of the URL would lead elsewhere")
-    first = next((n for n, part in enumerate(template.parts) if not isinstance(part, str)), None)
-    if first is not None and "//" in path:
-        raise Untranslatable("an empty value in the path of the URL would lead elsewhere")
     return url
 
 
@@ -1370,7 +1408,7 @@ class Signature:
     prefix: str
     signed: str
     timestamp_header: str
-    max_age: float
+    max_age: float  # seconds; 0: no limit (GLPI's timestamp is that of its queue)
 
 
 @dataclass(frozen=True)
@@ -1451,8 +1489,6 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def _read_duration(value: Any) -> float:
-    if value == "":
-        return 0.0
     if isinstance(value, str) and (
         match := re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]+)?)([smhd])", value)
     ):
@@ -1460,6 +1496,10 @@ def _read_duration(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e9:
         raise ValueError('must be seconds, or like "90s", "15m", "12h", "7d"')
     return float(value)
+
+
+def _read_silence(value: Any) -> float:
+    return _read_duration(value) if value != "" else 0.0
 
 
 def _read_address(value: Any) -> tuple[str, int]:
@@ -1473,13 +1513,6 @@ def _read_url(value: Any) -> str:
     text = _read_text(value)
     if text and not re.fullmatch(r"https?://[^/?#\s@]+(?:[/?#]\S*)?", text, re.IGNORECASE):
         raise ValueError("must be like https://itsm.example.com/api (no user or password in it)")
-    return text
-
-
-def _read_proxy(value: Any) -> str:
-    text = _read_text(value)
-    if text and not re.fullmatch(r"https?://[^/?#\s]+/?", text, re.IGNORECASE):
-        raise ValueError("must be like http://proxy.example.com:3128")
     return text
 
 
@@ -1523,7 +1556,9 @@ def _read_secret(value: Any) -> Secret:
         ((source, name),) = value.items()
         if source in ("file", "env", "credential") and isinstance(name, str) and name:
             return Secret(source, name)
-    raise ValueError('must be text, { file = "PATH" }, { env = "NAME" } or { credential = "NAME" }')
+    raise ValueError(
+        'must be text, { file = "PATH" }, { env = "NAME" } or { credential = "NAME" }'
+    )
 
 
 def _read_secrets(value: Any) -> tuple[Secret, ...]:
@@ -1546,7 +1581,7 @@ def _read_headers(value: Any) -> dict[str, Template | Secret]:
 def _read_hmac(value: Any) -> Signature | None:
     row = {
         "secret": "", "header": "X-Hub-Signature", "algorithm": "sha1", "encoding": "hex",
-        "prefix": "", "signed": "{body}", "timestamp_header": "", "max_age": 300.0,
+        "prefix": "", "signed": "{body}", "timestamp_header": "", "max_age": 0,
     }  # fmt: skip
     for key in _table(value):
         if key not in row:
@@ -1565,7 +1600,8 @@ def _read_hmac(value: Any) -> Signature | None:
         raise ValueError('signed must be "{body}", "{timestamp}{body}" or "{body}{timestamp}"')
     if "{timestamp}" in str(row["signed"]) and not row["timestamp_header"]:
         raise ValueError("signed names {timestamp}: timestamp_header must say where it is")
-    return Signature(secrets=secrets, max_age=max_age, **row) if secrets else None  # type: ignore[arg-type]
+    texts = {key: str(text) for key, text in row.items()}
+    return Signature(secrets=secrets, max_age=max_age, **texts) if secrets else None
 
 
 def _read_paths(value: Any) -> tuple[Path, ...]:
@@ -1694,7 +1730,8 @@ def _read_find(value: Any) -> Find | None:
     if not _table(value):
         return None
     if unknown := set(value) - {"url", "request_id", "after"}:
-        raise ValueError(f"unknown key {min(unknown)!r}")
+        known = ("url", "request_id", "after")
+        raise ValueError(f"unknown key {min(unknown)!r}{_hint(min(unknown), known)}")
     if not value.get("url") or not value.get("request_id"):
         raise ValueError("needs url and request_id")
     url = parse_template(_read_template_url(value["url"]))
@@ -1728,9 +1765,9 @@ READERS: dict[str, Callable[[Any], Any]] = {  # what the option rows name
     "days": _read_days,
     "flag": _read_flag,
     "duration": _read_duration,
+    "silence": _read_silence,
     "address": _read_address,
     "url": _read_url,
-    "proxy": _read_proxy,
     "template_url": _read_template_url,
     "file": _read_file,
     "networks": _read_networks,
@@ -1835,6 +1872,9 @@ class _Loader:
         kinds = {
             name: self.kind(name, row, options) for name, row in self.named("kinds", KINDS).items()
         }
+        opens = any(kind.opens for kind in kinds.values())  # else no request id ever comes
+        for name, kind in kinds.items():
+            kinds[name] = replace(kind, needs=not kind.opens and (opens or kind.names_id))
         return options, hooks, kinds
 
     def named(self, table: str, built_in: Mapping[str, Any]) -> dict[str, Any]:
@@ -1920,6 +1960,8 @@ class _Loader:
             if not isinstance(rows, dict):
                 self.wrong(f"tables.{name}", "must be a table of texts")
                 continue
+            if any(isinstance(value, dict | list) for value in rows.values()):
+                self.wrong(f"tables.{name}", "must hold texts only")
             found[name] = {key: as_text(value) for key, value in rows.items()}
         return found
 
@@ -1937,9 +1979,8 @@ class _Loader:
                 if kind not in kinds:
                     self.wrong(f"hooks.{hook.name}", f"no kind {kind!r}{_hint(kind, kinds)}")
         for row in kinds.values():
-            if row.then and (row.then not in kinds or kinds[row.then].opens):
-                what = "opens a request itself" if row.then in kinds else "is not there"
-                self.wrong(f"kinds.{row.name}.then", f"kind {row.then!r} {what}")
+            if row.then and (problem := self.then_problem(row, kinds)):
+                self.wrong(f"kinds.{row.name}.then", f"kind {row.then!r} {problem}")
             self.placeholders(row, values, tables, hooks)
         paths = collections.Counter(hook.path for hook in hooks.values())
         for hook in hooks.values():
@@ -1952,6 +1993,20 @@ class _Loader:
                 f"{host} is reachable from other machines: set [access] token, networks or hmac,"
                 " or listen on 127.0.0.1",
             )
+
+    def then_problem(self, kind: Kind, kinds: Mapping[str, Kind]) -> str:
+        """What is wrong with the kind that follows this one, or ""."""
+        seen, name = {kind.name}, kind.then
+        while name:
+            if name not in kinds:
+                return f"is not there{_hint(name, kinds)}"
+            if kinds[name].opens:
+                return "opens a request itself"
+            if name in seen:
+                return "comes round to itself: it would never end"
+            seen.add(name)
+            name = kinds[name].then
+        return ""
 
     def placeholders(
         self,
@@ -1976,7 +2031,8 @@ class _Loader:
             if part.name in values or part.name in COMPUTED[:-2]:
                 continue
             wanted = "date" if part.name in COMPUTED else part.name
-            given = [hook for hook in sources if hook.name in self.given.get("hooks", {})]
+            mine = self.given.get("hooks", {})
+            given = [hook for hook in sources if isinstance(mine, dict) and hook.name in mine]
             for hook in sources:
                 if wanted not in hook.fields and not optional:
                     known = [*hook.fields, *values, *COMPUTED]
@@ -2065,8 +2121,14 @@ def load_config(
         for key, secret in loader.secrets:
             if problem := secret.problem():
                 loader.wrong(key, problem)
+        for key in ("itsm.proxy", "alert.url"):
+            url = "" if options[key].problem() else options[key].reveal()
+            if url and not re.match(r"https?://[^/?#\s]+", url):
+                loader.wrong(key, "must be like http://host.example.com:3128")
     if loader.problems:
-        raise ConfigError("\n".join(f"{path or 'configuration'}: {one}" for one in loader.problems))
+        raise ConfigError(
+            "\n".join(f"{path or 'configuration'}: {one}" for one in loader.problems)
+        )
     clock = Clock(options["time.zone"], options["time.due_days"], options["time.date_formats"])
     known = tuple(secret for _, secret in loader.secrets)
     return Config(options, values, named, hooks, kinds, clock, path, tuple(loader.warnings), known)
@@ -2113,6 +2175,10 @@ class StoreFull(StoreError):
 
 
 APPLICATION_ID = 0x68646974  # "hdit" in the file's header: this file is ours
+FATAL = tuple(  # SQLite's errors after which only a new start knows what is on the disk
+    f"SQLITE_{name}"
+    for name in ("IOERR", "CORRUPT", "NOTADB", "READONLY", "CANTOPEN", "BUSY", "PROTOCOL")
+)
 RESERVE = 4 << 20  # bytes kept aside, so that outcomes can still be recorded on a full disk
 SMALL_FILE = 256 << 20  # bytes up to which every start checks the whole file
 
@@ -2287,6 +2353,8 @@ def _refuse_foreign(path: str) -> None:
 
 def _migrate(connection: sqlite3.Connection) -> None:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(MIGRATIONS):  # its header may still be in the log that a crash left
+        raise StoreError("the file was written by a newer hd_itsm: run that one")
     for number, statements in enumerate(MIGRATIONS[version:], version + 1):
         connection.executescript(
             f"BEGIN IMMEDIATE; {statements}; PRAGMA user_version = {number}; COMMIT;"
@@ -2524,9 +2592,10 @@ class Database:
             error = self._failed(found)
         except BaseException as found:
             error = found
-        if error is not None and self._db.in_transaction:
+        if error is not None:
             with contextlib.suppress(sqlite3.Error):
-                self._db.execute("ROLLBACK")
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
         if error is None:
             for waiter in (one for event in self._settled for one in self._waiters.get(event, ())):
                 waiter.set()
@@ -2561,7 +2630,7 @@ class Database:
             return StoreFull("the disk is full: nothing was stored; send the webhook again later")
         if name == "SQLITE_NOMEM":
             return StoreFull("out of memory: nothing was stored; send the webhook again later")
-        if isinstance(error, sqlite3.ProgrammingError):
+        if not name.startswith(FATAL):
             return StoreError(f"{self.path}: {error}")
         # After a failed write or fsync nobody knows what is on the disk: only a new start does.
         self.broken = f"{self.path} cannot be written any more: {error} ({name})"
@@ -2618,8 +2687,9 @@ class Lines(Database):
         self._db.execute(
             "INSERT INTO events (event, place, parent, ticket, kind, hook, state, reason, opens,"
             " needs, received, born, due, idempotency_key, delivery_id, sender, repaired, digest,"
-            " fields, headers, raw) VALUES (:event, :place, :parent, :ticket, :kind, :hook, :state,"
-            " :reason, :opens, :needs, :received, :born, :due, :key, :delivery_id, :sender,"
+            " fields, headers, raw) VALUES (:event, :place, :parent, :ticket, :kind, :hook,"
+            " :state, :reason, :opens, :needs, :received, :born, :due, :key, :delivery_id,"
+            " :sender,"
             " :repaired, :digest, :fields, :headers, :raw)",
             {
                 **vars(webhook),
@@ -2837,7 +2907,7 @@ class Progress(Lines):
         return found[0]["due"]  # type: ignore[no-any-return]
 
     def load(self, event: int, now: float) -> Event | None:
-        """The event, if it is still pending, first in its line and due at `now` (service clock)."""
+        """The event, if it is pending, first in its line and due at `now` (service clock)."""
         rows = self._read(
             "SELECT event, ticket, kind, hook, opens, unclear, received, born, tries, attempts,"
             " first_try, idempotency_key, request_id, fields"
@@ -2885,7 +2955,7 @@ class Progress(Lines):
         False where the event is not pending any more (dropped meanwhile); a request id that the
         ITSM gave is kept all the same.
         """
-        return self._write(lambda: self._record(event, attempt, verdict))  # type: ignore[no-any-return]
+        return bool(self._write(lambda: self._record(event, attempt, verdict)))
 
     def _record(self, event: Event, attempt: Attempt | None, verdict: Verdict) -> bool:
         attempts, first_try = event.attempts, event.first_try
@@ -2998,7 +3068,7 @@ class Store(Progress):
         before: int = 0,
         limit: int = 50,
     ) -> list[dict[str, Any]]:
-        """Events, newest first, without bodies; `since` is wall clock, `before` an event number."""
+        """Events, newest first, without bodies; `since`: wall clock, `before`: a number."""
         where = [
             f"state = '{STATES[STATES.index(state)]}'" if state else "",  # literal, for the index
             "ticket = :ticket" if ticket else "",
@@ -3084,9 +3154,13 @@ class Store(Progress):
                 "the ITSM refuses our credential: put the new one in place, it is read by itself"
             )
         elif itsm and now - itsm["since"] > outage_after:
-            found["outage"] = f"the ITSM is down ({itsm['reason']}): deliveries go on when it is up"
+            found["outage"] = (
+                f"the ITSM is down ({itsm['reason']}): deliveries go on when it is up"
+            )
         if count := self.counts["failed"]:
-            found["failed"] = f"{count} failed: `events --state failed` says why; `retry` or `drop`"
+            found["failed"] = (
+                f"{count} failed: `events --state failed` says why; `retry` or `drop`"
+            )
         held = self._read("SELECT min(received) AS first FROM events WHERE state = 'held'")[0][
             "first"
         ]
@@ -3102,7 +3176,7 @@ class Store(Progress):
         return found
 
     def hours(self, first: int) -> list[dict[str, Any]]:
-        """What happened in each hour (epoch seconds / 3600) from `first` on, where anything did."""
+        """What happened in each hour (epoch seconds / 3600) from `first` on."""
         return self._read("SELECT * FROM hours WHERE hour >= :first ORDER BY hour", first=first)
 
     def find_tickets(self, text: str) -> list[str]:
@@ -3168,7 +3242,7 @@ class Store(Progress):
 
     def retry(self, event: int, webhook: Webhook, force: bool) -> str:
         """Puts an event back to pending as `webhook` has it now; "" or why that is refused."""
-        return self._write(lambda: self._retry(event, webhook, force))  # type: ignore[no-any-return]
+        return str(self._write(lambda: self._retry(event, webhook, force)))
 
     def _retry(self, event: int, webhook: Webhook, force: bool) -> str:
         row = self._row(
@@ -3215,8 +3289,8 @@ class Store(Progress):
         )
         if later:
             return (
-                f"event {number} is older than event {later['event']} of ticket {ticket}, which was"
-                " delivered"
+                f"event {number} is older than event {later['event']} of ticket {ticket}, which"
+                " was delivered"
             )
         if not webhook.opens or webhook.again == "send":
             return ""
@@ -3251,21 +3325,22 @@ class Store(Progress):
     def map(self, ticket: str, request_id: str) -> list[int]:
         """Sets a ticket's request id by hand; the events that it freed, in order.
 
-        An opening that may have happened is thereby known to have: it becomes delivered.
+        An opening that waits, or that may have happened, is thereby settled: it is not sent.
         """
 
         def operation() -> list[int]:
             self._map(ticket, request_id, "hand", time.time())
             rows = self._sql(
-                "SELECT event, state, unclear FROM events WHERE ticket = :ticket"
-                " AND (state = 'held' OR (state = 'failed' AND unclear = 1)) ORDER BY place, event",
+                "SELECT event, state, opens FROM events WHERE ticket = :ticket"
+                " AND (state IN ('pending', 'held') OR (state = 'failed' AND unclear = 1))"
+                " ORDER BY place, event",
                 ticket=ticket,
             ).fetchall()
             for row in rows:
-                if row["unclear"]:
+                if row["opens"]:
                     self._move(row["event"], row["state"], "delivered", "mapped by hand")
             self._arrange(ticket)
-            return [row["event"] for row in rows if not row["unclear"]]
+            return [row["event"] for row in rows if not row["opens"]]
 
         return self._write(operation)  # type: ignore[no-any-return]
 
@@ -3361,7 +3436,7 @@ def signature_holds(rule: Signature, environ: Mapping[str, Any], raw: bytes, now
             age = abs(now - parse_date(timestamp, UTC).timestamp())
         except ValueError:
             return False
-        if age > rule.max_age:
+        if rule.max_age and age > rule.max_age:
             return False
     signed = {
         "{body}": raw,
@@ -3598,7 +3673,9 @@ def verb_map(config: Config, store: Store, arguments: Arguments) -> Any:
 
 def verb_import(config: Config, store: Store, arguments: Arguments) -> Any:
     """Adds mappings: rows of [ticket, request id, epoch seconds]."""
-    rows = [(str(one[0]), str(one[1]), float(one[2])) for one in arguments["rows"]]
+    rows = [(read_id(one[0]), read_id(one[1]), float(one[2])) for one in arguments["rows"]]
+    if not all(ticket and request_id for ticket, request_id, _ in rows):
+        raise Error("a mapping without ticket or request id: nothing was imported")
     return {"imported": store.import_mappings(rows)}
 
 
@@ -3629,7 +3706,8 @@ def verb_status(config: Config, store: Store, arguments: Arguments) -> Any:
     return {
         **counts,
         "counts": counts,
-        "oldest": oldest and {"event": oldest["event"], "received": iso(oldest["received"], clock)},
+        "oldest": oldest
+        and {"event": oldest["event"], "received": iso(oldest["received"], clock)},
         "oldest_age": round(max(0.0, time.time() - oldest["received"])) if oldest else 0,
         "itsm": {
             "state": "down" if itsm else "up",
@@ -3946,10 +4024,15 @@ class Web:
             )
         elif receipt.state == "ignored":
             log.info(
-                "webhook for ticket %s on %s ignored: %s", webhook.ticket, hook.path, receipt.reason
+                "webhook for ticket %s on %s ignored: %s",
+                webhook.ticket,
+                hook.path,
+                receipt.reason,
             )
         else:
-            log.debug("event %d ticket %s %s received", receipt.event, webhook.ticket, webhook.kind)
+            log.debug(
+                "event %d ticket %s %s received", receipt.event, webhook.ticket, webhook.kind
+            )
         if webhook.repaired:
             log.info("event %d was repaired: %s", receipt.event, webhook.repaired)
 
@@ -4057,7 +4140,8 @@ STYLE = """
 --field:#f6f8fa;
 --link:#0550ae;--ok:#116329;--okbg:#dafbe1;--warn:#7d4e00;--warnbg:#fff8c5;--bad:#a40e26;
 --badbg:#ffebe9}
-@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#9aa4af;--line:#3d444d;--paper:#0d1117;
+@media(prefers-color-scheme:dark){
+:root{--ink:#e6edf3;--soft:#9aa4af;--line:#3d444d;--paper:#0d1117;
 --field:#161b22;--link:#79b8ff;--ok:#7ee787;--okbg:#0f2d18;--warn:#f2cc60;--warnbg:#2e2504;
 --bad:#ffa198;--badbg:#3c1114}}
 *{box-sizing:border-box}
@@ -4068,7 +4152,8 @@ system-ui,-apple-system,"Segoe UI","Apple SD Gothic Neo","Malgun Gothic","Noto S
 a{color:var(--link)}h1{font-size:1.25rem;margin:0}
 h3{font-size:1rem;margin:1rem 0 .3rem}h2{font-size:1.05rem;margin:2rem 0 .5rem}
 header{display:flex;flex-wrap:wrap;gap:.75rem 1.5rem;align-items:center;margin-bottom:1rem}
-header form{margin-left:auto}input,select,button{font:inherit;color:inherit;background:var(--field);
+header form{margin-left:auto}
+input,select,button{font:inherit;color:inherit;background:var(--field);
 border:1px solid var(--line);border-radius:6px;padding:.35rem .6rem;max-width:100%}
 button{cursor:pointer}:focus-visible{outline:3px solid var(--link);outline-offset:1px}
 .band{border:1px solid;border-radius:8px;padding:.8rem 1rem;margin:0 0 1rem}
@@ -4120,7 +4205,8 @@ FRAME = """<!doctype html>
 </body></html>"""
 
 EVENT_ROWS = """
-<table><thead><tr><th scope="col">event</th><th scope="col">received</th><th scope="col">ticket</th>
+<table><thead><tr><th scope="col">event</th><th scope="col">received</th>
+<th scope="col">ticket</th>
 <th scope="col">kind</th><th scope="col">state</th><th scope="col">attempts</th>
 <th scope="col">request id</th><th scope="col">reason</th></tr></thead><tbody>
 % for row in rows:
@@ -4217,7 +4303,8 @@ value="">any</option>
 % end
 % if len(rows) == 50:
 <a
-href="/?state={{chosen['state']}}&amp;kind={{chosen['kind']}}&amp;before={{rows[-1]['event']}}">older</a>
+href="/?state={{chosen['state']}}&amp;kind={{chosen['kind']}}&amp;before={{rows[-1]['event']}}">
+older</a>
 % end
 </p>
 % else:
@@ -4352,7 +4439,9 @@ def summary(config: Config, store: Store) -> tuple[str, str, str]:
         since = config.clock.local(itsm["since"]).strftime("%H:%M")
         if itsm["why"] == "credential":
             source = config["itsm.authorization"]
-            where = source.name if source.source in ("file", "credential") else "itsm.authorization"
+            where = (
+                source.name if source.source in ("file", "credential") else "itsm.authorization"
+            )
             words = f"since {since}. Nothing is lost; put the new one into {where}. {line}"
             return "fail", "\u25a0 The ITSM refuses our credential", words
         probe = ago(store.board.get("next_probe", 0.0) - store.clock())
@@ -4568,7 +4657,7 @@ class Pages:
         if kind is None:
             return {"problem": "Nothing: it has no kind that is configured."}
         fields, key = json.loads(row["fields"]), row["idempotency_key"]
-        request_id = row["request_id"] or ("REQUEST-ID" if kind.needs else None)
+        request_id = row["request_id"] or ("REQUEST-ID" if kind.names_id else None)
         scope = self.config.scope(
             fields, row["event"], str(row["ticket"]), row["received"], request_id, masked=True
         )
@@ -4597,10 +4686,8 @@ class Pages:
         tickets = self.store.find_tickets(text)
         if len(tickets) == 1:
             return _redirect(f"/tickets/{urllib.parse.quote(tickets[0], safe='')}")
-        links = "".join(
-            f'<li><a href="/tickets/{urllib.parse.quote(one, safe="")}">{html.escape(one)}</a></li>'
-            for one in tickets
-        )
+        places = [(urllib.parse.quote(one, safe=""), html.escape(one)) for one in tickets]
+        links = "".join(f'<li><a href="/tickets/{at}">{one}</a></li>' for at, one in places)
         words = f"<ul>{links}</ul>" if tickets else "<p>No such ticket or request id was seen.</p>"
         return self.show("Search", f"<h2>Search</h2>{words}", status=200 if tickets else 404)
 
@@ -4663,9 +4750,11 @@ class _JsonError(waitress.task.ErrorTask):  # type: ignore[misc]
 
     def execute(self) -> None:
         """Sends the error."""
-        error = self.request.error
-        self.status = f"{error.code} {error.reason}"
-        body = COMPACT.encode({"error": f"{error.reason}: {error.body}"}).encode("utf-8", "replace")
+        found = self.request.error
+        self.status = f"{found.code} {found.reason}"
+        body = COMPACT.encode({"error": f"{found.reason}: {found.body}"}).encode(
+            "utf-8", "replace"
+        )
         self.response_headers.append(("Content-Type", "application/json; charset=utf-8"))
         self.set_close_on_finish()
         self.content_length = len(body)
@@ -4684,6 +4773,8 @@ class _Task(waitress.task.WSGITask):  # type: ignore[misc]
 
 class _Parser(waitress.parser.HTTPRequestParser):  # type: ignore[misc]
     """A request coming in: bounded by the size of its body, and never two of them in one."""
+
+    error: Any = None
 
     def received(self, data: bytes) -> int:
         """Takes what the client sent; how much of it belongs to this request."""
@@ -4845,6 +4936,13 @@ def _is_html(answer: Answer) -> bool:
     )
 
 
+def _json_of(answer: Answer) -> Any:
+    """The JSON of an answer's body, or MISSING."""
+    with contextlib.suppress(ValueError, Unreadable):
+        return parse_json(next(decode_body(answer.body))[0])
+    return MISSING
+
+
 def read_request_id(kind: Kind, answer: Answer, found: Any) -> str:
     """The request id in an answer, "" where there is none."""
     for path in kind.request_id:
@@ -4861,13 +4959,10 @@ def read_request_id(kind: Kind, answer: Answer, found: Any) -> str:
 def _accepted(kind: Kind, answer: Answer) -> Outcome:
     """The outcome of a 2xx answer that was read whole."""
     status, words = f"answered {answer.status}", _words(answer)
-    if _is_html(answer):
-        return Outcome(
-            "later", f"{status} with HTML instead of JSON: a login page or a proxy?", words
-        )
-    found: Any = MISSING
-    with contextlib.suppress(ValueError, Unreadable):
-        found = parse_json(next(decode_body(answer.body))[0])
+    found = _json_of(answer)
+    if found is MISSING and _is_html(answer):
+        reason = f"{status} with HTML instead of JSON: a login page or a proxy?"
+        return Outcome("later", reason, words)
     if found is MISSING and not answer.framed:
         return Outcome("unclear", f"{status}, but the answer may have been cut", words)
     judged = found is not MISSING or answer.body.strip()
@@ -4926,7 +5021,7 @@ _air = threading.local()  # .flight: the attempt that this thread is making
 
 
 class _Tapped:
-    """A connection with a second handle on its socket, which works through TLS and in any state."""
+    """A connection with a second handle on its socket, good through TLS and in any state."""
 
     tap: socket.socket | None = None
     sock: Any
@@ -5004,7 +5099,7 @@ class Wire:
         }
         tls["key_file"] = config["itsm.client_key"] or None
         options: dict[str, Any] = {"num_pools": 4, "maxsize": 1, **tls}
-        if proxy := config["itsm.proxy"]:
+        if proxy := config["itsm.proxy"].reveal():
             self.pools: urllib3.PoolManager = urllib3.ProxyManager(proxy, **options)
         else:
             self.pools = urllib3.PoolManager(**options)
@@ -5062,7 +5157,12 @@ class Wire:
             response.close()
         response.release_conn()
         return Answer(
-            response.status, named, body[:MAX_ANSWER], error, True, framed or response.status == 204
+            response.status,
+            named,
+            body[:MAX_ANSWER],
+            error,
+            True,
+            framed or response.status == 204,
         )
 
 
@@ -5203,15 +5303,19 @@ class Gate:
             with self._changed:
                 self._looking += 1
                 self._fresh = False
+            taken = None
             try:
-                if taken := self._first_of_page():
-                    return taken
-                wait = self._fill_page()
+                taken = self._first_of_page()
+                wait = 0.0 if taken else self._fill_page()
             except StoreError:
                 wait = 1.0
             finally:
                 with self._changed:
                     self._looking -= 1
+                    if taken and self._idle and (self._page or self._fresh) and not self._looking:
+                        self._changed.notify()  # whoever comes now would find nobody looking
+            if taken:
+                return taken
             with self._changed:
                 if wait > 0 and not self._fresh and not self.stopping.is_set():
                     self._idle += 1
@@ -5228,8 +5332,6 @@ class Gate:
                 return None
             taken = self._page.popleft()
             self.breaker.probing = taken[1] if self.breaker.why else ""
-            if self._page and self._idle and not self.breaker.why:
-                self._changed.notify()
             return taken
 
     def _fill_page(self) -> float:
@@ -5269,6 +5371,11 @@ class Gate:
             if changed:
                 self._changed.notify_all()
             return changed, self.breaker.why, self.breaker.success_of_another(ticket)
+
+    def nudge(self) -> None:
+        """Wakes a worker for events that have become due while the others were busy."""
+        if self._idle and not self._looking and self.store.due(self.store.clock(), 1):
+            self.wake()
 
     def probe_now(self) -> None:
         """Ends the wait for the next probe."""
@@ -5423,11 +5530,14 @@ class Delivery:
         if outcome.name == "failed":  # the question was refused, not the ticket
             outcome = outcome._replace(name="later")
         hits: set[str] = set()
+        found = _json_of(answer) if answer.body.strip() else None  # nothing: no hit
+        if outcome.name == "delivered" and found is MISSING:
+            outcome = Outcome(
+                "later", f"{outcome.reason} without JSON to the question", outcome.words
+            )
         if outcome.name == "delivered":
-            with contextlib.suppress(ValueError, Unreadable):
-                found = parse_json(next(decode_body(answer.body))[0])
-                paths = kind.find.request_id
-                hits = {read_id(one) for path in paths for one in find_all(found, path)} - {""}
+            paths = kind.find.request_id
+            hits = {read_id(one) for path in paths for one in find_all(found, path)} - {""}
             word = f"asked whether it happened: {len(hits) or 'no'} request found"
             outcome = outcome._replace(reason=word)
         attempt = Attempt(at, seconds, answer.status, outcome.name, outcome.reason, outcome.words)
@@ -5440,7 +5550,9 @@ class Delivery:
         else:
             verdict = Verdict("pending", outcome.reason, due=self.store.clock())
         self._settle(event, attempt, verdict)
-        log.info("event %d ticket %s %s: %s", event.event, event.ticket, event.kind, outcome.reason)
+        log.info(
+            "event %d ticket %s %s: %s", event.event, event.ticket, event.kind, outcome.reason
+        )
 
     def _delivered(self, kind: Kind, outcome: Outcome) -> Verdict:
         follows = self.config.kinds[kind.then] if kind.then else None
@@ -5546,6 +5658,7 @@ class Delivery:
                 self.fatal = f"{worker.name} hangs for a minute past its deadline"
             elif now > flight.deadline:
                 flight.end()
+        self.gate.nudge()
         for place, worker in enumerate(self._workers):
             if not worker.is_alive() and not self.gate.stopping.is_set():
                 log.critical("a worker died: a new one takes its place")
@@ -5597,7 +5710,7 @@ class _OneLine(logging.Formatter):
 
 
 def start_logging(config: Config, environ: Environ) -> None:
-    """Logs to stderr (under systemd without the time) and to the rotating file, if there is one."""
+    """Logs to stderr (under systemd without the time) and to the rotating file, if any."""
     timed = "%(asctime)s - %(levelname)s - %(message)s"
     plain = "%(levelname)s - %(message)s"
     handlers: list[logging.Handler] = [logging.StreamHandler()]
@@ -5678,7 +5791,9 @@ def find_remote(store_path: str) -> Remote | None:
     except FileNotFoundError:
         return None
     except PermissionError:
-        raise Error(f"{control_path(store_path)}: not readable for you: run this as root") from None
+        raise Error(
+            f"{control_path(store_path)}: not readable for you: run this as root"
+        ) from None
     except (ValueError, KeyError, OSError):
         return None
 
@@ -5955,7 +6070,16 @@ OVERRIDES = {  # options of the command line -> the configuration's key they ove
     "db": "store.path",
     "itsm_url": "itsm.url",
 }
-EVENT_COLUMNS = ("event", "received", "ticket", "kind", "state", "attempts", "request_id", "reason")
+EVENT_COLUMNS = (
+    "event",
+    "received",
+    "ticket",
+    "kind",
+    "state",
+    "attempts",
+    "request_id",
+    "reason",
+)
 
 
 def command_serve(config: Config, arguments: argparse.Namespace, environ: Environ) -> int:
@@ -6059,7 +6183,9 @@ def _check_versions() -> list[Finding]:
             findings.append(("ok", "version", f"{name} {version or 'of unknown version'}"))
         else:
             words = f"{name} {version} is older than its last security fix {fixed}: upgrade it,"
-            findings.append(("look", "version", words + " or see that your distribution mended it"))
+            findings.append(
+                ("look", "version", words + " or see that your distribution mended it")
+            )
     return findings
 
 
@@ -6072,7 +6198,11 @@ def _check_reach(config: Config) -> list[Finding]:
         name = socket.getfqdn() if host in ("0.0.0.0", "::") else host
         where, host = f"as seen from this machine; open TCP {port} in its firewall", name
     return [
-        ("ok", "hook", f"POST http://{host}:{port}{hook.path} -> {', '.join(hook.kinds)} ({where})")
+        (
+            "ok",
+            "hook",
+            f"POST http://{host}:{port}{hook.path} -> {', '.join(hook.kinds)} ({where})",
+        )
         for hook in config.hooks.values()
     ]
 
@@ -6131,9 +6261,8 @@ def _check_itsm(config: Config) -> list[Finding]:
     answer = wire.send(flight, request, headers, fresh=True)
     timer.cancel()
     host = urllib.parse.urlsplit(url).netloc
-    via = f" through {urllib.parse.urlsplit(config['itsm.proxy']).netloc}" * bool(
-        config["itsm.proxy"]
-    )
+    proxy = urllib.parse.urlsplit(config["itsm.proxy"].reveal()).hostname
+    via = f" through {proxy}" if proxy else ""
     findings = _check_certificate(config, url)
     if answer.status is None:
         words = f"{host}{via}: {answer.error}: address, firewall, proxy or certificate?"
@@ -6189,7 +6318,7 @@ def _explain_request(config: Config, reading: Reading, found: dict[str, Any]) ->
     """Adds the request that would be sent; what stands against it, or ""."""
     kind = config.kinds[reading.kind]
     request_id = None
-    if kind.needs:
+    if kind.names_id:
         with contextlib.suppress(Error), Desk(config) as desk:
             mapping = desk.call("show", ticket=reading.ticket)["mapping"]
             request_id = mapping and mapping["request_id"]
@@ -6224,7 +6353,9 @@ def command_explain(config: Config, arguments: argparse.Namespace, environ: Envi
         (hook for hook in config.hooks.values() if hook.path.strip("/") == name), None
     )
     if hook is None:
-        raise ConfigError(f"no hook {name!r}{_hint(name, config.hooks)}: {', '.join(config.hooks)}")
+        raise ConfigError(
+            f"no hook {name!r}{_hint(name, config.hooks)}: {', '.join(config.hooks)}"
+        )
     if arguments.body == "-":
         raw = sys.stdin.buffer.read()
     else:
@@ -6374,7 +6505,9 @@ def command_retry(desk: Desk, arguments: argparse.Namespace) -> int:
         dry_run=arguments.dry_run,
     )
     word = "would be retried" if found["dry_run"] else "back to pending"
-    lines = [f"{len(found['retried'])} {word}: {' '.join(map(str, found['retried']))}".rstrip(": ")]
+    lines = [
+        f"{len(found['retried'])} {word}: {' '.join(map(str, found['retried']))}".rstrip(": ")
+    ]
     lines += [f"refused: {one['reason']}" for one in found["refused"]]
     _emit(arguments, found, "\n".join(lines))
     return 1 if found["refused"] else 0
@@ -6415,7 +6548,9 @@ def _rows_of(path: str, columns: Sequence[str]) -> Iterator[tuple[int, dict[str,
 
 def _progress(done: int, whole: int) -> None:
     if sys.stderr.isatty() and whole > 1000:
-        print(f"\r{done} of {whole}", end="" if done < whole else "\n", file=sys.stderr, flush=True)
+        print(
+            f"\r{done} of {whole}", end="" if done < whole else "\n", file=sys.stderr, flush=True
+        )
 
 
 def command_import(desk: Desk, arguments: argparse.Namespace) -> int:
@@ -6657,7 +6792,11 @@ class _Demo:
     def run(self) -> None:
         """The story."""
         writers = {"4182": "jimin.park", "4183": "dohyun.lee", "4184": "newcomer"}
-        titles = {"4182": "3층 복합기 용지 걸림", "4183": "VPN 접속 불가", "4184": "새 노트북 요청"}
+        titles = {
+            "4182": "3층 복합기 용지 걸림",
+            "4183": "VPN 접속 불가",
+            "4184": "새 노트북 요청",
+        }
         self.say("1. Three tickets are created; ticket 4183 is assigned as well.")
         numbers = {
             ticket: self.post(

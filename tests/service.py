@@ -390,7 +390,9 @@ class Service:
         """A bare connection."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=timeout)
 
-    def exchange(self, data: bytes, half_close: bool = False, patience: float = 5.0) -> list[Reply]:
+    def exchange(
+        self, data: bytes, half_close: bool = False, patience: float = 5.0
+    ) -> list[Reply]:
         """The answers to raw bytes: all until the connection ends, or is silent after one."""
         heard = bytearray()
         with self.connect(patience) as line:

@@ -20,6 +20,7 @@ from time import monotonic
 from typing import Any
 
 import pytest
+
 from itsm import Itsm, ok, plain_text, reply
 from service import (
     AUTHORIZATION,
@@ -748,7 +749,9 @@ def test_explain_names_the_repair_the_fields_and_why_it_would_fail(desk: Service
 
 
 def test_explain_before_the_request_id_is_known_says_so(desk: Service) -> None:
-    run = desk.cli("explain", "itsm_ass", "-", "--json", stdin=json.dumps(assignment("Z")).encode())
+    run = desk.cli(
+        "explain", "itsm_ass", "-", "--json", stdin=json.dumps(assignment("Z")).encode()
+    )
     assert run.code == 0
     assert json.loads(run.json()["body"])["request_id"] not in ("", None)
     assert "request" in run.json()["note"].lower()
@@ -896,7 +899,9 @@ def test_the_demo_shows_it_all_in_under_20_seconds_and_leaves_nothing_behind(
     temporary, folder = tmp_path / "tmp", tmp_path / "here"
     temporary.mkdir()
     folder.mkdir()
-    service = Service(folder, "this is no TOML [")  # it needs no configuration, not even a good one
+    service = Service(
+        folder, "this is no TOML ["
+    )  # it needs no configuration, not even a good one
     began = monotonic()
     run = service.cli("demo", environ={"TMPDIR": str(temporary)}, timeout=25)
     assert monotonic() - began < 20

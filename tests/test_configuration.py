@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from itsm import Itsm
-from service import Service, opening, settings
 
 import hd_itsm
 from hd_itsm import (
@@ -27,6 +25,8 @@ from hd_itsm import (
     load_config,
     sample_config,
 )
+from itsm import Itsm
+from service import Service, opening, settings
 
 NOTHING: Mapping[str, str] = {}
 URL = '[itsm]\nurl = "https://itsm.example.com/api"\n'
@@ -195,7 +195,7 @@ def test_what_the_contract_prints_as_defaults_are_the_defaults(folder: Path) -> 
     printed = load(folder, WHOLE.replace("/etc/hd_itsm.token", str(folder / "token")))
     bare = load_config("", {}, {}, complete=False)
     different = {key for key in bare.options if bare[key] != printed[key]}
-    secrets = {"server.admin_password", "access.token", "alert.url"}
+    secrets = {"server.admin_password", "access.token", "alert.url", "itsm.proxy"}
     assert different - secrets == {"itsm.url", "itsm.authorization"}
     assert not bare["access.token"]
     assert not bare["server.admin_password"]
@@ -405,7 +405,9 @@ def test_a_wrong_type_in_a_hook_or_kind_is_told_without_a_crash(
 
 @pytest.mark.parametrize("table", ["server", "itsm", "values", "tables", "hooks", "kinds", "log"])
 @pytest.mark.parametrize("value", ["1", "'x'", "[1]", "true"])
-def test_a_table_that_is_none_is_told_without_a_crash(folder: Path, table: str, value: str) -> None:
+def test_a_table_that_is_none_is_told_without_a_crash(
+    folder: Path, table: str, value: str
+) -> None:
     assert any(line.startswith(f"{table}: ") for line in problems(folder, f"{table} = {value}"))
 
 
@@ -930,6 +932,8 @@ def test_with_every_line_uncommented_the_sample_loads(folder: Path) -> None:
     tables = tomllib.loads(toml)
     for option in OPTIONS:
         assert option.key in tables[option.section], option.key
+    (folder / "alert").write_text("https://chat.example.com/hook", encoding="utf-8")
+    toml = toml.replace("/etc/hd_itsm.alert", str(folder / "alert"))
     toml = re.sub(r'"/etc/[\w./]+"', f'"{folder / "token"}"', toml)
     config = load(folder, toml, complete=True)
     for option in OPTIONS:

@@ -17,8 +17,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import itsm as stand_in
 import pytest
+
+import hd_itsm
+import itsm as stand_in
+from hd_itsm import Answer, Breaker, Config, Delivery, Outcome, Store, Webhook
 from itsm import (
     MODES,
     ODD_IDS,
@@ -37,9 +40,6 @@ from itsm import (
     take_then_cut,
     too_many,
 )
-
-import hd_itsm
-from hd_itsm import Answer, Breaker, Config, Delivery, Outcome, Store, Webhook
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -1387,7 +1387,9 @@ def test_an_event_whose_kind_is_gone_fails_with_what_to_do(itsm: Itsm, tmp_path:
         works.wait(works.assign("1"), "delivered")
 
 
-def test_a_field_that_cannot_be_translated_any_more_fails_alone(itsm: Itsm, tmp_path: Path) -> None:
+def test_a_field_that_cannot_be_translated_any_more_fails_alone(
+    itsm: Itsm, tmp_path: Path
+) -> None:
     with Works(tmp_path, itsm.url) as works:
         works.wait(works.new("1"), "delivered")
         works.store.keep_facts(paused="1.0")

@@ -17,7 +17,6 @@ import random
 import re
 import resource
 import shutil
-import signal
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -27,9 +26,10 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+import pytest
+
 import faultlib
 import itsm as stand_in
-import pytest
 from faultlib import (
     WORKERS,
     Book,
@@ -82,22 +82,23 @@ def slowly(received: Received) -> Answer:
 
 AT_WORK = [  # (system calls, the n-th of a thread)
     *(("fdatasync", n) for n in (1, 2, 3, 5, 8)),
-    *(("pwrite64", n) for n in (1, 2, 3, 5, 8, 13)),
-    *(("sendto", n) for n in (1, 2, 4)),
-    *(("recvfrom", n) for n in (2, 4)),
+    *(("pwrite64", n) for n in (1, 2, 3, 5, 8, 13, 21)),
+    *(("sendto", n) for n in (1, 2, 3, 5, 8)),
+    *(("recvfrom", n) for n in (2, 4, 7)),
     *(("connect", n) for n in (1, 2)),
     *(("accept4", n) for n in (2, 5)),
-    *(("write", n) for n in (1, 3)),
+    *(("write", n) for n in (1, 3, 6)),
     *(("poll,ppoll", n) for n in (3, 9)),
     *(("futex", n) for n in (15, 60)),
-    *(("close", n) for n in (4,)),
+    *(("close", n) for n in (4, 9)),
+    *(("fstat,newfstatat", n) for n in (3, 40)),
     ("mmap", 3),
 ]
 
 AT_START = [  # of the first start in an empty folder
-    *(("fdatasync", n) for n in (1, 2, 3, 5, 8, 9, 12)),
-    *(("pwrite64", n) for n in (1, 3, 8, 14, 22)),
-    *(("unlink,unlinkat", n) for n in (1, 2, 3, 4)),
+    *(("fdatasync", n) for n in (1, 4, 7, 9, 11)),
+    *(("pwrite64", n) for n in (1, 8, 20, 26)),
+    *(("unlink,unlinkat", n) for n in (1, 2, 3)),
     ("link,linkat", 1),
     ("fsync", 1),
     ("rename,renameat,renameat2", 1),
@@ -116,8 +117,9 @@ def killed_at(
             for calls, number in points:
                 rig.wrap = injected(calls, f"signal=KILL:when={number}")
                 rig.launch()
-                enough = len(book.kept) + 40
-                until(lambda: rig.over or len(book.kept) > enough, f"it works, {calls}")  # noqa: B023
+                if rig.ready():
+                    enough = len(book.kept) + 40
+                    until(lambda: rig.over or len(book.kept) > enough, f"it works, {calls}")  # noqa: B023
                 reached += rig.over
                 rig.end()
             rig.wrap = []
@@ -160,15 +162,17 @@ def test_killed_at_any_system_call_of_the_first_start_the_next_one_works(tmp_pat
             rig = Rig(folder, bookkept(itsm.url))
             rig.wrap = injected(calls, f"signal=KILL:when={number}")
             rig.launch()
-            reached += not rig.ready() or rig.end() == -signal.SIGKILL
+            if rig.ready():
+                with suppress(AssertionError):  # some calls come right after it listens
+                    until(lambda: rig.over, "it is killed", 1)  # noqa: B023
+            reached += rig.over
+            rig.end()
             rig.wrap = []
-            if not rig.over:
-                rig.end()
-            rig._process = None
             name = ticket()
-            with rig:
-                assert rig.step(name, 0).status == 200
-                itsm.wait_for(1, where=lambda one: one.json()["ticket"] == name)  # noqa: B023
+            rig.start()
+            assert rig.step(name, 0).status == 200
+            itsm.wait_for(1, where=lambda one: one.json()["ticket"] == name)  # noqa: B023
+            rig.kill()
     assert reached >= len(AT_START) * 0.8
     assert len(itsm.requests) == len(AT_START)
 
@@ -195,7 +199,7 @@ def killed_under_load(folder: Path, kills: int, program: Path = PROGRAM) -> list
 def test_killed_again_and_again_under_load_all_answered_200_arrives_in_order(
     tmp_path: Path,
 ) -> None:
-    assert killed_under_load(tmp_path, kills=15) == []
+    assert killed_under_load(tmp_path, kills=12) == []
 
 
 @pytest.mark.parametrize(
@@ -205,7 +209,7 @@ def test_killed_again_and_again_under_load_all_answered_200_arrives_in_order(
 def test_control_killed_under_load_each_broken_promise_is_found(
     fault: str, finding: str, tmp_path: Path
 ) -> None:
-    findings = killed_under_load(tmp_path, kills=4, program=sabotaged(tmp_path, fault))
+    findings = killed_under_load(tmp_path, kills=3, program=sabotaged(tmp_path, fault))
     assert finding in kinds_of(findings)
 
 
@@ -234,9 +238,8 @@ def unsynced_answers(folder: Path, program: Path = PROGRAM) -> list[str]:
         answered = [n for n, row in enumerate(rows) if "HTTP/1.1 200" in row and word in row]
         if not answered:  # the head of the answer and its body may be two calls
             answered = [n for n, row in enumerate(rows) if "sendto" in row and word in row]
-        assert written
         assert answered
-        between = rows[written[0] : answered[0]] if written[0] < answered[0] else []
+        between = rows[written[0] : answered[0]] if written and written[0] < answered[0] else []
         synced = [row for row in between if "fdatasync" in row or "fsync" in row]
         if not any("-wal>" in row and row.endswith("= 0") for row in synced):
             findings.append(f"unsynced: {word}")
@@ -273,6 +276,7 @@ def after_power_cuts(folder: Path, cuts: int, program: Path = PROGRAM) -> list[s
             for turn in range(cuts):
                 enough = len(book.kept) + 25 + 20 * turn
                 until(lambda: len(book.kept) > enough, "webhooks are taken")  # noqa: B023
+                rig.freeze()
                 disk.cut_power()
                 rig.end()
                 disk.unmount()
@@ -347,34 +351,43 @@ def test_control_an_error_of_the_disk_that_is_passed_over_loses_webhooks(tmp_pat
 
 
 @pytest.mark.parametrize("calls", ["fdatasync", "pwrite64"])
-def test_a_disk_that_fails_at_the_start_is_told_in_one_line_with_exit_1(
+def test_on_a_disk_that_fails_from_the_start_it_promises_nothing_and_ends_with_1(
     calls: str, tmp_path: Path
 ) -> None:
     need_strace()
     with Itsm() as itsm:
-        with Rig(tmp_path, bookkept(itsm.url)) as rig:
-            rig.post("itsm_new", opening(ticket()))
+        rig = Rig(tmp_path, bookkept(itsm.url))
+        rig.start()
+        assert rig.step(ticket(), 0).status == 200
+        rig.kill()
         rig.wrap = injected(calls, "error=EIO")
-        code, said = rig.refused()
-        assert code == 1
-        assert "disk" in said
-        assert "Traceback" not in said
+        rig.launch()
+        if rig.ready():
+            with suppress(OSError, http.client.HTTPException):
+                assert rig.step(ticket(), 0).status == 503
+        assert rig.wait() == 1
+        assert "disk" in rig.log
+        assert "Traceback" not in rig.log
         rig.wrap = []
-        with rig:
-            assert rig.step(ticket(), 0).status == 200
+        rig.start()
+        assert rig.step(ticket(), 0).status == 200
+        rig.kill()
 
 
 # ---- The disk is full --------------------------------------------------------------------------
 
 
-def on_a_full_disk(folder: Path, disk: Disk, program: Path = PROGRAM) -> list[str]:
+def on_a_full_disk(
+    folder: Path, disk: Disk, program: Path = PROGRAM, heals: bool = True
+) -> list[str]:
     """Fills the disk with attempts in flight, refuses webhooks, records, is killed, gets room
     again; what was wrong."""
     gate, findings = threading.Event(), []
     with Itsm(decide=lambda received: stand_in.held(gate, stand_in.ok())) as itsm:
         rig, book = on_disk(disk, folder, itsm, program), Book()
         rig.start()
-        until(lambda: disk.run("ls", str(disk.place)).count("reserve") or program != PROGRAM, "set")
+        if program == PROGRAM:
+            until(lambda: ".reserve\n" in disk.run("ls", str(disk.place)), "room is set aside")
         names = [ticket() for _ in range(3)]
         pour(rig, book, names, steps=3)
         itsm.wait_for(3)
@@ -389,7 +402,7 @@ def on_a_full_disk(folder: Path, disk: Disk, program: Path = PROGRAM) -> list[st
             findings.append("health: it says nothing of the disk")
         gate.set()
         with suppress(AssertionError):
-            rig.drained(8)
+            rig.drained(8 if heals else 2)
         if rig.health()["pending"]:
             findings.append(f"unrecorded: {rig.health()['pending']} of 9 deliveries")
         if rig.step(ticket(), 0).status != 503:
@@ -397,6 +410,9 @@ def on_a_full_disk(folder: Path, disk: Disk, program: Path = PROGRAM) -> list[st
         log = [row for row in rig.lines() if "disk" in row or "full" in row]
         if len(log) > 5:
             findings.append(f"log: {len(log)} lines of a full disk")
+        if not heals:
+            rig.kill()
+            return findings
         disk.make_room()
         name = ticket()
         with suppress(AssertionError):
@@ -411,8 +427,7 @@ def on_a_full_disk(folder: Path, disk: Disk, program: Path = PROGRAM) -> list[st
 
 
 DISKS = {
-    "ext4": {"kind": "ext4", "megabytes": 16},
-    "ext4 of small blocks": {"kind": "ext4", "megabytes": 16, "block": 1024},
+    "ext4": {"kind": "ext4", "megabytes": 16, "block": 1024},
     "tmpfs": {"kind": "tmpfs", "megabytes": 12},
 }
 
@@ -434,7 +449,7 @@ def test_control_on_a_full_disk_each_broken_promise_is_found(
 ) -> None:
     need_mounts()
     with Disk(tmp_path, "tmpfs", 12) as disk:
-        findings = on_a_full_disk(tmp_path, disk, sabotaged(tmp_path, fault))
+        findings = on_a_full_disk(tmp_path, disk, sabotaged(tmp_path, fault), heals=False)
         assert finding in kinds_of(findings)
 
 
@@ -561,7 +576,9 @@ def foreign(path: Path) -> None:
     """Another program's database."""
     path.unlink()
     with closing(sqlite3.connect(path)) as file:
-        file.executescript("CREATE TABLE customers (name TEXT); INSERT INTO customers VALUES ('x')")
+        file.executescript(
+            "CREATE TABLE customers (name TEXT); INSERT INTO customers VALUES ('x')"
+        )
 
 
 DAMAGES = [truncated, overwritten, garbage, emptied, newer, foreign]
@@ -583,9 +600,8 @@ def with_a_damaged_file(folder: Path, damage: Any, program: Path = PROGRAM) -> l
             findings.append("changed: the file is not as it was")
         if more := {one.name for one in folder.iterdir()} - names - {program.name}:
             findings.append(f"litter: {more}")
-        row = said.strip().splitlines()[-1]
-        if "hd_itsm.db" not in row or not re.search("restore|move|newer|another|name another", row):
-            findings.append(f"silent: {row}")
+        if "hd_itsm.db" not in said or not re.search("restore|move|newer|name another", said):
+            findings.append(f"silent: {said}")
         if "Traceback" in said:
             findings.append("traceback")
         return findings
@@ -648,6 +664,11 @@ def test_a_file_that_another_program_writes_to_is_refused_and_its_work_untouched
             assert other.execute("SELECT count(*) FROM other").fetchone() == (0,)
 
 
+def contents(disk: Disk) -> str:
+    """Names and check sums of the files."""
+    return disk.run("find", str(disk.place), "-type", "f", "-exec", "cksum", "{}", "+")
+
+
 @pytest.mark.parametrize("existing", [True, False], ids=["with a file", "without one"])
 def test_a_directory_that_cannot_be_written_is_refused_with_what_to_do(
     existing: bool, tmp_path: Path
@@ -660,14 +681,14 @@ def test_a_directory_that_cannot_be_written_is_refused_with_what_to_do(
             assert rig.step(ticket(), 0).status == 200
             rig.drained()
             assert rig.stop() == 0
-        before = disk.run("sh", "-c", f"cd {disk.place}; for f in hd*; do echo $f; cksum $f; done")
+        before = contents(disk)
         disk.run("mount", "-o", "remount,ro", str(disk.place))
         code, said = rig.refused()
         assert code == 1
         assert "hd_itsm.db" in said
-        assert re.search("writ|read-only", said.lower())
+        assert re.search("writ|read-only|look after the disk", said.lower())
         assert "Traceback" not in said
-        after = disk.run("sh", "-c", f"cd {disk.place}; for f in hd*; do echo $f; cksum $f; done")
+        after = contents(disk)
         assert after == before
 
 
@@ -687,25 +708,25 @@ Delivery.deliver = _dying
 """
 
 HANGING = """
-_{name} = {place}
-_left_{name} = [{many}]
+_real, _since = time.monotonic, [0.0]
+def _monotonic():  # after the first hang the minutes fly by, in steps too small for the watch
+    steps = min(10, int(_real() - _since[0])) if _since[0] else 0
+    return _real() + 25.0 * steps
+time.monotonic = _monotonic
+_usual = {place}
+_left = [{many}]
 def _hanging(*rest, **named):
-    if _left_{name}[0] > 0:
-        _left_{name}[0] -= 1
+    if threading.current_thread().name.startswith("worker") and _left[0] > 0:
+        _left[0] -= 1
+        _since[0] = _since[0] or _real()
         while True:
             time.sleep(3600)
-    return _{name}(*rest, **named)
+    return _usual(*rest, **named)
 {place} = _hanging
-_watch = Delivery.watch
-_gone = [0]
-def _later(self, now, turn):  # a minute passes in a moment
-    _gone[0] += 20 if _left_{name}[0] <= 0 else 0
-    return _watch(self, now + _gone[0], turn)
-Delivery.watch = _later
 """
 
 
-def with_workers_that(folder: Path, code: str, *names: str) -> list[str]:
+def with_workers_that(folder: Path, code: str, *names: str, patience: float = 11.0) -> list[str]:
     """Delivers with workers that do as `code` has it, restarts where the process ended as systemd
     would; what was wrong."""
     findings = []
@@ -714,14 +735,14 @@ def with_workers_that(folder: Path, code: str, *names: str) -> list[str]:
         rig, book = Rig(folder, bookkept(itsm.url, itsm={"timeout": 1.0}), program), Book()
         rig.start()
         pour(rig, book, [ticket() for _ in range(12)], steps=2)
-        deadline = monotonic() + 12
+        deadline = monotonic() + patience
         while monotonic() < deadline and not rig.over:
             with suppress(OSError, http.client.HTTPException):
                 if not rig.health()["pending"]:
                     break
             book.stopped.wait(0.05)
         if rig.over:
-            if (exit_code := rig.end()) == 0:
+            if rig.end() == 0:
                 findings.append("silent: it ended with 0")
             rig.program = PROGRAM
             rig.start()
@@ -732,27 +753,51 @@ def with_workers_that(folder: Path, code: str, *names: str) -> list[str]:
         return findings + judge(book.kept, itsm.requests, cuts=1)
 
 
-@pytest.mark.parametrize(
-    "error", ["SystemExit(1)", "Fate()", "KeyboardInterrupt()", "MemoryError()"]
-)
+@pytest.mark.parametrize("error", ["SystemExit(1)", "Fate()", "KeyboardInterrupt()"])
 def test_workers_that_die_of_anything_are_replaced(error: str, tmp_path: Path) -> None:
     code = DYING.format(many=10, error=error)
     findings = with_workers_that(tmp_path, code)
     assert findings == []
 
 
-@pytest.mark.parametrize("many", [1, WORKERS])
-@pytest.mark.parametrize("place", ["Wire.send", "translate", "Store.load"])
+def test_a_worker_that_stumbles_over_one_event_delays_no_other_and_loses_none(
+    tmp_path: Path,
+) -> None:
+    code = """
+_deliver = Delivery.deliver
+def _stumbling(self, wire, number):
+    if number == 1:
+        raise ValueError("this event is a riddle")
+    return _deliver(self, wire, number)
+Delivery.deliver = _stumbling
+"""
+    with Itsm() as itsm:
+        rig, book = Rig(tmp_path, bookkept(itsm.url), sabotaged(tmp_path, code=code)), Book()
+        rig.start()
+        first, others = ticket(), [ticket() for _ in range(6)]
+        pour(rig, book, [first], steps=2)
+        pour(rig, book, others, steps=2)
+        until(lambda: rig.health()["pending"] == 2, "the others go out")
+        assert {one.json()["ticket"] for one in itsm.requests} == set(others)
+        assert [one["event"] for one in rig.events("--state", "pending")] == [2, 1]
+        assert rig.lines("event 1", "fault of this program")
+        rig.kill()
+
+
+@pytest.mark.parametrize(
+    ("place", "many"),
+    [("Wire.send", 1), ("Wire.send", WORKERS), ("translate", 1), ("Store.load", WORKERS)],
+)
 def test_workers_that_hang_are_noticed_and_nothing_is_lost(
     place: str, many: int, tmp_path: Path
 ) -> None:
-    code = HANGING.format(name=place.split(".")[-1], place=place, many=many)
+    code = HANGING.format(place=place, many=many)
     assert with_workers_that(tmp_path, code) == []
 
 
 def test_control_dead_workers_that_nobody_replaces_are_found(tmp_path: Path) -> None:
     code = DYING.format(many=10, error="SystemExit(1)")
-    assert "stuck" in kinds_of(with_workers_that(tmp_path, code, "unwatched"))
+    assert "stuck" in kinds_of(with_workers_that(tmp_path, code, "unwatched", patience=4))
 
 
 # ---- No descriptors, no memory -----------------------------------------------------------------
@@ -825,20 +870,19 @@ STEPS = 5
 
 def multiply(path: Path, ticket_id: str, times: int) -> None:
     """Makes of one ticket's events, in a file that nobody uses, those of `times` more tickets."""
-    like = "a ticket of this number"
     with closing(sqlite3.connect(path)) as file:
         names = [row[1] for row in file.execute("PRAGMA table_info(events)")]
-        shift = "(:steps * n)"
+        ours, theirs = f"'\"{ticket_id}\"'", f"'\"{ticket_id}-' || n || '\"'"
         made = {
-            "event": f"event + {shift}",
-            "place": f"place + {shift}",
+            "event": "event + :steps * n",
+            "place": "place + :steps * n",
             "ticket": "ticket || '-' || n",
             "idempotency_key": "lower(hex(randomblob(16)))",
             "digest": "randomblob(32)",
-            "fields": f"replace(fields, '\"{ticket_id}\"', '\"{ticket_id}-' || n || '\"')",
-            "raw": f"CAST(replace(CAST(raw AS TEXT), '\"{ticket_id}\"', '\"{ticket_id}-' || n || '\"') AS BLOB)",
+            "fields": f"replace(fields, {ours}, {theirs})",
+            "raw": f"CAST(replace(CAST(raw AS TEXT), {ours}, {theirs}) AS BLOB)",
         }
-        assert set(made) <= set(names), like
+        assert set(made) <= set(names), "the table of the events is not what it was"
         columns = ", ".join(made.get(name, name) for name in names)
         file.execute(
             "WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE"
@@ -892,12 +936,12 @@ def test_with_100_000_events_waiting_a_restart_is_quick_memory_flat_and_order_ke
         rig.kill()
 
 
-def test_control_memory_and_order_of_a_backlog_are_found(tmp_path: Path) -> None:
+def test_control_a_backlog_held_in_memory_and_sent_out_of_order_is_found(tmp_path: Path) -> None:
     code = """
 _recover = Store.recover
 def _all(self):
     global everything
-    everything = [self.show(number) for number in range(1, 30001)]
+    everything = [self.show(number) for _ in range(40) for number in range(1, 501)]
     _recover(self)
 Store.recover = _all
 """
@@ -908,13 +952,12 @@ Store.recover = _all
         pour(rig, book, [name], STEPS)
         small = faultlib.memory(rig.pid)
         assert rig.stop() == 0
-        multiply(rig.database, name, times=30_000 // STEPS - 1)
+        multiply(rig.database, name, times=500 // STEPS - 1)
         rig.program = sabotaged(tmp_path, "backwards", code=code)
         rig.start()
-        assert rig.cli("map", name, "R-1").code == 0  # arranges the line of this ticket anew
         assert rig.cli("resume").code == 0
-        itsm.wait_for(STEPS, where=lambda one: one.json()["ticket"] == name)
-        assert "disordered" in kinds_of(judge([], itsm.requests, cuts=0))
+        itsm.wait_for(500, timeout=20)
+        assert kinds_of(judge([], itsm.requests, cuts=0)) == {"disordered"}
         assert faultlib.memory(rig.pid, "VmHWM") > small + (20 << 20)
         rig.kill()
 
@@ -944,6 +987,8 @@ def restored(folder: Path, program: Path = PROGRAM) -> list[str]:
                 sound = str(error)
             if sound != "ok":
                 findings.append(f"damaged: {sound}")
+        if findings:
+            return findings
         if copy.stat().st_mode & 0o077:
             findings.append("open: others may read the copy")
         place = folder / "restored"
@@ -968,8 +1013,8 @@ def test_a_backup_under_load_is_sound_and_a_service_goes_on_from_it(tmp_path: Pa
     assert restored(tmp_path) == []
 
 
-def test_control_a_backup_of_half_the_file_is_found(tmp_path: Path) -> None:
-    assert "missing" in kinds_of(restored(tmp_path, sabotaged(tmp_path, "half copied")))
+def test_control_a_copy_of_a_file_that_changes_is_found(tmp_path: Path) -> None:
+    assert "damaged" in kinds_of(restored(tmp_path, sabotaged(tmp_path, "torn")))
 
 
 def test_reconcile_names_tickets_never_seen_without_request_id_and_half_sent(
@@ -1040,8 +1085,10 @@ def told(folder: Path, program: Path = PROGRAM) -> list[str]:
         itsm.stop()
         pour(rig, book, [ticket() for _ in range(4)], steps=2)
         phone.wait_for(1)
+        until(lambda: rig.health()["oldest_age"] >= 3, "the outage goes on")
         rig.restart()
-        until(lambda: rig.health()["itsm"]["state"] == "down", "it is still down")
+        until(lambda: rig.health()["oldest_age"] >= 6, "the outage goes on")
+        assert rig.health()["itsm"]["state"] == "down"
         itsm.start()
         rig.drained(10)
         expected = 2
@@ -1062,11 +1109,8 @@ def told(folder: Path, program: Path = PROGRAM) -> list[str]:
         findings += [f"secret: {s}" for s in secrets if any(s in text for text in texts)]
         if "secret-of-the-chat" in rig.log:
             findings.append("secret: the address is in the log")
-        return findings + judge(
-            [one for one in book.kept],
-            [r for r in itsm.requests if r.json()["ticket"] != refusing],
-            cuts=1,
-        )
+        sent = [one for one in itsm.requests if one.json()["ticket"] != refusing]
+        return findings + judge(book.kept, sent, cuts=1)
 
 
 def test_people_are_told_once_per_incident_and_once_when_it_is_over(tmp_path: Path) -> None:

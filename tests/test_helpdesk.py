@@ -28,6 +28,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 import pytest
+
 from itsm import Itsm, Received, held, ok, silence
 from service import HERE, Service, until
 

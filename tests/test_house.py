@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tokenize
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ def pointing_down(tree: ast.Module) -> list[str]:
     )
 
 
+@cache
 def banners(text: str) -> dict[str, int]:
     """The rooms, by the word in their banner, with its line."""
     found = {}

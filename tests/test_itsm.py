@@ -221,7 +221,9 @@ def limitless(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("mode", WHOLE)
-def test_a_whole_answer_has_its_status_and_body(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_answer_has_its_status_and_body(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     limitless(monkeypatch)
     heard = hear(MODES[mode]())
     answer = parsed(heard.data)

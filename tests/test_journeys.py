@@ -20,6 +20,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 import pytest
+
 from itsm import (
     Answer,
     Itsm,
@@ -479,7 +480,9 @@ def test_what_was_held_goes_out_after_its_opening_in_the_order_received(
     assert {one.json()["request_id"] for one in (first, second, last)} == {"R-1"}
 
 
-def test_an_assignment_waits_in_line_while_its_opening_is_pending(start: Start, itsm: Itsm) -> None:
+def test_an_assignment_waits_in_line_while_its_opening_is_pending(
+    start: Start, itsm: Itsm
+) -> None:
     itsm.answer = reply(503)
     service = start(itsm.url)
     number = ticket()

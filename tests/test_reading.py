@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
-from itsm import Itsm, Received
-from service import PAYLOADS, Service, opening, sample
-from service import settings as service_settings
 
 import hd_itsm
 from hd_itsm import MISSING, Field, Hook, Reading, Unreadable, parse_date, parse_path, read_body
+from itsm import Itsm, Received
+from service import PAYLOADS, Service, opening, sample
+from service import settings as service_settings
 
 T = TypeVar("T")
 
@@ -81,7 +81,7 @@ def assert_linear(
         whole = took(work, made(size))
         for _ in range(2):
             if whole > 10 * max(before, FLOOR):
-                before = max(before, took(work, made(size // 4)))
+                before = min(before, took(work, made(size // 4)))
                 whole = min(whole, took(work, made(size)))
         told = f"{size} bytes: {whole:.3f} s, a quarter of it: {before:.3f} s"
         assert whole <= 10 * max(before, FLOOR), told
@@ -89,9 +89,11 @@ def assert_linear(
 
 
 def test_the_measure_of_growth_finds_a_quadratic_one() -> None:
-    pattern = re.compile("<[^>]*>")
+    def squared(text: str) -> int:
+        return sum(1 for _ in text for _ in text)
+
     with pytest.raises(AssertionError, match="a quarter"):
-        assert_linear(pattern.findall, lambda size: "<" * size, (1 << 10, 1 << 12, 1 << 14))
+        assert_linear(squared, lambda size: "<" * size, (1 << 8, 1 << 10, 1 << 12))
 
 
 # ---- Whole JSON --------------------------------------------------------------------------------
@@ -397,9 +399,7 @@ def test_text_pasted_unencoded_into_a_form_is_cut_at_the_known_keys_and_taken_as
     None
 ):
     hook = hd_itsm.load_config("", {}, {}, complete=False).hooks["itsm_new"]
-    raw = (
-        "ticket_id=4182&subject=50% 할인+%20 & a=b&contents=첫 줄\n둘째 = &x=1&category=OA".encode()
-    )
+    raw = "ticket_id=4182&subject=50% 할인+%20 & a=b&contents=첫 줄\n둘째 = &x=1&category=OA".encode()
     found, repaired = read_body(raw, hook.known)
     assert found == {
         "ticket_id": "4182",
@@ -448,7 +448,15 @@ pieces = st.sampled_from(
     [
         *('"', "\\", "\n", "\r\n", "{", "}", "[", "]", ",", ":", "'", " ", "\t", "a", "1", "가"),
         *('"}', '",', '","', '":"', '\\"', "\\\\", '"]', "true", "null", "😀", "-1.5e3", "//"),
-        *('"x":"y"', '","x":"y', '{"a": "b"}', '"ticket_id":"1"', "&quot;", "&amp;", "C:\\temp\\n"),
+        *(
+            '"x":"y"',
+            '","x":"y',
+            '{"a": "b"}',
+            '"ticket_id":"1"',
+            "&quot;",
+            "&amp;",
+            "C:\\temp\\n",
+        ),
         *('<a href="b">', "#ticketId#", "{{x}}", "{writer}", "%s", "\u2028", "\u202e", "\x1b"),
     ]
 )
@@ -500,6 +508,11 @@ def innocent(template: str, known: frozenset[str], given_texts: tuple[str, ...])
         before = keys_in("%s".join(template.split("%s")[: number + 1]), known)
         assert left
         if any(f'"{key}"' in text for key in known - set(before)):
+            return False
+        # What reads as the end of its own value and a further member of the template, with a key
+        # that no path names, cannot be told from one.
+        members = re.findall(r'"[\s\]}]*,[\s\[{]*"([^"\\]*)"[\s\[\]{}]*:', text)
+        if [key for key in members if key not in known or template in NESTED]:
             return False
     return True
 
@@ -600,7 +613,9 @@ def test_json_pasted_into_a_text_stays_a_text() -> None:
     ],
 )
 @pytest.mark.parametrize("place", ["subject", "contents"])
-def test_keys_that_a_requester_types_never_replace_the_trusted_ones(typed: str, place: str) -> None:
+def test_keys_that_a_requester_types_never_replace_the_trusted_ones(
+    typed: str, place: str
+) -> None:
     fields = {"subject": "s", "contents": "c", place: typed}
     body = (
         f'{{"ticket_id":"4183","writer":"박지민","category":"기타",'
@@ -639,13 +654,15 @@ byte_pieces = st.sampled_from(
         *(b"&#" + b"9" * 5000 + b";", b"a=1&" * 1001, b"[" * 2000, '"contents":"가'.encode()),
     ]
 )
-any_bytes = st.binary(max_size=60) | st.lists(byte_pieces | st.binary(max_size=4), max_size=12).map(
-    b"".join
-)
+any_bytes = st.binary(max_size=60) | st.lists(
+    byte_pieces | st.binary(max_size=4), max_size=12
+).map(b"".join)
 
 
 @settings(max_examples=600, deadline=None)
-@given(any_bytes, st.sampled_from([KNOWN, NESTED_KNOWN, frozenset(), frozenset(('a"b', "*", "("))]))
+@given(
+    any_bytes, st.sampled_from([KNOWN, NESTED_KNOWN, frozenset(), frozenset(('a"b', "*", "("))])
+)
 def test_any_bytes_are_an_object_that_can_be_kept_or_unreadable(
     raw: bytes, known: frozenset[str]
 ) -> None:

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from itsm import Answer, Itsm, Received, hang_up, reply
-from service import HERE, Reply, Sample, Service, sample, until
 
 import hd_itsm
 from hd_itsm import Config, Kind, Scope, Untranslatable, decide, find_request, translate
+from itsm import Answer, Itsm, Received, hang_up, reply
+from service import HERE, Reply, Sample, Service, sample, until
 
 RECIPES = HERE / "recipes"
 CASES: dict[str, Any] = json.loads((RECIPES / "cases.json").read_text(encoding="utf-8"))

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from test_reading import assert_linear, texts, trees
 
 from hd_itsm import (
     FILTERS,
@@ -29,6 +28,7 @@ from hd_itsm import (
     parse_tree,
     translate,
 )
+from test_reading import assert_linear, texts, trees
 
 SEOUL = timezone(timedelta(hours=9))
 RECEIVED = datetime(2026, 11, 23, 15, 30, 0, tzinfo=UTC)  # in Seoul it is half past midnight
@@ -597,7 +597,10 @@ def test_a_header_with_control_characters_is_untranslatable(value: str) -> None:
         ("<a href='https://h/x'>a</a><a href=https://h/y>b</a>", "a (https://h/x)b (https://h/y)"),
         ('<a href="#top">top</a>', "top"),
         ('<a href="javascript:alert(1)">x</a>', "x"),
-        ("<table><tr><td>a</td><td>b</td></tr><tr><td>c</td><td>d</td></tr></table>", "a\tb\nc\td"),
+        (
+            "<table><tr><td>a</td><td>b</td></tr><tr><td>c</td><td>d</td></tr></table>",
+            "a\tb\nc\td",
+        ),
         ("<pre>a\n  b\n</pre>", "a\n  b"),
         ("<p>a\n   b\t c</p>", "a b c"),
         ("x<script>alert('<p>')</script>y", "xy"),

@@ -20,6 +20,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 import pytest
+
 from itsm import Itsm, Received, reply, silence
 from service import (
     NOTED,
@@ -1195,7 +1196,9 @@ def test_the_signature_of_each_sender_admits_its_own_body_and_no_other(
             (body, {**headers, header: FORMS[form].get("prefix", "")}),
         ]
         if "timestamp_header" in FORMS[form]:
-            stamp = next(k for k in headers if k.lower() == FORMS[form]["timestamp_header"].lower())
+            stamp = next(
+                k for k in headers if k.lower() == FORMS[form]["timestamp_header"].lower()
+            )
             forged += [
                 (body, {**headers, stamp: "2026-11-23T06:05:12Z"}),
                 (body, {key: value for key, value in headers.items() if key != stamp}),
@@ -1294,7 +1297,8 @@ def test_the_control_endpoint_does_nothing_without_its_key(
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"[]", b"nonsense", b'{"events": ["x"]}', b'{"events": {}}', b"\xff", b"[" * 5000]
+    "body",
+    [b"", b"[]", b"nonsense", b'{"events": ["x"]}', b'{"events": {}}', b"\xff", b"[" * 5000],
 )
 def test_the_control_endpoint_answers_nonsense_with_400(door: Door, body: bytes) -> None:
     headers = {"HD-ITSM-Key": door.service.control["key"]}
