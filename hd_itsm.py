@@ -2495,6 +2495,7 @@ class Database:
         self._waiters: dict[int, list[threading.Event]] = {}
         self._facts = dict(tuple(row) for row in self._db.execute("SELECT name, value FROM facts"))
         self.broken = ""  # why nothing can be written any more; the process must end
+        self.leaving = False  # the program is about to end
         self.tight = False  # the disk is full: outcomes only, no webhooks
         self.counts = collections.Counter(json.loads(self._facts.get("counts", "{}")))
         self.board: dict[str, Any] = {}  # what Delivery tells and Web shows, in memory only
@@ -3047,7 +3048,8 @@ class Store(Progress):
             while True:
                 found = self.show(event)
                 left = deadline - time.monotonic()
-                if found is None or found["state"] not in ("pending", "held") or left <= 0:
+                settled = found is None or found["state"] not in ("pending", "held")
+                if settled or left <= 0 or self.leaving:
                     break
                 waiter.wait(left)
         finally:
@@ -3058,6 +3060,13 @@ class Store(Progress):
         if found is None:
             return None
         return Receipt(event, found["state"], found["reason"], found["request_id"])
+
+    def leave(self) -> None:
+        """Lets nobody wait any more: the program is about to end."""
+        with self._lock:
+            self.leaving = True
+            for waiter in itertools.chain(*self._waiters.values()):
+                waiter.set()
 
     def events(
         self,
@@ -6012,6 +6021,7 @@ class Service:
         ending = threading.Thread(target=self.delivery.stop, args=(patience,), daemon=True)
         ending.start()
         self.server.stopping, self.server.accepting = True, False
+        self.store.leave()
         while not drain(self.server, began, now := time.monotonic()) and now - began < patience:
             self._turn(0.05)
         self.server.task_dispatcher.shutdown(timeout=1)
