@@ -2431,15 +2431,28 @@ def _connect(path: str) -> sqlite3.Connection:
 
 
 class _Write:
-    """An operation waiting for the transaction that carries it."""
+    """An operation waiting for the transaction that carries it; `turn` is held until then."""
 
-    __slots__ = ("done", "error", "operation", "result")
+    __slots__ = ("done", "error", "operation", "result", "turn")
 
     def __init__(self, operation: Callable[[], Any]) -> None:
         self.operation = operation
         self.result: Any = None
         self.error: BaseException | None = None
         self.done = False
+        self.turn = threading.Lock()
+        self.turn.acquire()
+
+
+NO_TALLY: dict[str, Any] = {
+    "counts": {},  # state -> events in it
+    "hour": 0,  # epoch seconds / 3600; of these three:
+    "received": 0,
+    "delivered": 0,
+    "failed": 0,
+    "repaired": 0,  # webhooks ever
+    "last_delivery": 0.0,  # epoch seconds
+}
 
 
 class Tallies:
@@ -2471,9 +2484,9 @@ class Database:
     """The open file: transactions, facts, the service clock, room for a full disk.
 
     `_lock` guards the connection and all attributes; who holds it waits for nothing but the disk
-    and takes no other lock. Writers put their operation into `_queue` first and then take the
-    lock: whoever gets it runs all that wait in one transaction and commits once (group commit),
-    so the others find their work done.
+    and takes no other lock. Writers queue their operation; one of them leads: it runs all that
+    wait in one transaction, commits once (group commit), lets the others go and hands the lead to
+    the first that came meanwhile. `_queue_lock` guards the queue and `_led`, for moments only.
 
     Service clock: seconds that the service has been running, kept over restarts. Due times and
     ages are measured with it, so that no jump of the wall clock delays or gives up an event.
@@ -2488,7 +2501,10 @@ class Database:
         self.path = path
         self._db = _connect(path)
         self._lock = threading.Lock()
-        self._queue: collections.deque[_Write] = collections.deque()
+        self._queue_lock = threading.Lock()
+        self._queue: list[_Write] = []
+        self._led = False  # whether somebody leads
+        self._last: int | None = None  # the last event's number, where it is known
         self._moved: collections.Counter[str] = collections.Counter()  # state -> more of them
         self._hour: collections.Counter[str] = collections.Counter()  # received, delivered, failed
         self._settled: list[int] = []  # events that a transaction settled
@@ -2497,7 +2513,7 @@ class Database:
         self.broken = ""  # why nothing can be written any more; the process must end
         self.leaving = False  # the program is about to end
         self.tight = False  # the disk is full: outcomes only, no webhooks
-        self.counts = collections.Counter(json.loads(self._facts.get("counts", "{}")))
+        self.tally = {**NO_TALLY, **json.loads(self.fact("tally") or "{}")}
         self.board: dict[str, Any] = {}  # what Delivery tells and Web shows, in memory only
         self.tallies = Tallies()
         self._started = time.monotonic()
@@ -2524,7 +2540,7 @@ class Database:
         self.keep_facts(clock=repr(self.clock()), clock_at=repr(time.time()))
 
     def fact(self, name: str) -> str:
-        """A fact kept earlier, "" for none: paused, itsm (how it is), last_delivery."""
+        """A fact kept earlier, "" for none: paused, itsm (how it is), told (which alerts)."""
         return str(self._facts.get(name, ""))
 
     def keep_facts(self, **facts: str) -> None:
@@ -2558,19 +2574,34 @@ class Database:
     def _write(self, operation: Callable[[], Any]) -> Any:
         """Runs `operation` in a transaction and returns its result once that is on the disk."""
         entry = _Write(operation)
-        self._queue.append(entry)
-        with self._lock:
-            if not entry.done:
-                batch = []
-                while self._queue:
-                    batch.append(self._queue.popleft())
-                self._transact(batch)
-                if entry.error is not None and len(batch) > 1 and not self.broken:
-                    for one in batch:  # one bad operation must not take the others with it
-                        self._transact([one])
+        with self._queue_lock:
+            self._queue.append(entry)
+            follows, self._led = self._led, True
+        if follows:
+            entry.turn.acquire()
+        if not entry.done:
+            self._lead(entry)
         if entry.error is not None:
             raise entry.error
         return entry.result
+
+    def _lead(self, leader: _Write) -> None:
+        """Carries out what waits, in one transaction, and hands the lead on."""
+        with self._lock:
+            with self._queue_lock:
+                batch, self._queue = self._queue, []
+            self._transact(batch)
+            if leader.error is not None and len(batch) > 1 and not self.broken:
+                for one in batch:  # one bad operation must not take the others with it
+                    self._transact([one])
+        with self._queue_lock:
+            successor = self._queue[0] if self._queue else None
+            self._led = successor is not None
+        for entry in batch:
+            if entry is not leader:
+                entry.turn.release()
+        if successor is not None:
+            successor.turn.release()
 
     def _transact(self, batch: list[_Write]) -> None:
         self._moved.clear()
@@ -2583,17 +2614,15 @@ class Database:
             self._db.execute("BEGIN IMMEDIATE")
             for entry in batch:
                 entry.result = entry.operation()
-            counts = self.counts.copy()
-            counts.update(self._moved)
-            if self._hour or counts != self.counts:
-                self._count(counts)
+            tally = self._new_tally() if self._moved or self._hour else self.tally
             self._db.execute("COMMIT")
-            self.counts = counts
+            self.tally = tally
         except sqlite3.Error as found:
             error = self._failed(found)
         except BaseException as found:
             error = found
         if error is not None:
+            self._last = None
             with contextlib.suppress(sqlite3.Error):
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
@@ -2603,21 +2632,29 @@ class Database:
         for entry in batch:
             entry.error, entry.done = error, True
 
-    def _count(self, counts: Mapping[str, int]) -> None:
-        """Keeps the counts by state and of this hour, once a transaction."""
-        facts = {"counts": json.dumps(counts)}
+    @property
+    def counts(self) -> collections.Counter[str]:
+        """How many events are in each state."""
+        return collections.Counter(self.tally["counts"])
+
+    def _new_tally(self) -> dict[str, Any]:
+        """The tally with what this transaction adds, kept with it."""
+        now = time.time()
+        counts = self.counts
+        counts.update(self._moved)
+        tally = {**self.tally, "counts": counts}
+        if tally["hour"] != int(now) // 3600:
+            self._sql(
+                "INSERT OR REPLACE INTO hours VALUES (:hour, :received, :delivered, :failed)",
+                **{name: tally[name] for name in ("hour", "received", "delivered", "failed")},
+            )
+            tally |= {"hour": int(now) // 3600, "received": 0, "delivered": 0, "failed": 0}
+        for name in ("received", "delivered", "failed", "repaired"):
+            tally[name] += self._hour[name]
         if self._hour["delivered"]:
-            facts["last_delivery"] = repr(time.time())
-        if self._hour["repaired"]:
-            facts["repaired"] = str(int(self.fact("repaired") or 0) + self._hour["repaired"])
-        self._set_facts(facts)
-        self._sql(
-            "INSERT INTO hours VALUES (:hour, :received, :delivered, :failed)"
-            " ON CONFLICT (hour) DO UPDATE SET received = received + excluded.received,"
-            " delivered = delivered + excluded.delivered, failed = failed + excluded.failed",
-            hour=int(time.time()) // 3600,
-            **{name: self._hour[name] for name in ("received", "delivered", "failed")},
-        )
+            tally["last_delivery"] = now
+        self._set_facts({"tally": json.dumps(tally)})
+        return tally
 
     def _failed(self, error: sqlite3.Error) -> Error:
         """What a failed statement or commit means for the file from now on."""
@@ -2683,8 +2720,11 @@ class Lines(Database):
     def _insert(
         self, webhook: Webhook, parent: sqlite3.Row | None = None, due: float | None = None
     ) -> int:
-        row = self._db.execute("SELECT coalesce(max(event), 0) + 1 FROM events").fetchone()
-        number = int(row[0])
+        if self._last is None:
+            self._last = self._db.execute("SELECT coalesce(max(event), 0) FROM events").fetchone()[
+                0
+            ]
+        number = self._last = self._last + 1
         self._db.execute(
             "INSERT INTO events (event, place, parent, ticket, kind, hook, state, reason, opens,"
             " needs, received, born, due, idempotency_key, delivery_id, sender, repaired, digest,"
@@ -2773,10 +2813,11 @@ class Lines(Database):
     def _receive(self, webhook: Webhook) -> Receipt:
         if webhook.ticket is None:
             return self._receive_unreadable(webhook)
-        request_id = self._request_id(webhook.ticket)
-        seen = self._row(
-            "SELECT 1 FROM events WHERE ticket = :ticket LIMIT 1", ticket=webhook.ticket
-        )
+        request_id, seen = self._db.execute(
+            "SELECT (SELECT request_id FROM mappings WHERE ticket = :ticket),"
+            " EXISTS (SELECT 1 FROM events WHERE ticket = :ticket)",
+            {"ticket": webhook.ticket},
+        ).fetchone()
         if webhook.state != "ignored" and (seen or webhook.delivery_id or request_id):
             first, reason = self._duplicate(webhook, request_id)
             if first and first["state"] == "failed" and not first["attempts"]:
@@ -3186,7 +3227,8 @@ class Store(Progress):
 
     def hours(self, first: int) -> list[dict[str, Any]]:
         """What happened in each hour (epoch seconds / 3600) from `first` on."""
-        return self._read("SELECT * FROM hours WHERE hour >= :first ORDER BY hour", first=first)
+        rows = self._read("SELECT * FROM hours WHERE hour >= :first ORDER BY hour", first=first)
+        return [*rows, self.tally]
 
     def find_tickets(self, text: str) -> list[str]:
         """The tickets that `text` means: as a ticket, or as a request id."""
@@ -3711,7 +3753,7 @@ def verb_status(config: Config, store: Store, arguments: Arguments) -> Any:
     oldest, clock = store.oldest(), config.clock
     counts = {state: store.counts.get(state, 0) for state in STATES}
     itsm = json.loads(store.fact("itsm") or "{}")
-    last = store.fact("last_delivery")
+    last = store.tally["last_delivery"]
     return {
         **counts,
         "counts": counts,
@@ -3724,9 +3766,9 @@ def verb_status(config: Config, store: Store, arguments: Arguments) -> Any:
             "since": iso(itsm.get("since"), clock),
         },
         "paused": iso(float(store.fact("paused")), clock) if store.fact("paused") else None,
-        "last_delivery": iso(float(last), clock) if last else None,
+        "last_delivery": iso(last, clock) if last else None,
         "last_webhook": iso(store.last_received(), clock),
-        "repaired": int(store.fact("repaired") or 0),
+        "repaired": store.tally["repaired"],
         "running": bool(store.board),
         "needs": list(incidents(config, store, held_after=0.0).values()),
     }
@@ -4438,7 +4480,7 @@ def ago(seconds: float) -> str:
 def summary(config: Config, store: Store) -> tuple[str, str, str]:
     """(band, word, sentence): is all well?"""
     now, counts = time.time(), store.counts
-    oldest, last = store.oldest(), store.fact("last_delivery")
+    oldest, last = store.oldest(), store.tally["last_delivery"]
     itsm, paused = json.loads(store.fact("itsm") or "{}"), store.fact("paused")
     waiting = counts["pending"] + counts["held"]
     line = f"{waiting} events wait, the oldest {ago(now - oldest['received'])}." if oldest else ""
@@ -4464,7 +4506,7 @@ def summary(config: Config, store: Store) -> tuple[str, str, str]:
         return "warn", word, "; ".join(others or ["What to do stands beside each"]) + "."
     received = store.last_received()
     told = f"Last webhook {ago(now - received)} ago" if received else "No webhook came yet"
-    told += f", last delivery {ago(now - float(last))} ago." if last else "."
+    told += f", last delivery {ago(now - last)} ago." if last else "."
     return "ok", "\u25cf " + (f"{waiting} on their way." if waiting else "All delivered."), told
 
 

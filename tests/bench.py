@@ -1,7 +1,7 @@
 """How fast hd_itsm is, as ratios against bare programs of the same three libraries.
 
     python tests/bench.py                      # everything; ten minutes and more
-    python tests/bench.py --quick              # smaller and rougher, under a minute
+    python tests/bench.py --quick              # smaller and rougher, a minute or two
     python tests/bench.py --only intake whole  # some measures; --help names them
 
 Seconds belong to a machine, ratios travel: each figure is taken in the same run as its bare
@@ -142,7 +142,7 @@ class Line:
 
 
 class Load:
-    """Sends prebuilt requests over some connections: as fast as they are answered, or at a rate."""
+    """Sends prebuilt requests over connections, as fast as they are answered or at a rate."""
 
     def __init__(self, port: int, requests: Sequence[bytes], connections: int) -> None:
         self.requests = iter(requests)
@@ -840,7 +840,10 @@ def whole_way(bench: Bench, mine: Ours, itsm: Itsm, count: int, **load: Any) -> 
 
 
 def measure_p99(bench: Bench) -> Iterator[Row]:
-    """At 50 webhooks a second: ITSM alive, dead, slow; and with 1,000 slow clients."""
+    """At 50 webhooks a second: ITSM alive, dead, slow; and with 1,000 slow clients.
+
+    "Unchanged" is read as at most twice that with the ITSM alive: a p99 is not steadier.
+    """
     seconds = bench.size(5, 2)
     found: dict[str, list[float]] = {
         word: [] for word in ("alive", "dead", "slow (2 s)", "1,000 slow clients", "bare")
@@ -877,8 +880,8 @@ def measure_p99(bench: Bench) -> Iterator[Row]:
             f"{mine:.1f} ms",
             f"{other:.1f} ms{beside}",
             f"{mine / other:.2f}",
-            "<= 25 ms",
-            mine <= 25,
+            "<= 25 ms" if word == "alive" else "<= 25 ms, 2.00",
+            mine <= 25 and (word == "alive" or mine <= 2 * other),
         )
 
 

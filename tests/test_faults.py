@@ -18,7 +18,9 @@ import re
 import resource
 import shutil
 import sqlite3
+import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
@@ -27,6 +29,10 @@ from time import monotonic
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, Phase
+from hypothesis import settings as settings_of_hypothesis
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 import faultlib
 import itsm as stand_in
@@ -215,7 +221,21 @@ def test_control_killed_under_load_each_broken_promise_is_found(
 
 # ---- On the disk before the answer -------------------------------------------------------------
 
-CALL = re.compile(r"^(\d+) +(?:<\.\.\. )?(\w+)")
+
+def calls_of(trace: Path) -> list[str]:
+    """The lines of strace; a call that was interrupted stands whole where it came to its end."""
+    rows, begun = [], dict[str, str]()
+    for row in trace.read_text(encoding="utf-8", errors="replace").splitlines():
+        thread = row.split(" ")[0]
+        if row.endswith("<unfinished ...>"):
+            begun[thread] = row.removesuffix("<unfinished ...>")
+            if "sendto(" in row or "sendmsg(" in row:  # what counts is when it began
+                rows.append(row)
+        elif " resumed>" in row:
+            rows.append(begun.pop(thread, "") + row.partition(" resumed>")[2])
+        else:
+            rows.append(row)
+    return rows
 
 
 def unsynced_answers(folder: Path, program: Path = PROGRAM) -> list[str]:
@@ -225,14 +245,14 @@ def unsynced_answers(folder: Path, program: Path = PROGRAM) -> list[str]:
     with Itsm() as itsm:
         rig = Rig(folder, settings(itsm.url), program)
         calls = "pwrite64,pwritev,write,fdatasync,fsync,sendto,sendmsg"
-        rig.wrap = ["strace", "-D", "-f", "--seccomp-bpf", "-qq", "-y", "-s", "20000"]
+        rig.wrap = ["strace", "-D", "-f", "-qq", "-y", "-s", "20000"]
         rig.wrap += ["-o", str(trace), "-e", f"trace={calls}"]
         with rig:
             assert rig.cli("pause").code == 0
             for word in words:
                 assert rig.post("itsm_new", opening(ticket(), subject=word)).status == 200
             assert rig.stop() == 0
-    rows = trace.read_text(encoding="utf-8", errors="replace").splitlines()
+    rows = calls_of(trace)
     for word in words:
         written = [n for n, row in enumerate(rows) if "pwrite64" in row and word in row]
         answered = [n for n, row in enumerate(rows) if "HTTP/1.1 200" in row and word in row]
@@ -420,6 +440,7 @@ def on_a_full_disk(
             book.kept.append((name, 0))
         if (name, 0) not in book.kept:
             findings.append("unhealed: it still refuses webhooks")
+        rig.drained()
         rig.restart()
         rig.drained()
         rig.kill()
@@ -1013,7 +1034,7 @@ def test_a_backup_under_load_is_sound_and_a_service_goes_on_from_it(tmp_path: Pa
     assert restored(tmp_path) == []
 
 
-def test_control_a_copy_of_a_file_that_changes_is_found(tmp_path: Path) -> None:
+def test_control_a_backup_of_half_the_file_is_found(tmp_path: Path) -> None:
     assert "damaged" in kinds_of(restored(tmp_path, sabotaged(tmp_path, "torn")))
 
 
@@ -1151,3 +1172,163 @@ def test_an_alert_address_that_takes_nothing_changes_nothing_else(
             taken = [one for one in itsm.requests if one.json()["ticket"] != refused]
             assert judge(book.kept, taken, cuts=0) == []
             assert len(rig.lines("alert address")) < 10
+
+
+# ---- A journey by chance -----------------------------------------------------------------------
+
+TICKETS = st.sampled_from(["A", "B", "C", "D"])
+MOODS = ("well", "well", "down", "cut", "reset", "refuses openings")
+
+
+class Journey(RuleBasedStateMachine):
+    """Webhooks, repeats, moods of the ITSM, kills, stops, retries and mappings in any order.
+
+    The model knows what was answered 200 and what the ITSM took; at the end everything answered
+    was taken, in order, and no more often than a kill or a cut line excuses.
+    """
+
+    program = PROGRAM
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory(prefix="journey-")
+        self.mood = "well"
+        self.kills = 0
+        self.steps = dict.fromkeys("ABCD", 0)  # the last assignment
+        self.opened: set[str] = set()
+        self.mapped: set[str] = set()
+        self.promised: set[tuple[str, int]] = set()
+        self.took: list[tuple[str, int]] = []
+        self.excuses: Counter[tuple[str, int]] = Counter()
+        self.itsm = Itsm(decide=self.decide)
+        self.itsm.start()
+        self.rig = Rig(Path(self.folder.name), bookkept(self.itsm.url), self.program)
+        self.rig.start()
+
+    def decide(self, received: Received) -> Answer:
+        """What the ITSM does in its present mood."""
+        body = received.json()
+        step = (body["ticket"], int(body["step"]))
+        if self.mood == "down":
+            return stand_in.reply(503)
+        if self.mood == "reset":
+            return stand_in.reset()
+        if self.mood == "refuses openings" and step[1] == 0:
+            return stand_in.reply(400, json={"error": "not today"})
+        self.took.append(step)
+        if self.mood == "cut":
+            self.excuses[step] += 1
+            return stand_in.take_then_cut()
+        return stand_in.ok()
+
+    def post(self, name: str, step: int) -> None:
+        """A webhook, which is always taken."""
+        assert self.rig.step(name, step).status == 200
+        if step or name not in self.mapped:
+            self.promised.add((name, step))
+
+    @rule(name=TICKETS)
+    def open(self, name: str) -> None:
+        """The ticket is opened, or its opening is repeated."""
+        self.opened.add(name)
+        self.post(name, 0)
+
+    @rule(name=TICKETS, many=st.integers(1, 3))
+    def assign(self, name: str, many: int) -> None:
+        """The ticket goes to others."""
+        for _ in range(many):
+            self.steps[name] += 1
+            self.post(name, self.steps[name])
+
+    @rule(name=TICKETS)
+    def repeat(self, name: str) -> None:
+        """The helpdesk sends the last assignment again."""
+        if self.steps[name]:
+            self.post(name, self.steps[name])
+
+    @rule(mood=st.sampled_from(MOODS))
+    def change(self, mood: str) -> None:
+        """The ITSM's mood changes."""
+        self.mood = mood
+
+    @rule()
+    def kill(self) -> None:
+        """The service is killed and comes back."""
+        self.kills += 1
+        self.rig.restart()
+
+    @rule()
+    def stop(self) -> None:
+        """The service is stopped, and started again; what it cuts after `stop_after` is unclear."""
+        self.kills += 1
+        assert self.rig.stop() == 0
+        self.rig.start()
+
+    @rule()
+    def retry(self) -> None:
+        """A person sends again what failed."""
+        assert self.rig.cli("retry", "--state", "failed").code in (0, 1)
+
+    @rule(name=TICKETS)
+    def map(self, name: str) -> None:
+        """A person gives a request id to a ticket that was never opened here."""
+        if name not in self.opened:
+            self.mapped.add(name)
+            assert self.rig.cli("map", name, f"HAND-{name}").code == 0
+
+    def teardown(self) -> None:
+        """In the end all is well, and the books are compared."""
+        try:
+            self.mood = "well"
+            self.rig.cli("retry", "--state", "failed")
+            self.rig.drained(15)
+            assert self.findings() == []
+        finally:
+            self.rig.kill()
+            self.itsm.close()
+            self.folder.cleanup()
+
+    def findings(self) -> list[str]:
+        """What is wrong with what the ITSM took."""
+        held = {one for one in self.promised if not {one[0]} & (self.opened | self.mapped)}
+        found = [f"lost: {one}" for one in sorted(self.promised - held - set(self.took))]
+        found += [f"too early: {one}" for one in sorted(held & set(self.took))]
+        for one, times in Counter(self.took).items():
+            if times > 1 + self.kills + self.excuses[one]:
+                found.append(f"repeated: {one} {times} times")
+        for name in "ABCD":
+            steps = [step for ticket_id, step in self.took if ticket_id == name]
+            if steps != sorted(steps):
+                found.append(f"disordered: {name} {steps}")
+        return found
+
+
+JOURNEYS = settings_of_hypothesis(
+    max_examples=8,
+    stateful_step_count=15,
+    deadline=None,
+    database=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def test_on_any_journey_nothing_is_lost_doubled_or_disordered() -> None:
+    run_state_machine_as_test(Journey, settings=JOURNEYS)
+
+
+@pytest.mark.parametrize(
+    ("fault", "finding"), [("twice", "repeated"), ("backwards", "disordered")]
+)
+def test_control_a_journey_finds_a_broken_promise(
+    fault: str, finding: str, tmp_path: Path
+) -> None:
+    class Sabotaged(Journey):
+        program = sabotaged(tmp_path, fault)
+
+    journey = Sabotaged()
+    journey.change("down")
+    journey.open("A")
+    journey.assign("A", 3)
+    with pytest.raises(AssertionError, match=finding):
+        journey.teardown()

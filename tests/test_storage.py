@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -208,9 +208,9 @@ def connection_of(store: Store) -> sqlite3.Connection:
     return next(value for value in vars(store).values() if isinstance(value, sqlite3.Connection))
 
 
-def queue_of(store: Store) -> deque[Any]:
-    """What waits for the store's next transaction."""
-    return next(value for value in vars(store).values() if isinstance(value, deque))
+def queue_of(store: Store) -> list[Any]:
+    """The operations that wait for the next transaction."""
+    return store._queue
 
 
 def until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
