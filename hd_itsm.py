@@ -2250,8 +2250,7 @@ MIGRATIONS = (  # entry n brings a file of version n to n + 1; never change one 
 WAITS = "waits for the request id of its ticket; no opening event is pending"
 
 
-@dataclass(frozen=True)
-class Webhook:
+class Webhook(NamedTuple):
     """What Web gives to the store: a webhook that was read, or why it could not be."""
 
     hook: str
@@ -2734,7 +2733,7 @@ class Lines(Database):
             " :sender,"
             " :repaired, :digest, :fields, :headers, :raw)",
             {
-                **vars(webhook),
+                **webhook._asdict(),
                 "event": number,
                 "place": parent["place"] if parent else number,
                 "parent": parent["event"] if parent else None,
@@ -2825,7 +2824,7 @@ class Lines(Database):
                 if webhook.state == "failed":  # refused with 400 then, and now again
                     return Receipt(first["event"], "failed", webhook.reason, request_id)
             elif reason:
-                number = self._insert(replace(webhook, state="ignored", reason=reason))
+                number = self._insert(webhook._replace(state="ignored", reason=reason))
                 return Receipt(first["event"] if first else number, "ignored", reason, request_id)
         if webhook.state != "pending":
             return Receipt(self._insert(webhook), webhook.state, webhook.reason, request_id)
@@ -3533,11 +3532,10 @@ def judge_kind(config: Config, base: Webhook, fields: Mapping[str, Any]) -> Webh
     kind = config.kinds.get(base.kind)
     if kind is None:
         reason = f"kind {base.kind} is not configured: add [kinds.{base.kind}], then retry"
-        return replace(base, state="failed", reason=reason)
+        return base._replace(state="failed", reason=reason)
     used = {name: value for name, value in fields.items() if name in kind.names}
-    base = replace(
-        base,
-        used=COMPACT.encode(used),
+    base = base._replace(
+        used=base.fields if len(used) == len(fields) else COMPACT.encode(used),
         opens=kind.opens,
         needs=kind.needs,
         again=kind.again,
@@ -3545,19 +3543,19 @@ def judge_kind(config: Config, base: Webhook, fields: Mapping[str, Any]) -> Webh
     try:
         translate(kind, config.scope(fields, 0, str(base.ticket), base.received, "?"))
     except Untranslatable as error:
-        return replace(base, state="failed", reason=f"cannot be translated: {error}")
+        return base._replace(state="failed", reason=f"cannot be translated: {error}")
     return base
 
 
 def judge(config: Config, hook: Hook, reading: Reading, base: Webhook) -> Webhook:
     """The webhook as it is to be stored: pending, ignored by the rules, or failed and why."""
     if reading.problem:
-        return replace(base, state="failed", reason=reading.problem, repaired=reading.repaired)
+        return base._replace(state="failed", reason=reading.problem, repaired=reading.repaired)
     fields = COMPACT.encode(reading.fields)
-    base = replace(base, ticket=reading.ticket, fields=fields, repaired=reading.repaired)
+    base = base._replace(ticket=reading.ticket, fields=fields, repaired=reading.repaired)
     if not reading.kind:
-        return replace(base, state="ignored", reason=f"no rule of hook {hook.name} matches")
-    return judge_kind(config, replace(base, kind=reading.kind), reading.fields)
+        return base._replace(state="ignored", reason=f"no rule of hook {hook.name} matches")
+    return judge_kind(config, base._replace(kind=reading.kind), reading.fields)
 
 
 # The verbs: what an operator asks and does, alike from the command line and the control endpoint.
@@ -3652,12 +3650,12 @@ def reread(config: Config, row: Mapping[str, Any]) -> Webhook:
     )
     if row["parent"] is not None:  # it has no body of its own
         fields = json.loads(row["fields"])
-        base = replace(base, kind=row["kind"], ticket=row["ticket"], fields=row["fields"])
+        base = base._replace(kind=row["kind"], ticket=row["ticket"], fields=row["fields"])
         return judge_kind(config, base, fields)
     hook = config.hooks.get(row["hook"])
     if hook is None:
         reason = f"hook {row['hook']} is not configured any more"
-        return replace(base, state="failed", reason=reason)
+        return base._replace(state="failed", reason=reason)
     return judge(config, hook, read_webhook(hook, row["raw"], json.loads(row["headers"])), base)
 
 
@@ -4057,7 +4055,7 @@ class Web:
         except Exception:  # whatever it is, the webhook is kept
             log.exception("%s: a fault of this program; the webhook is kept as failed", hook.path)
             reason = "a fault of this program (see the log): retry it with a newer one"
-            return replace(base, state="failed", reason=reason), {}
+            return base._replace(state="failed", reason=reason), {}
 
     def note(self, hook: Hook, webhook: Webhook, receipt: Receipt) -> None:
         """The log line of a webhook, where it is not simply taken; and the tallies."""
@@ -5755,6 +5753,8 @@ class _OneLine(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The record as text."""
         text = super().format(record)
+        if text.isprintable():
+            return text
         return re.sub(
             r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]",
             lambda match: match[0].encode("unicode_escape").decode(),

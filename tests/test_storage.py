@@ -85,7 +85,7 @@ class House:
         )
         found = self.config.hooks[hook]
         reading = hd_itsm.read_webhook(found, raw, {})
-        return hd_itsm.judge(self.config, found, reading, replace(base, **about))
+        return hd_itsm.judge(self.config, found, reading, base._replace(**about))
 
     def new(self, ticket: str, subject: str = "printer", **named: Any) -> Receipt:
         fields = {"writer": "kim", "category": "it", "subject": subject, "contents": "broken"}
@@ -102,7 +102,7 @@ class House:
 
     def free_note(self, ticket: str, text: str) -> Receipt:
         """An event that waits for no request id, as where no kind opens requests."""
-        return self.store.receive(replace(self.webhook("note", ticket, text=text), needs=False))
+        return self.store.receive(self.webhook("note", ticket, text=text)._replace(needs=False))
 
     def unreadable(self, raw: bytes, hook: str = "itsm_new") -> Receipt:
         return self.store.receive(
@@ -322,7 +322,7 @@ def test_one_bad_operation_does_not_take_the_others_along(house: House) -> None:
             "itsm_new", ticket, writer="a", category="b", subject="c", contents="d"
         )
         if bad:  # no store takes a lone surrogate
-            webhook = replace(webhook, fields='"\ud800"')
+            webhook = webhook._replace(fields='"\ud800"')
 
         def receive() -> None:
             try:
