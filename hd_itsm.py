@@ -41,6 +41,7 @@ import difflib
 import email.utils
 import errno
 import functools
+import glob
 import hashlib
 import hmac
 import html
@@ -2396,7 +2397,8 @@ def _open_error(path: str, error: sqlite3.Error) -> StoreError:
     if name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM", "SQLITE_AUTH")):
         return StoreError(f"{path}: {error}: directory and file must be writable for us")
     if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
-        return StoreError(f"{path}: {error}: look after the disk, then start again")
+        words = "is the disk full, read-only or broken? Look after it, then start again"
+        return StoreError(f"{path}: {error}: {words}")
     return StoreError(
         f"{path} is damaged ({error}): keep a copy of it; restore a backup, or move it away and"
         " `import` the mappings of your last `export`"
@@ -2418,7 +2420,7 @@ def _connect(path: str) -> sqlite3.Connection:
         if os.stat(path).st_size <= SMALL_FILE:
             found = connection.execute("PRAGMA quick_check(3)").fetchall()
             if found != [("ok",)]:
-                raise sqlite3.DatabaseError("; ".join(row[0] for row in found))
+                raise sqlite3.DatabaseError(" ".join(found[0][0].split()))
         _migrate(connection)
     except StoreError:
         connection.close()
@@ -2500,6 +2502,9 @@ class Database:
         _refuse_foreign(path)
         self.path = path
         self._db = _connect(path)
+        for leftover in glob.glob(f"{glob.escape(path)}.new.*"):  # of a start that was killed
+            with contextlib.suppress(OSError):
+                os.unlink(leftover)
         self._lock = threading.Lock()
         self._queue_lock = threading.Lock()
         self._queue: list[_Write] = []
@@ -5452,6 +5457,7 @@ class Delivery:
         self.wake = self.gate.wake
         self.fatal = ""  # why the process must end
         self._flights: dict[threading.Thread, Flight] = {}
+        self._since: dict[threading.Thread, float] = {}  # workers with an event: since when
         self._workers: list[threading.Thread] = []
         self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
         self._alerter = threading.Thread(target=self._alert, name="alert", daemon=True)
@@ -5495,6 +5501,7 @@ class Delivery:
         wire = Wire(self.config)
         while (taken := self.gate.take()) is not None:
             event, ticket = taken
+            self._since[threading.current_thread()] = time.monotonic()
             try:
                 self.deliver(wire, event)
             except StoreError as error:
@@ -5504,6 +5511,7 @@ class Delivery:
                 log.exception("event %d: a fault of this program; it is tried again", event)
                 self.store.postpone(event, self.store.clock() + 60)
             finally:
+                del self._since[threading.current_thread()]
                 self.gate.done(ticket)
 
     def deliver(self, wire: Wire, number: int) -> None:
@@ -5666,6 +5674,7 @@ class Delivery:
                 self.store.record(event, attempt, verdict)
                 return
             except StoreFull:
+                self._since[threading.current_thread()] = time.monotonic()  # it does not hang
                 if self.gate.stopping.wait(0.5):
                     return  # it stays pending: at most this attempt is repeated
 
@@ -5704,11 +5713,12 @@ class Delivery:
 
     def watch(self, now: float, turn: int) -> None:
         """One round, four a second; `now` is monotonic."""
-        for worker, flight in list(self._flights.items()):
-            if now > flight.deadline + 60:
-                self.fatal = f"{worker.name} hangs for a minute past its deadline"
-            elif now > flight.deadline:
+        for flight in list(self._flights.values()):
+            if now > flight.deadline:
                 flight.end()
+        for since in list(self._since.values()):
+            if now - since > self.config["itsm.timeout"] + 60:
+                self.fatal = "a worker hangs for a minute past its deadline"
         self.gate.nudge()
         for place, worker in enumerate(self._workers):
             if not worker.is_alive() and not self.gate.stopping.is_set():

@@ -377,6 +377,18 @@ def sabotaged(folder: Path, *names: str, code: str = "") -> Path:
     return path
 
 
+_launched: list[subprocess.Popen[bytes]] = []
+
+
+def end_all() -> None:
+    """Kills what a failed test left running."""
+    while _launched:
+        process = _launched.pop()
+        if process.poll() is None:
+            process.kill()
+            process.wait(10)
+
+
 class Rig(Service):
     """A Service whose program and way to be started may be others than the usual."""
 
@@ -410,6 +422,7 @@ class Rig(Service):
                 stdout=log,
                 stderr=log,
             )
+        _launched.append(self._process)
 
     def _command(self, wrap: Sequence[str], program: Path, *arguments: object) -> list[str]:
         words = [sys.executable, str(program), *map(str, arguments)]

@@ -11,7 +11,6 @@ check must find something in a program with one protection taken away.
 from __future__ import annotations
 
 import http.client
-import json
 import os
 import random
 import re
@@ -57,6 +56,12 @@ from service import PROGRAM, assignment, opening, settings, ticket, until
 from service import closing as closed
 
 FULL = bool(os.environ.get("HD_ITSM_FULL"))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_running() -> Iterator[None]:
+    yield
+    faultlib.end_all()
 
 
 @contextmanager
@@ -912,9 +917,9 @@ def multiply(path: Path, ticket_id: str, times: int) -> None:
             {"times": times, "ticket": ticket_id, "steps": STEPS},
         )
         waiting = file.execute("SELECT count(*) FROM events").fetchone()[0]
-        found = file.execute("SELECT value FROM facts WHERE name = 'counts'").fetchone()
-        counts = {**json.loads(found[0]), "pending": waiting}
-        file.execute("UPDATE facts SET value = ? WHERE name = 'counts'", (json.dumps(counts),))
+        for name, value in file.execute("SELECT name, value FROM facts").fetchall():
+            counted = re.sub(r'("pending": ?)[0-9]+', rf"\g<1>{waiting}", value)
+            file.execute("UPDATE facts SET value = ? WHERE name = ?", (counted, name))
         file.commit()
 
 
