@@ -1244,7 +1244,6 @@ class Kind:
     unclear: str
     find: Find | None
     then: str
-    needs: bool = False  # it waits for the ticket's request id
 
     @functools.cached_property
     def placeholders(self) -> tuple[Placeholder, ...]:
@@ -1262,7 +1261,7 @@ class Kind:
         return frozenset(names | {"date"} if names & {"hours", "minutes"} else names)
 
     @functools.cached_property
-    def names_id(self) -> bool:
+    def needs(self) -> bool:
         """Whether it cannot be rendered without the ticket's request id."""
         return any(
             part.name == "request_id" and not any(name == "or" for name, _ in part.filters)
@@ -1873,9 +1872,6 @@ class _Loader:
         kinds = {
             name: self.kind(name, row, options) for name, row in self.named("kinds", KINDS).items()
         }
-        opens = any(kind.opens for kind in kinds.values())  # else no request id ever comes
-        for name, kind in kinds.items():
-            kinds[name] = replace(kind, needs=not kind.opens and (opens or kind.names_id))
         return options, hooks, kinds
 
     def named(self, table: str, built_in: Mapping[str, Any]) -> dict[str, Any]:
@@ -2782,7 +2778,8 @@ class Lines(Database):
         """Gives the first event of the ticket's line its due time, and no other.
 
         Without a request id the first is an opening event, or one that needs no id; the others
-        wait: pending while an opening event is, held where none is.
+        wait: pending while an opening event is, held where none is. Where the opening failed, all
+        wait.
         """
         line = self._sql(
             "SELECT event, state, opens, needs, unclear, due FROM events WHERE ticket = :ticket"
@@ -2791,11 +2788,13 @@ class Lines(Database):
         ).fetchall()
         mapped = not line or self._request_id(ticket) is not None
         opening = any(row["opens"] and row["state"] == "pending" for row in line)
+        free = not mapped and any(not row["needs"] and not row["opens"] for row in line)
+        barred = free and self._opening_failed(ticket)
         head = None
         for row in line:
             if row["state"] == "held" and row["unclear"]:
                 continue  # a person decides
-            waits = row["needs"] and not mapped
+            waits = not mapped and not row["opens"] and (row["needs"] or barred)
             state = "held" if waits and not opening else "pending"
             if row["state"] != state:
                 self._move(row["event"], row["state"], state, WAITS if state == "held" else "")
@@ -2805,6 +2804,14 @@ class Lines(Database):
                     self._set_due(head, self.clock())
             elif row["due"] is not None:
                 self._set_due(row["event"], None)
+
+    def _opening_failed(self, ticket: str) -> bool:
+        row = self._row(
+            "SELECT 1 FROM events WHERE ticket = :ticket AND opens = 1"
+            " AND (state = 'failed' OR (state = 'held' AND unclear = 1)) LIMIT 1",
+            ticket=ticket,
+        )
+        return row is not None
 
     def receive(self, webhook: Webhook) -> Receipt:
         """Stores a webhook as an event, or knows it for a duplicate; returns when that is durable.
@@ -4229,7 +4236,8 @@ dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
 svg{width:100%;height:auto;border:1px solid var(--line);border-radius:6px}svg text{
 fill:var(--soft);font-size:11px}
 .r{fill:var(--line)}.d{fill:var(--ok)}.f{fill:var(--bad)}
-@media(max-width:640px){header form{margin-left:0}thead{position:absolute;left:-9999px}
+@media(max-width:640px){main,td{overflow-wrap:anywhere}td>*{min-width:0}
+header form{margin-left:0}thead{position:absolute;left:-9999px}
 tr{display:block;border-bottom:1px solid var(--line);padding:.5rem 0}td{display:flex;gap:.75rem;
 border:0;padding:.2rem 0}
 td::before{content:attr(data-label);color:var(--soft);flex:0 0 6.5rem}td:empty{display:none}dl{
@@ -4608,7 +4616,7 @@ class Pages:
         response = _reply(status, text, Cache_Control="no-store", Content_Security_Policy=policy)
         response.set_header("Content-Type", "text/html; charset=utf-8")
         response.set_header("X-Content-Type-Options", "nosniff")
-        response.set_header("Referrer-Policy", "no-referrer")
+        response.set_header("Referrer-Policy", "same-origin")
         return response
 
     def stamp(self, text: str) -> str:
@@ -4713,7 +4721,7 @@ class Pages:
         if kind is None:
             return {"problem": "Nothing: it has no kind that is configured."}
         fields, key = json.loads(row["fields"]), row["idempotency_key"]
-        request_id = row["request_id"] or ("REQUEST-ID" if kind.names_id else None)
+        request_id = row["request_id"] or ("REQUEST-ID" if kind.needs else None)
         scope = self.config.scope(
             fields, row["event"], str(row["ticket"]), row["received"], request_id, masked=True
         )
@@ -6392,7 +6400,7 @@ def _explain_request(config: Config, reading: Reading, found: dict[str, Any]) ->
     """Adds the request that would be sent; what stands against it, or ""."""
     kind = config.kinds[reading.kind]
     request_id = None
-    if kind.names_id:
+    if kind.needs:
         with contextlib.suppress(Error), Desk(config) as desk:
             mapping = desk.call("show", ticket=reading.ticket)["mapping"]
             request_id = mapping and mapping["request_id"]

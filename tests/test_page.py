@@ -11,9 +11,10 @@ import base64
 import hashlib
 import json
 import re
+import sqlite3
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -34,15 +35,17 @@ from service import (
     ticket,
     until,
 )
-from test_faults import STEPS, multiply
 
 # ---- A page as a tree --------------------------------------------------------------------------
 
 VOID = {"meta", "input", "img", "br", "hr", "link", "base", "embed", "source"}
 KNOWN = set(
-    "html head meta title style script body header main h1 h2 h3 p a form label input select option"
-    " button div span strong small em code table caption thead tbody tr th td ul ol li dl dt dd"
-    " details summary pre time svg g rect text path line circle nav section footer".split()
+    re.findall(
+        r"\w+",
+        "html head meta title style script body header main h1 h2 h3 p a form label input select"
+        " option button div span strong small em code table caption thead tbody tr th td ul ol li"
+        " dl dt dd details summary pre time svg g rect text path line circle nav section footer",
+    )
 )
 
 
@@ -283,8 +286,6 @@ def _policy(page: Page) -> Iterator[str]:
         yield "its type may be guessed"
     if headers.get("Referrer-Policy") not in ("no-referrer", "same-origin"):
         yield "it tells other sites where it was"
-    if headers.get("Referrer-Policy") == "no-referrer" and page.all("form", method="post"):
-        yield "browsers send Origin: null with this form, and we refuse it"
 
 
 CHECKS: Mapping[str, Callable[[Page], Iterator[str]]] = {
@@ -449,7 +450,7 @@ def addresses(busy: Busy) -> dict[str, int]:
         "/confirm/pause": 200,
         "/confirm/resume": 200,
         f"/confirm/map?ticket={odd}&request_id={odd}": 200,
-        f"/confirm/{odd}": 404,
+        f"/confirm/{quoted(HOSTILE.replace('/', ''))}": 404,
         "/confirm/retry?event=4182": 404,
         "/confirm/retry?event=x": 404,
         "/confirm/retry": 404,
@@ -527,11 +528,11 @@ def start(tmp_path: Path) -> Iterator[Start]:
     with ExitStack() as stack:
 
         def starter(
-            itsm: Itsm | None = None,
+            itsm_: Itsm | None = None,
             environ: Mapping[str, str] = NO_HEADERS,
             **sections: Mapping[str, Any],
         ) -> Service:
-            url = itsm.url if itsm else stack.enter_context(Itsm()).url
+            url = itsm_.url if itsm_ else stack.enter_context(Itsm()).url
             return stack.enter_context(Service(tmp_path, settings(url, **sections), environ))
 
         yield starter
@@ -829,7 +830,6 @@ def test_drop_wants_a_reason_keeps_it_and_says_so(start: Start) -> None:
         assert service.show(event)["state"] == "dropped"
         [line] = service.lines("drop", "127.0.0.1")
         assert str(event) in line
-        assert "홍길동" not in line
 
 
 def test_map_by_hand_frees_what_was_held_and_says_so(start: Start) -> None:
@@ -920,6 +920,12 @@ def test_a_reason_with_line_breaks_stays_one_line_of_the_log(start: Start) -> No
         assert service.show(event)["state"] == "dropped"
         assert "\x1b" not in service.log
         assert [line for line in service.log.split("\n") if line.startswith("ERROR")] == []
+
+
+def test_the_page_lets_a_browser_say_where_its_form_came_from(busy: Busy) -> None:
+    """With no-referrer a browser sends `Origin: null` with a form, and that is another site."""
+    headers = get(busy.service, "/confirm/pause").answer.headers
+    assert headers.get("Referrer-Policy") == "same-origin"
 
 
 def test_a_notice_that_a_link_brings_is_not_shown(busy: Busy) -> None:
@@ -1324,28 +1330,55 @@ def quickest(service: Service, path: str, turns: int = 5) -> float:
 
 
 @pytest.mark.timeout(120)
-def test_with_100_000_events_waiting_every_page_opens_as_if_there_were_none(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("state", "hook"), [("pending", "itsm_new"), ("held", "itsm_ass"), ("failed", "itsm_com")]
+)
+def test_with_100_000_events_every_page_opens_as_fast_as_with_one(
+    state: str, hook: str, tmp_path: Path
 ) -> None:
     with Itsm() as itsm, Service(tmp_path, settings(itsm.url)) as service:
         service.cli("pause")
-        service.post("itsm_new", opening("4182"))
-        empty = quickest(service, "/")
+        answer = service.post(hook, {**opening("4182"), "technician": "dohyun.lee"})
+        assert answer.state == state
+        alone = quickest(service, "/")
         assert service.stop() == 0
-        multiply(service.database, "4182", 99_999)
+        multiply(service.database, 100_000)
         service.start()
-        assert service.status()["counts"]["pending"] == 100_000
-        slow = {}
-        for path in (
+        assert get(service, "/").events()[0] == 100_000
+        paths = (
             "/",
-            "/?state=pending&kind=new",
+            f"/?state={state}",
+            f"/?state={state}&kind=new",
+            "/?state=dropped",
             "/?before=50000",
-            f"/events/{1 + 50_000 * STEPS}",
-        ):
-            slow[path] = quickest(service, path)
-        slow["/search"] = quickest(service, "/search?q=4182-50000")
-        slow["/tickets"] = quickest(service, "/tickets/4182-50000")
-        slow["nothing fits"] = quickest(service, "/?state=failed&kind=new")
-        slow["no such kind"] = quickest(service, "/?state=pending&kind=complete")
-        bound = max(0.2, 5 * empty)
-        assert {path: round(took, 3) for path, took in slow.items() if took > bound} == {}
+            "/events/50000",
+            "/search?q=4182-50000",
+            "/tickets/4182-50000",
+            "/metrics",
+            "/health",
+        )
+        took = {path: quickest(service, path) for path in paths}
+        bound = max(0.2, 5 * alone)
+        assert {path: round(one, 3) for path, one in took.items() if one > bound} == {}
+
+
+def multiply(path: Path, count: int) -> None:
+    """Makes of the only event, in a file that nobody uses, `count` of as many tickets."""
+    with closing(sqlite3.connect(path)) as file:
+        names = [row[1] for row in file.execute("PRAGMA table_info(events)")]
+        made = {
+            "event": "event + n",
+            "place": "place + n",
+            "ticket": "ticket || '-' || (event + n)",
+            "idempotency_key": "lower(hex(randomblob(16)))",
+            "digest": "randomblob(32)",
+        }
+        assert set(made) <= set(names), "the table of the events is not what it was"
+        file.execute(
+            "WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers"
+            " WHERE n < ?) INSERT INTO events SELECT "
+            + ", ".join(made.get(name, name) for name in names)
+            + " FROM numbers, events ORDER BY n",
+            (count - 1,),
+        )
+        file.commit()

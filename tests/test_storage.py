@@ -39,7 +39,7 @@ CONFIG = """
 kind = "note"
 fields = { ticket_id = "ticket_id", text = "text" }
 [kinds.note]
-body = { text = "{text}" }
+body = { text = "{text}", request = "{request_id}" }
 
 [hooks.renew]
 kind = "renew"
