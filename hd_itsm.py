@@ -6090,10 +6090,9 @@ class Service:
         usec = f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"
         notify(self.environ, usec if self.renewing else "STOPPING=1")
         began, patience = time.monotonic(), self.config["server.stop_after"]
-        ending = threading.Thread(target=self.delivery.stop, args=(patience,), daemon=True)
+        ending = threading.Thread(target=self._end_deliveries, args=(patience,), daemon=True)
         ending.start()
         self.server.stopping, self.server.accepting = True, False
-        self.store.leave()
         while not drain(self.server, began, now := time.monotonic()) and now - began < patience:
             self._turn(0.05)
         self.server.task_dispatcher.shutdown(timeout=1)
@@ -6105,6 +6104,11 @@ class Service:
             self.listener.close()
             log.info("stopped")
         return 1 if trouble else 0
+
+    def _end_deliveries(self, patience: float) -> None:
+        """Finishes what is in flight; who waits for anything else is answered then."""
+        self.delivery.stop(patience)
+        self.store.leave()
 
     def start_anew(self) -> None:
         """Becomes the new program, which finds the listening socket as systemd would hand it."""
