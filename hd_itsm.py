@@ -3464,6 +3464,7 @@ def client_address(environ: Mapping[str, Any], trusted: Sequence[Any]) -> Any:
         try:
             address = ipaddress.ip_address(hops.pop())
         except ValueError:
+            address = ipaddress.ip_address("0.0.0.0")  # nobody we know, and not the proxy itself
             break
     mapped = getattr(address, "ipv4_mapped", None)
     return mapped or address
@@ -4104,7 +4105,7 @@ class Web:
         headers: dict[str, str] = {}
         match = re.search(
             r'(?:^|[,;\s])wait\s*=\s*"?([0-9]{1,9})"?\s*(?:$|[,;])',
-            bottle.request.get_header("Prefer", ""),
+            _header(bottle.request.environ, "Prefer"),
         )
         if match and receipt.state in ("pending", "held"):
             seconds = min(int(match[1]), MAX_WAIT)
@@ -4593,7 +4594,9 @@ class Pages:
             return
         trusted = self.config["server.trusted_proxy"]
         behind = _header(environ, "X-Forwarded-For") or _header(environ, "Forwarded")
-        if not client_address(environ, trusted).is_loopback or (behind and not trusted):
+        peer = client_address({"REMOTE_ADDR": environ.get("REMOTE_ADDR", "0.0.0.0")}, ())
+        forged = behind and not any(peer in network for network in trusted)
+        if forged or not client_address(environ, trusted).is_loopback:
             raise Refused(403, "from another machine the page needs [server] admin_password")
 
     def show(
