@@ -2131,6 +2131,11 @@ def load_config(
     return Config(options, values, named, hooks, kinds, clock, path, tuple(loader.warnings), known)
 
 
+def no_such_kind(name: str) -> str:
+    """The reason of an event whose kind the configuration does not know."""
+    return f"kind {name} is not configured: add [kinds.{name}], then retry"
+
+
 def outgoing_headers(
     config: Config, kind: Kind, request: Request, key: str, masked: bool = False
 ) -> dict[str, str]:
@@ -2168,7 +2173,10 @@ class StoreError(Error):
 
 
 class StoreFull(StoreError):
-    """There is no room on the disk now: nothing was stored, later it may be."""
+    """There is no room now, on the disk or in memory: nothing was stored, later it may be."""
+
+    def __init__(self, what: str = "the disk is full") -> None:
+        super().__init__(f"{what}: nothing was stored; send the webhook again later")
 
 
 APPLICATION_ID = 0x68646974  # "hdit" in the file's header: this file is ours
@@ -2666,9 +2674,9 @@ class Database:
             self.tight = True
             with contextlib.suppress(OSError):
                 os.unlink(self.path + ".reserve")
-            return StoreFull("the disk is full: nothing was stored; send the webhook again later")
+            return StoreFull()
         if name == "SQLITE_NOMEM":
-            return StoreFull("out of memory: nothing was stored; send the webhook again later")
+            return StoreFull("out of memory")
         if not name.startswith(FATAL):
             return StoreError(f"{self.path}: {error}")
         # After a failed write or fsync nobody knows what is on the disk: only a new start does.
@@ -2819,7 +2827,7 @@ class Lines(Database):
         Raises StoreFull and StoreError: then nothing was stored.
         """
         if self.tight:
-            raise StoreFull("the disk is full: nothing was stored; send the webhook again later")
+            raise StoreFull
         return self._write(lambda: self._receive(webhook))  # type: ignore[no-any-return]
 
     def _receive(self, webhook: Webhook) -> Receipt:
@@ -3207,14 +3215,23 @@ class Store(Progress):
         return rows[0]["received"] if rows else None
 
     def incidents(
-        self, outage_after: float, held_after: float, give_up_after: float, silence: float
+        self,
+        outage_after: float,
+        held_after: float,
+        give_up_after: float,
+        silence: float,
+        rereads: bool,
     ) -> dict[str, str]:
-        """What needs a person now, by name, each with what to do; all limits in seconds."""
+        """What needs a person now, by name, each with what to do; all limits in seconds.
+
+        `rereads`: whether a new credential is found without a restart.
+        """
         now, found = time.time(), {}
         itsm = json.loads(self.fact("itsm") or "{}")
         if itsm.get("why") == "credential":
+            then = "it is read by itself" if rereads else "then restart"
             found["credential"] = (
-                "the ITSM refuses our credential: put the new one in place, it is read by itself"
+                f"the ITSM refuses our credential: put the new one in place, {then}"
             )
         elif itsm and now - itsm["since"] > outage_after:
             found["outage"] = (
@@ -3423,15 +3440,13 @@ class Store(Progress):
 
 def incidents(config: Config, store: Store, held_after: float) -> dict[str, str]:
     """What needs a person now, by name; each says what to do."""
-    found = store.incidents(
+    return store.incidents(
         outage_after=config["alert.after"],
         held_after=held_after,
         give_up_after=config["retry.give_up_after"],
         silence=config["alert.silence"],
+        rereads=config["itsm.authorization"].source not in ("credential", "env"),
     )
-    if "credential" in found and config["itsm.authorization"].source in ("credential", "env"):
-        found["credential"] = found["credential"].replace("it is read by itself", "then restart")
-    return found
 
 
 # ── Web: admit, read, store, wake, answer; the operator's verbs and the control endpoint ──────
@@ -3544,8 +3559,7 @@ def judge_kind(config: Config, base: Webhook, fields: Mapping[str, Any]) -> Webh
     """`base` with what its kind says of it; failed where it could not be translated today."""
     kind = config.kinds.get(base.kind)
     if kind is None:
-        reason = f"kind {base.kind} is not configured: add [kinds.{base.kind}], then retry"
-        return base._replace(state="failed", reason=reason)
+        return base._replace(state="failed", reason=no_such_kind(base.kind))
     used = {name: value for name, value in fields.items() if name in kind.names}
     base = base._replace(
         used=base.fields if len(used) == len(fields) else COMPACT.encode(used),
@@ -5532,8 +5546,7 @@ class Delivery:
             return
         kind = self.config.kinds.get(event.kind)
         if kind is None:
-            reason = f"kind {event.kind} is not configured: add [kinds.{event.kind}], then retry"
-            self._settle(event, None, Verdict("failed", reason))
+            self._settle(event, None, Verdict("failed", no_such_kind(event.kind)))
             return
         scope = self.config.scope(
             event.fields, event.event, event.ticket, event.received, event.request_id
@@ -6077,7 +6090,6 @@ class Service:
             problem = "" if trial.returncode == 0 else trial.stderr or trial.stdout
         except (OSError, subprocess.TimeoutExpired) as error:
             problem = str(error)
-        self.store.board["reload_problem"] = problem.strip()
         if problem:
             log.error("reload refused, the old configuration goes on: %s", problem.strip())
             return
