@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json as jsonlib
+import signal
 import socket
 import ssl
 import struct
@@ -1071,6 +1072,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--tls", nargs=2, metavar=("CERTFILE", "KEYFILE"))
     options = parser.parse_args(arguments)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & leaves it ignored
 
     def announce(received: Received) -> Answer:
         print(received, flush=True)
