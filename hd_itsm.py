@@ -1411,6 +1411,15 @@ class Signature:
     max_age: float  # seconds; 0: no limit (GLPI's timestamp is that of its queue)
 
 
+def _spellings(secret: str) -> Iterator[str]:
+    """A secret as others may say it back: whole, without its scheme, or a proxy's login."""
+    yield secret
+    yield secret.rpartition(" ")[2]
+    login = urllib.parse.unquote(secret.partition("://")[2].rpartition("@")[0])
+    yield base64.b64encode(login.encode()).decode() if login else ""
+    yield login.partition(":")[2]
+
+
 @dataclass(frozen=True)
 class Config:
     """Everything configured, checked. `config["itsm.timeout"]` reads an option by its full key."""
@@ -1431,7 +1440,7 @@ class Config:
     def mask(self, text: str) -> str:
         """`text` without the secrets that somebody else put into it."""
         for secret in self.secrets:
-            for part in (value := secret.reveal(), value.rpartition(" ")[2]):
+            for part in _spellings(secret.reveal()):
                 if len(part) > 3:
                     text = text.replace(part, "***")
         return text
@@ -2416,6 +2425,7 @@ def _connect(path: str) -> sqlite3.Connection:
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # before WAL: then no -shm exists
         mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA secure_delete = ON")  # what is forgotten is overwritten
         connection.execute("BEGIN EXCLUSIVE")
         connection.execute("COMMIT")
         sync = connection.execute("PRAGMA synchronous").fetchone()[0]
@@ -3092,6 +3102,19 @@ class Progress(Lines):
 
         return self._write(operation)  # type: ignore[no-any-return]
 
+    def near_end(self, give_up_after: float) -> list[int]:
+        """Of the oldest 1,000 pending events those that have a fifth of their time left."""
+        rows = self._read(
+            "SELECT event, born FROM events WHERE state = 'pending' ORDER BY event LIMIT 1000"
+        )
+        born_before = self.clock() - 0.8 * give_up_after
+        return [row["event"] for row in rows if row["born"] < born_before]
+
+    def last_received(self) -> float | None:
+        """When the last webhook came (wall clock)."""
+        rows = self._read("SELECT received FROM events ORDER BY event DESC LIMIT 1")
+        return rows[0]["received"] if rows else None
+
 
 class Store(Progress):
     """All of it: what people and pages ask, and what a person does."""
@@ -3138,24 +3161,33 @@ class Store(Progress):
         since: float = 0.0,
         before: int = 0,
         limit: int = 50,
+        after: int = 0,
+        numbers: Sequence[int] | None = None,
     ) -> list[dict[str, Any]]:
-        """Events, newest first, without bodies; `since`: wall clock, `before`: a number."""
+        """Events without bodies, newest first, with `after` oldest first.
+
+        `since`: wall clock; `before`, `after`: event numbers; `numbers`: only these.
+        """
         where = [
             f"state = '{STATES[STATES.index(state)]}'" if state else "",  # literal, for the index
             "ticket = :ticket" if ticket else "",
             "kind = :kind" if kind else "",
             "received >= :since" if since else "",
             "event < :before" if before else "",
+            "event > :after" if after else "",
+            f"event IN ({', '.join(map(str, numbers))})" if numbers is not None else "",
         ]
         return self._read(
             "SELECT event, state, kind, hook, ticket, request_id, received, reason, attempts, due,"
             " repaired, unclear FROM events LEFT JOIN mappings USING (ticket)"
-            f" WHERE {' AND '.join(filter(None, where)) or '1'} ORDER BY event DESC LIMIT :limit",
+            f" WHERE {' AND '.join(filter(None, where)) or '1'}"
+            f" ORDER BY event {'ASC' if after else 'DESC'} LIMIT :limit",
             ticket=ticket,
             kind=kind,
             since=since,
             before=before,
             limit=limit,
+            after=after,
         )
 
     def show(self, event: int) -> dict[str, Any] | None:
@@ -3202,18 +3234,6 @@ class Store(Progress):
         )
         return rows[0] if rows else None
 
-    def near_end(self, born_before: float) -> int:
-        """How many of the oldest pending events were born before that (counted up to 1,000)."""
-        rows = self._read(
-            "SELECT born FROM events WHERE state = 'pending' ORDER BY event LIMIT 1000"
-        )
-        return sum(row["born"] < born_before for row in rows)
-
-    def last_received(self) -> float | None:
-        """When the last webhook came (wall clock)."""
-        rows = self._read("SELECT received FROM events ORDER BY event DESC LIMIT 1")
-        return rows[0]["received"] if rows else None
-
     def incidents(
         self,
         outage_after: float,
@@ -3246,8 +3266,12 @@ class Store(Progress):
         ]
         if held is not None and now - held >= held_after:
             found["held"] = f"{self.counts['held']} held: `events --state held` says what for"
-        if count := self.near_end(self.clock() - 0.8 * give_up_after):
+        if count := len(self.near_end(give_up_after)):
             found["near_end"] = f"{count} will soon be given up: see [retry] give_up_after"
+        if problem := self.board.get("reload"):
+            found["reload"] = (
+                f"the last reload was refused, the old configuration goes on: {problem}"
+            )
         if self.tight:
             found["disk"] = "the disk is full: webhooks are refused until there is room"
         last = self.last_received()
@@ -3287,7 +3311,9 @@ class Store(Progress):
                 fields=COMPACT.encode({"ticket_id": ticket}),
             ).rowcount
 
-        return self._write(operation)  # type: ignore[no-any-return]
+        count: int = self._write(operation)
+        self._read("PRAGMA wal_checkpoint(TRUNCATE)")  # or the texts would stay in there
+        return count
 
     def known(self, tickets: Sequence[str]) -> list[dict[str, Any]]:
         """What is known of some tickets: ticket, request_id, and its events' kinds and states."""
@@ -3485,6 +3511,14 @@ def client_address(environ: Mapping[str, Any], trusted: Sequence[Any]) -> Any:
     return mapped or address
 
 
+def from_this_machine(environ: Mapping[str, Any], trusted: Sequence[Any]) -> bool:
+    """Whether the caller is here; not who comes through a proxy that is not trusted."""
+    behind = _header(environ, "X-Forwarded-For") or _header(environ, "Forwarded")
+    peer = client_address({"REMOTE_ADDR": environ.get("REMOTE_ADDR", "0.0.0.0")}, ())
+    forged = behind and not any(peer in network for network in trusted)
+    return not forged and bool(client_address(environ, trusted).is_loopback)
+
+
 def _basic_password(authorization: str) -> str:
     if authorization[:6].lower() != "basic ":
         return ""
@@ -3632,6 +3666,13 @@ def show_event(config: Config, store: Store, number: int) -> dict[str, Any]:
     return shown | {"raw": raw_text(row["raw"]), "attempts": attempts}
 
 
+def event_number(text: Any) -> int:
+    """The number that `text` is. Raises Error where no event can have it."""
+    if not re.fullmatch("[0-9]{1,18}", str(text)):
+        raise Error(f"there is no event {str(text)[:40]!r}: an event has a number")
+    return int(text)
+
+
 def verb_events(config: Config, store: Store, arguments: Arguments) -> Any:
     """Events, newest first: state, ticket, kind, since (epoch seconds), limit, before; whole."""
     state = str(arguments.get("state") or "")
@@ -3653,7 +3694,7 @@ def verb_events(config: Config, store: Store, arguments: Arguments) -> Any:
 def verb_show(config: Config, store: Store, arguments: Arguments) -> Any:
     """One event (`event`), or a ticket's mapping and timeline (`ticket`)."""
     if arguments.get("event") is not None:
-        return show_event(config, store, int(arguments["event"]))
+        return show_event(config, store, event_number(arguments["event"]))
     ticket = str(arguments["ticket"])
     mapping = store.mapping(ticket)
     numbers = store.line(ticket)
@@ -3711,7 +3752,7 @@ def _chosen(store: Store, state: str, arguments: Arguments) -> list[int]:
 
 def verb_retry(config: Config, store: Store, arguments: Arguments) -> Any:
     """Puts events back to pending: events, or state with kind, reason, since; force; dry_run."""
-    numbers = [int(number) for number in arguments.get("events") or ()]
+    numbers = [event_number(number) for number in arguments.get("events") or ()]
     dry = bool(arguments.get("dry_run"))
     if not numbers:
         state = str(arguments.get("state") or "")
@@ -3741,11 +3782,17 @@ def verb_drop(config: Config, store: Store, arguments: Arguments) -> Any:
     return {"dropped": done, "refused": refused}
 
 
-def verb_map(config: Config, store: Store, arguments: Arguments) -> Any:
-    """Sets the request id of a ticket; what was held for it goes out."""
+def mapping_of(arguments: Arguments) -> tuple[str, str]:
+    """The ticket and the request id that are named. Raises Error where one cannot be."""
     ticket, request_id = read_id(arguments.get("ticket")), read_id(arguments.get("request_id"))
     if not ticket or not request_id:
         raise Error(f"ticket and request id must be texts of 1 to {MAX_ID} characters")
+    return ticket, request_id
+
+
+def verb_map(config: Config, store: Store, arguments: Arguments) -> Any:
+    """Sets the request id of a ticket; what was held for it goes out."""
+    ticket, request_id = mapping_of(arguments)
     return {"ticket": ticket, "request_id": request_id, "freed": store.map(ticket, request_id)}
 
 
@@ -3847,7 +3894,8 @@ def health(config: Config, store: Store) -> tuple[str, dict[str, Any]]:
     age, beat = status["oldest_age"], store.board.get("beat", 0.0)
     dead = time.monotonic() - beat > 30
     word = "fail" if age > 3600 or dead or store.broken else "ok"
-    if word == "ok" and (age > config["alert.after"] or store.tight or status["needs"]):
+    troubled = age > config["alert.after"] or store.tight or status["needs"]
+    if word == "ok" and (troubled or status["paused"]):
         word = "warn"
     return word, {
         "status": word,
@@ -4042,12 +4090,7 @@ class Web:
             webhook, echo = self.read(hook, environ, raw, received, sender)
             receipt = self.store.receive(webhook)
         except Refused as error:
-            self.store.tallies.count("refused", str(error.status))
-            more = self.sparing.line(f"{sender} {error.status}", time.monotonic())
-            if more is not None:
-                words = f"{error}{more}"
-                log.warning("%s from %s refused: %d %s", hook.path, sender, error.status, words)
-            return _refusal(error)
+            return self.refuse(error, hook.path)
         except StoreError as error:
             self.store.tallies.count("refused", "503")
             return _reply(503, {"error": str(error)}, Retry_After="30")
@@ -4055,6 +4098,20 @@ class Web:
         if receipt.state == "pending":
             self.wake()
         return self.answer(receipt, echo)
+
+    def caller(self) -> str:
+        """The address that asks, behind a trusted proxy the one that this names."""
+        trusted = self.config["server.trusted_proxy"]
+        return str(client_address(bottle.request.environ, trusted))
+
+    def refuse(self, error: Refused, path: str) -> bottle.HTTPResponse:
+        """Turns a caller away; counted, and told in the log, though not each time."""
+        self.store.tallies.count("refused", str(error.status))
+        caller = self.caller()
+        more = self.sparing.line(f"{caller} {error.status}", time.monotonic())
+        if more is not None:
+            log.warning("%s from %s refused: %d %s%s", path, caller, error.status, error, more)
+        return _refusal(error)
 
     def read(
         self, hook: Hook, environ: Mapping[str, Any], raw: bytes, received: float, sender: str
@@ -4164,7 +4221,7 @@ class Web:
                 self.wake()
             return _reply(200, {"result": result}, HD_ITSM_Pid=str(os.getpid()))
         except Refused as error:
-            return _refusal(error)
+            return self.refuse(error, "/control")
         except StoreError as error:
             return _reply(503, {"error": str(error)})
         except (Error, ValueError, KeyError, TypeError) as error:
@@ -4184,8 +4241,7 @@ class Web:
         Raises Refused (401, 403).
         """
         environ, password = bottle.request.environ, self.config["server.admin_password"]
-        trusted = self.config["server.trusted_proxy"]
-        if client_address(environ, trusted).is_loopback:
+        if from_this_machine(environ, self.config["server.trusted_proxy"]):
             return
         if not _same(_basic_password(_header(environ, "Authorization")), password):
             admit(self.config, environ, b"", time.time())
@@ -4195,7 +4251,7 @@ class Web:
         try:
             self.insider()
         except Refused as error:
-            return _refusal(error)
+            return self.refuse(error, "/openapi.json")
         return _reply(200, openapi(self.config))
 
     def metrics(self) -> bottle.HTTPResponse:
@@ -4204,7 +4260,7 @@ class Web:
             self.insider()
             response = _reply(200, metrics(self.config, self.store))
         except Refused as error:
-            return _refusal(error)
+            return self.refuse(error, "/metrics")
         except StoreError as error:
             return _reply(503, {"error": str(error)})
         response.set_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
@@ -4214,12 +4270,13 @@ class Web:
 # The page: server-rendered, nothing from outside, works without JavaScript
 
 STYLE = """
-:root{color-scheme:light dark;--ink:#1b1f24;--soft:#57606a;--line:#d0d7de;--paper:#fff;
+:root{color-scheme:light dark;--ink:#1b1f24;--soft:#57606a;--line:#d0d7de;--bar:#7d8690;
+--paper:#fff;
 --field:#f6f8fa;
 --link:#0550ae;--ok:#116329;--okbg:#dafbe1;--warn:#7d4e00;--warnbg:#fff8c5;--bad:#a40e26;
 --badbg:#ffebe9}
 @media(prefers-color-scheme:dark){
-:root{--ink:#e6edf3;--soft:#9aa4af;--line:#3d444d;--paper:#0d1117;
+:root{--ink:#e6edf3;--soft:#9aa4af;--line:#3d444d;--bar:#808a95;--paper:#0d1117;
 --field:#161b22;--link:#79b8ff;--ok:#7ee787;--okbg:#0f2d18;--warn:#f2cc60;--warnbg:#2e2504;
 --bad:#ffa198;--badbg:#3c1114}}
 *{box-sizing:border-box}
@@ -4240,7 +4297,8 @@ background:var(--warnbg)}
 .fail{color:var(--bad);background:var(--badbg)}.note{color:var(--ink);background:var(--field)}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{text-align:left;vertical-align:top;padding:.5rem .6rem;border-bottom:1px solid var(--line)}
-th{font-weight:600;color:var(--soft)}td{overflow-wrap:break-word}.nowrap{white-space:nowrap}
+th{font-weight:600;color:var(--soft)}main{overflow-wrap:anywhere}.nowrap{white-space:nowrap}
+[data-label=event],[data-label=state],[data-label=kind],button{overflow-wrap:normal}
 .counts{display:flex;flex-wrap:wrap;gap:.5rem 1.25rem;padding:0;list-style:none}
 .actions{display:flex;flex-wrap:wrap;gap:.5rem}.soft{color:var(--soft)}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--field);
@@ -4250,8 +4308,8 @@ dl{display:grid;grid-template-columns:max-content 1fr;gap:.25rem 1rem;margin:.5r
 dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
 svg{width:100%;height:auto;border:1px solid var(--line);border-radius:6px}svg text{
 fill:var(--soft);font-size:11px}
-.r{fill:var(--line)}.d{fill:var(--ok)}.f{fill:var(--bad)}
-@media(max-width:640px){main,td{overflow-wrap:anywhere}td>*{min-width:0}
+.r{fill:var(--bar)}.d{fill:var(--ok)}.f{fill:var(--bad)}
+@media(max-width:640px){td>*{min-width:0}.nowrap{white-space:normal}
 header form{margin-left:0}thead{position:absolute;left:-9999px}
 tr{display:block;border-bottom:1px solid var(--line);padding:.5rem 0}td{display:flex;gap:.75rem;
 border:0;padding:.2rem 0}
@@ -4260,9 +4318,14 @@ grid-template-columns:1fr}}
 """
 
 SCRIPT = """
-setInterval(function(){var a=document.activeElement,s=String(getSelection());
-if(!document.hidden&&!s&&!(a&&/INPUT|SELECT|TEXTAREA|BUTTON|SUMMARY/.test(a.tagName))&&
-!document.querySelector("details[open]"))location.reload()},10000);
+function changed(f){if(f.tagName!="SELECT")return f.type!="hidden"&&f.value!=f.defaultValue;
+var o=[].slice.call(f.options),d=o.filter(function(e){return e.defaultSelected})[0]||o[0];
+return d&&!d.selected}
+function busy(){var a=document.activeElement;
+return document.hidden||String(getSelection())||document.querySelector("details[open]")||
+a&&/^(A|INPUT|SELECT|TEXTAREA|BUTTON|SUMMARY)$/.test(a.tagName)||
+[].some.call(document.querySelectorAll("input,select,textarea"),changed)}
+setInterval(function(){if(!busy())location.reload()},10000);
 """
 
 FRAME = """<!doctype html>
@@ -4295,7 +4358,7 @@ datetime="{{row['received']}}">
 {{row['received'][11:19] if row['received'][:10] == today else row['received'][:10]}}</time></td>
 <td data-label="ticket">
 % if row['ticket']:
-<a href="/tickets/{{quote(row['ticket'])}}">{{row['ticket']}}</a>
+<a href="{{address(row['ticket'])}}">{{row['ticket']}}</a>
 % end
 </td><td data-label="kind">{{row['kind'] or ''}}</td><td data-label="state">{{row['state']}}</td>
 <td data-label="attempts">{{row['attempts']}}</td><td data-label="request
@@ -4318,7 +4381,7 @@ to do</th>
 <tr><td data-label="event"><a href="/events/{{row['event']}}">{{row['event']}}</a></td>
 <td data-label="ticket">
 % if row['ticket']:
-<a href="/tickets/{{quote(row['ticket'])}}">{{row['ticket']}}</a>
+<a href="{{address(row['ticket'])}}">{{row['ticket']}}</a>
 % end
 </td><td data-label="kind">{{row['kind'] or ''}}</td>
 <td data-label="since" class="nowrap">{{row['received'][:16].replace('T', ' ')}}</td>
@@ -4328,7 +4391,7 @@ do">{{row['advice']}}</td>
 % end
 </tbody></table>
 % if more:
-<p class="soft">The latest 50 are shown: <a href="/?state=failed">all failed</a>,
+<p class="soft">There are more: <a href="/?state=failed">all failed</a>,
 <a href="/?state=held">all held</a>.</p>
 % end
 % end
@@ -4377,15 +4440,20 @@ value="">any</option>
 % if rows:
 {{!table}}
 <p>
-% if chosen['before']:
+% if newer:
 <a href="/?state={{chosen['state']}}&amp;kind={{chosen['kind']}}">newest</a>
+<a
+href="/?state={{chosen['state']}}&amp;kind={{chosen['kind']}}&amp;before={{newer}}">
+newer</a>
 % end
-% if len(rows) == 50:
+% if older:
 <a
 href="/?state={{chosen['state']}}&amp;kind={{chosen['kind']}}&amp;before={{rows[-1]['event']}}">
 older</a>
 % end
 </p>
+% elif any(chosen.values()):
+<p class="soft">No event fits: <a href="/">all</a>.</p>
 % else:
 <p class="soft">No events yet. The hooks listen at {{', '.join(hooks)}}.</p>
 % end
@@ -4441,7 +4509,7 @@ EVENT = """
 <dt>hook</dt><dd>{{event['hook']}}</dd><dt>kind</dt><dd>{{event['kind'] or '-'}}</dd>
 <dt>ticket</dt><dd>
 % if event['ticket']:
-<a href="/tickets/{{quote(event['ticket'])}}">{{event['ticket']}}</a>
+<a href="{{address(event['ticket'])}}">{{event['ticket']}}</a>
 % else:
 -
 % end
@@ -4511,7 +4579,8 @@ def summary(config: Config, store: Store) -> tuple[str, str, str]:
     oldest, last = store.oldest(), store.tally["last_delivery"]
     itsm, paused = json.loads(store.fact("itsm") or "{}"), store.fact("paused")
     waiting = counts["pending"] + counts["held"]
-    line = f"{waiting} events wait, the oldest {ago(now - oldest['received'])}." if oldest else ""
+    wait = "event waits" if waiting == 1 else "events wait"
+    line = f"{waiting} {wait}, the oldest {ago(now - oldest['received'])}." if oldest else ""
     if paused:
         return "warn", "\u25b2 Paused", f"by hand since {iso(float(paused), config.clock)}. {line}"
     if itsm:
@@ -4529,7 +4598,8 @@ def summary(config: Config, store: Store) -> tuple[str, str, str]:
     needs = incidents(config, store, held_after=0.0)
     if needs:
         count = counts["failed"] + counts["held"]
-        word = f"\u25b2 {count} events need you." if count else "\u25b2 Something needs you:"
+        need = "event needs" if count == 1 else "events need"
+        word = f"\u25b2 {count} {need} you." if count else "\u25b2 Something needs you:"
         others = [text for name, text in needs.items() if name not in ("failed", "held")]
         return "warn", word, "; ".join(others or ["What to do stands beside each"]) + "."
     received = store.last_received()
@@ -4553,7 +4623,7 @@ def advice(event: Mapping[str, Any], unclear: bool) -> str:
 
 ACTIONS = {  # verb -> states in which a button for it makes sense
     "retry": ("failed", "ignored", "dropped"),
-    "drop": ("pending", "held", "failed", "ignored"),
+    "drop": ("pending", "held", "failed"),
 }
 
 SENTENCES = {
@@ -4563,6 +4633,15 @@ SENTENCES = {
     "pause": "Stop deliveries? Webhooks are still taken and wait.",
     "resume": "Let deliveries go on?",
 }
+
+
+ROWS = 50  # events on a page
+
+
+def ticket_address(ticket: str) -> str:
+    """Where a ticket's page is, however it is named."""
+    quoted = urllib.parse.quote(ticket, safe="")
+    return f"/tickets/{quoted}" if ticket.strip(".") else f"/tickets?ticket={quoted}"
 
 
 def _redirect(where: str) -> bottle.HTTPResponse:
@@ -4578,8 +4657,9 @@ class Pages:
         site = web.site
         for path, page in (
             ("/", self.home),
-            ("/events/<event:int>", self.event),
+            ("/events/<event>", self.event),
             ("/tickets/<ticket:path>", self.ticket),
+            ("/tickets", self.ticket),
             ("/search", self.search),
             ("/confirm/<verb>", self.confirm),
         ):
@@ -4593,7 +4673,7 @@ class Pages:
             self.admit(bottle.request.environ)
             return page(**named)
         except Refused as error:
-            return _refusal(error)
+            return self.web.refuse(error, "the page")
         except StoreError as error:
             return _reply(503, {"error": str(error)})
         except (Error, ValueError, KeyError) as error:
@@ -4606,11 +4686,7 @@ class Pages:
             if not _same(_basic_password(_header(environ, "Authorization")), password):
                 raise Refused(401, "the page wants its password: see [server] admin_password")
             return
-        trusted = self.config["server.trusted_proxy"]
-        behind = _header(environ, "X-Forwarded-For") or _header(environ, "Forwarded")
-        peer = client_address({"REMOTE_ADDR": environ.get("REMOTE_ADDR", "0.0.0.0")}, ())
-        forged = behind and not any(peer in network for network in trusted)
-        if forged or not client_address(environ, trusted).is_loopback:
+        if not from_this_machine(environ, self.config["server.trusted_proxy"]):
             raise Refused(403, "from another machine the page needs [server] admin_password")
 
     def show(
@@ -4643,7 +4719,7 @@ class Pages:
     def table(self, rows: Sequence[Mapping[str, Any]]) -> str:
         """Events as a table."""
         today = self.config.clock.local(time.time()).date().isoformat()
-        return _render(EVENT_ROWS, rows=rows, today=today, quote=urllib.parse.quote)
+        return _render(EVENT_ROWS, rows=rows, today=today, address=ticket_address)
 
     def buttons(self, event: Mapping[str, Any], unclear: bool = False) -> str:
         """The actions that make sense in the event's state, as links to what asks once more."""
@@ -4663,17 +4739,12 @@ class Pages:
         chosen: dict[str, Any] = {name: query.getunicode(name, "") for name in ("state", "kind")}
         before = query.get("before", "")
         chosen["before"] = int(before) if re.fullmatch("[0-9]{1,15}", before) else 0
-        rows = verb_events(self.config, self.store, chosen)
+        rows = verb_events(self.config, self.store, {**chosen, "limit": ROWS + 1})
+        newer = self.newer(chosen, rows)
+        older, rows = len(rows) > ROWS, rows[:ROWS]
         band, word, sentence = summary(self.config, self.store)
         verb = "resume" if self.store.fact("paused") else "pause"
-        needs = [
-            {**_shown(self.config, self.store, row), "unclear": row["unclear"]}
-            for state in ("failed", "held")
-            for row in self.store.events(state)
-        ]
-        for row in needs:
-            row["advice"] = advice(row, row["unclear"])
-            row["actions"] = self.buttons(row, row["unclear"])
+        needs = self.needs()
         hours = self.hours()
         counts = {state: self.store.counts[state] for state in STATES}
         body = _render(
@@ -4681,8 +4752,8 @@ class Pages:
             band=band,
             word=word,
             sentence=sentence,
-            needs=needs[:50],
-            more=counts["failed"] + counts["held"] > 50,
+            needs=needs[:ROWS],
+            more=len(needs) > ROWS,
             hours=hours,
             peak=max(
                 1, *(max(hour["received"], hour["delivered"], hour["failed"]) for hour in hours)
@@ -4690,13 +4761,41 @@ class Pages:
             counts=counts,
             kinds=list(self.config.kinds),
             chosen=chosen,
+            newer=newer,
+            older=older,
             rows=rows,
             table=self.table(rows),
             hooks=[hook.path for hook in self.config.hooks.values()],
             pausing=f'<form action="/confirm/{verb}" method="get"><button>{verb}</button></form>',
-            quote=urllib.parse.quote,
+            address=ticket_address,
         )
         return self.show("hd_itsm", body, refresh=not before)
+
+    def needs(self) -> list[dict[str, Any]]:
+        """The events that need a person, each with advice and actions; one more than fit."""
+        ending = self.store.near_end(self.config["retry.give_up_after"])[: ROWS + 1]
+        rows = [
+            *self.store.events("failed", limit=ROWS + 1),
+            *(self.store.events("pending", numbers=ending) if ending else ()),
+            *self.store.events("held", limit=ROWS + 1),
+        ]
+        found = []
+        for row in rows:
+            shown = _shown(self.config, self.store, row)
+            shown["advice"] = advice(shown, row["unclear"])
+            if row["state"] == "pending":
+                shown["advice"] = "It is given up soon, see [retry] give_up_after."
+            shown["actions"] = self.buttons(shown, row["unclear"])
+            found.append(shown)
+        return found
+
+    def newer(self, chosen: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> int:
+        """Before which event the page with what is newer than these rows begins; 0 for none."""
+        if not chosen["before"]:
+            return 0
+        last = rows[0]["event"] if rows else chosen["before"] - 1
+        found = self.store.events(chosen["state"], kind=chosen["kind"], after=last, limit=ROWS)
+        return found[-1]["event"] + 1 if found else 0
 
     def hours(self) -> list[dict[str, Any]]:
         """The last 24 hours, also those in which nothing happened."""
@@ -4711,12 +4810,17 @@ class Pages:
             for hour in range(first, first + 24)
         ]
 
-    def event(self, event: int) -> bottle.HTTPResponse:
-        """One event: state and reason, what came, what we send, what was answered."""
-        row = self.store.show(event)
+    def known(self, text: str) -> dict[str, Any]:
+        """The event of that number. Raises Error where there is none."""
+        row = self.store.show(event_number(text))
         if row is None:
-            raise Error(f"there is no event {event}")
-        found = show_event(self.config, self.store, event)
+            raise Error(f"there is no event {text}")
+        return row
+
+    def event(self, event: str) -> bottle.HTTPResponse:
+        """One event: state and reason, what came, what we send, what was answered."""
+        row = self.known(event)
+        found = show_event(self.config, self.store, row["event"])
         preview = self.preview(row)
         band = {"failed": "fail", "held": "warn", "delivered": "ok"}.get(found["state"], "note")
         body = _render(
@@ -4728,9 +4832,9 @@ class Pages:
             preview=preview,
             history=_render(ATTEMPTS, attempts=found["attempts"]),
             text=as_text,
-            quote=urllib.parse.quote,
+            address=ticket_address,
         )
-        return self.show(f"Event {event}", body, refresh=found["state"] == "pending")
+        return self.show(f"Event {row['event']}", body, refresh=found["state"] == "pending")
 
     def preview(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The request as it would be sent now, or a problem."""
@@ -4747,8 +4851,9 @@ class Pages:
         except Untranslatable as error:
             return {"problem": f"Nothing: it cannot be translated: {error}."}
 
-    def ticket(self, ticket: str) -> bottle.HTTPResponse:
+    def ticket(self, ticket: str = "") -> bottle.HTTPResponse:
         """A ticket's mapping and the timeline of its events."""
+        ticket = ticket or bottle.request.query.getunicode("ticket", "")
         found = verb_show(self.config, self.store, {"ticket": ticket})
         ahead = None
         for event in found["events"]:
@@ -4766,9 +4871,9 @@ class Pages:
         text = bottle.request.query.getunicode("q", "").strip()
         tickets = self.store.find_tickets(text)
         if len(tickets) == 1:
-            return _redirect(f"/tickets/{urllib.parse.quote(tickets[0], safe='')}")
-        places = [(urllib.parse.quote(one, safe=""), html.escape(one)) for one in tickets]
-        links = "".join(f'<li><a href="/tickets/{at}">{one}</a></li>' for at, one in places)
+            return _redirect(ticket_address(tickets[0]))
+        places = [(ticket_address(one), html.escape(one)) for one in tickets]
+        links = "".join(f'<li><a href="{at}">{one}</a></li>' for at, one in places)
         words = f"<ul>{links}</ul>" if tickets else "<p>No such ticket or request id was seen.</p>"
         return self.show("Search", f"<h2>Search</h2>{words}", status=200 if tickets else 404)
 
@@ -4782,9 +4887,9 @@ class Pages:
         }
         back = "/"
         if "event" in fields:
-            back = f"/events/{int(fields['event'])}"
+            back = f"/events/{self.known(fields['event'])['event']}"
         elif "ticket" in fields:
-            back = f"/tickets/{urllib.parse.quote(fields['ticket'], safe='')}"
+            back = ticket_address(mapping_of(fields)[0])
         sentence = re.sub(r"\{(\w+)\}", lambda match: fields[match[1]], SENTENCES[verb])
         body = _render(
             CONFIRM, sentence=sentence, verb=verb, fields=fields, back=back, seal=self.seal
@@ -4802,18 +4907,18 @@ class Pages:
             raise Error(f"there is no action {verb}")
         back, arguments = "/", dict(given)
         if verb in ACTIONS:
-            arguments["events"] = [int(given["event"])]
-            back = f"/events/{int(given['event'])}"
+            arguments["events"] = [self.known(given["event"])["event"]]
+            back = f"/events/{arguments['events'][0]}"
         elif verb == "map":
-            back = f"/tickets/{urllib.parse.quote(given['ticket'], safe='')}"
+            back = ticket_address(given["ticket"])
         result = VERBS[verb](self.config, self.store, arguments)
         self.web.wake()
         notice = f"{verb}: done"
         if result.get("refused"):
             notice = result["refused"][0]["reason"]
-        log.info("%s %s from the page, by %s: %s", verb, given, environ.get("REMOTE_ADDR"), notice)
+        log.info("%s %s from the page, by %s: %s", verb, given, self.web.caller(), notice)
         query = urllib.parse.urlencode({"notice": notice, "sealed": self.stamp(notice)})
-        return _redirect(f"{back}?{query}")
+        return _redirect(f"{back}{'&' if '?' in back else '?'}{query}")
 
     def own_page(self, environ: Mapping[str, Any], seal: str) -> None:
         """Refuses a POST that does not come from a page of ours."""
@@ -4872,12 +4977,26 @@ class _Parser(waitress.parser.HTTPRequestParser):  # type: ignore[misc]
 
 
 class _Channel(waitress.channel.HTTPChannel):  # type: ignore[misc]
-    """A connection that knows since when its request has been coming in."""
+    """A connection that knows since when its request has been coming in, or nothing came."""
 
     task_class = _Task
     parser_class = _Parser
     error_task_class = _JsonError
     begun = 0.0
+
+    @property
+    def last_activity(self) -> float:
+        """When something came or went last (monotonic)."""
+        return self._active
+
+    @last_activity.setter
+    def last_activity(self, _wall: float) -> None:
+        self._active = time.monotonic()  # Waitress goes by a clock that people set
+
+    def service(self) -> None:
+        """Answers what came in, in one of the server's threads."""
+        super().service()
+        self.server.answered = time.monotonic()
 
     def received(self, data: bytes) -> bool:
         """Takes what the client sent."""
@@ -4894,6 +5013,14 @@ class _Server(waitress.server.TcpWSGIServer):  # type: ignore[misc]
 
     channel_class = _Channel
     stopping = False
+    next_channel_cleanup = math.inf  # by the wall clock; close_idle does it
+    answered = 0.0  # when a thread was done with a request (monotonic)
+
+    def stuck(self, now: float) -> float:
+        """For how many seconds requests have been waiting while no thread was done with one."""
+        if not self.task_dispatcher.queue:
+            self.answered = now
+        return now - self.answered
 
     def handle_accept(self) -> None:
         """Takes a connection; without a free descriptor it waits in the kernel's queue."""
@@ -4916,7 +5043,6 @@ def make_server(web: Web, listener: socket.socket, threads: int, max_body: int) 
         backlog=1024,
         connection_limit=4000,
         channel_timeout=REQUEST_TIME,
-        cleanup_interval=5,
         max_request_header_size=16384,
         max_request_body_size=8 * max_body + 65536,  # chunks count with their framing; see _Parser
         inbuf_overflow=max_body + 1,
@@ -4940,8 +5066,9 @@ def make_server(web: Web, listener: socket.socket, threads: int, max_body: int) 
     )
 
 
-def close_slow(server: Any, now: float) -> None:
-    """Closes connections whose request has been dripping in for too long (`now`: monotonic)."""
+def close_idle(server: Any, now: float) -> None:
+    """Closes connections that are silent or drip their request for too long (`now`: monotonic)."""
+    server.maintenance(now)
     for channel in list(server.active_channels.values()):
         if channel.request is not None and now - channel.begun > REQUEST_TIME:
             channel.will_close = True
@@ -5181,7 +5308,11 @@ class Wire:
         tls["key_file"] = config["itsm.client_key"] or None
         options: dict[str, Any] = {"num_pools": 4, "maxsize": 1, **tls}
         if proxy := config["itsm.proxy"].reveal():
-            self.pools: urllib3.PoolManager = urllib3.ProxyManager(proxy, **options)
+            auth = urllib.parse.unquote(urllib3.util.parse_url(proxy).auth or "")
+            known = urllib3.make_headers(proxy_basic_auth=auth) if auth else None
+            self.pools: urllib3.PoolManager = urllib3.ProxyManager(
+                proxy, proxy_headers=known, **options
+            )
         else:
             self.pools = urllib3.PoolManager(**options)
         self.pools.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
@@ -5481,6 +5612,7 @@ class Delivery:
         self.breaker, self.gate = breaker, Gate(store, breaker)
         self.wake = self.gate.wake
         self.fatal = ""  # why the process must end
+        self._over = threading.Event()  # the workers have ended
         self._flights: dict[threading.Thread, Flight] = {}
         self._since: dict[threading.Thread, float] = {}  # workers with an event: since when
         self._workers: list[threading.Thread] = []
@@ -5519,8 +5651,10 @@ class Delivery:
             worker.join(max(0.0, deadline - time.monotonic()))
         for flight in list(self._flights.values()):
             flight.end()
-        for thread in [*self._workers, self._watcher]:
-            thread.join(1.0)
+        for worker in self._workers:
+            worker.join(1.0)
+        self._over.set()
+        self._watcher.join(1.0)
 
     def _work(self) -> None:
         wire = Wire(self.config)
@@ -5715,7 +5849,7 @@ class Delivery:
 
     def _alert(self) -> None:
         alerts, pause = Alerts(self.config, self.store), 1.0
-        while not self.gate.stopping.wait(pause):
+        while not self._over.wait(pause):
             try:
                 pause = 1.0 if alerts.look() else min(2 * pause, 300.0)
             except StoreError as error:
@@ -5726,7 +5860,7 @@ class Delivery:
     def _watch(self) -> None:
         """Ends attempts that are over time, replaces dead workers, keeps house."""
         turn = 0
-        while not self.gate.stopping.wait(0.25):
+        while not self._over.wait(0.25):
             try:
                 self.watch(time.monotonic(), turn)
             except StoreError as error:
@@ -5773,9 +5907,10 @@ class Delivery:
 
     def _near_end(self, turn: int) -> None:
         """Warns of events that will soon be given up, once an hour."""
-        limit = self.store.clock() - 0.8 * self.config["retry.give_up_after"]
-        if turn % 14400 == 0 and (count := self.store.near_end(limit)):
-            log.warning("%d events will soon be given up: see `status`", count)
+        if turn % 14400 == 0:
+            found = self.store.near_end(self.config["retry.give_up_after"])
+            if found:
+                log.warning("%d events will soon be given up: see `status`", len(found))
 
 
 # ── Command line: composes the rooms; one small function per command; exit codes ──────────────
@@ -5937,15 +6072,19 @@ def notify(environ: Environ, state: str, descriptor: int | None = None) -> None:
             socket.send_fds(sender, [state.encode()], [descriptor])
 
 
+OWN = "http"  # the name of a listening socket that this program made and systemd keeps
+
+
 def inherited(environ: Environ, address: tuple[str, int]) -> socket.socket | None:
     """The listening socket that systemd or our former self kept for us (sd_listen_fds(3)).
 
     None where there is none, or only one for another address; that one is closed.
     """
-    if environ.get("LISTEN_PID") != str(os.getpid()) or os.name != "posix":
+    number = environ.get("LISTEN_FDS", "")
+    if environ.get("LISTEN_PID") != str(os.getpid()) or not re.fullmatch("[0-9]{1,3}", number):
         return None
     found = None
-    for descriptor in range(3, 3 + int(environ.get("LISTEN_FDS", "0"))):
+    for descriptor in range(3, 3 + int(number)):
         try:
             kept = socket.socket(fileno=descriptor)
         except OSError:
@@ -5953,7 +6092,7 @@ def inherited(environ: Environ, address: tuple[str, int]) -> socket.socket | Non
         os.set_inheritable(descriptor, False)
         host, port = kept.getsockname()[:2] if kept.family != socket.AF_UNIX else ("", 0)
         fits = address[1] in (0, port) and address[0] in ("localhost", host)
-        if found is None and (fits or environ.get("LISTEN_FDNAMES") != "http"):
+        if found is None and (fits or environ.get("LISTEN_FDNAMES") != OWN):
             found = kept  # one that .socket made is as the administrator wants it
         else:
             kept.close()
@@ -5987,6 +6126,11 @@ def program() -> list[str]:
 HANDFUL = 0.0003  # seconds
 
 
+SIGNALS = {
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
+}
+
+
 class Service:
     """The running daemon: store, delivery and web server, put together."""
 
@@ -5994,12 +6138,15 @@ class Service:
         self.config, self.environ = config, environ
         self.trial = trial  # the command that tries new configuration and code out
         self.stopping = threading.Event()
-        self.renewing = False  # the stop is for a new start in the same process
         self.asked_to_renew = threading.Event()
+        self.renewing = threading.Event()  # a new start in the same process is due
+        self._renewal = threading.Thread()  # the last one; this one was never started
         self.store = Store(config["store.path"], create=True)
         try:
             address = config["server.listen"]
-            self.listener = inherited(environ, address) or listen(address)
+            kept = inherited(environ, address)
+            self.listener = kept or listen(address)
+            self.listener_name = environ.get("LISTEN_FDNAMES", "") if kept else OWN
             self.key = secrets.token_urlsafe(32)
             self.delivery = Delivery(config, self.store)
             self.web = Web(config, self.store, self.delivery.wake, self.key)
@@ -6030,25 +6177,31 @@ class Service:
         self.server.pull_trigger()
 
     def run(self) -> int:
-        """Serves until `stop` or a `renew` that works out; the exit code."""
+        """Serves until `stop` or a `renew` that works out; the exit code.
+
+        After `renew`, `start_anew` is to be called where `renewing` is still set.
+        """
         self.delivery.start()
         log.info("listening on %s, delivering to %s", self.url, self._target())
-        notify(self.environ, "FDSTORE=1\nFDNAME=http", self.listener.fileno())
+        if self.listener_name == OWN:
+            notify(self.environ, f"FDSTOREREMOVE=1\nFDNAME={OWN}")  # one for a former address
+            notify(self.environ, f"FDSTORE=1\nFDNAME={OWN}", self.listener.fileno())
         notify(self.environ, f"READY=1\nSTATUS=listening on {self.url}")
         round_at = told_at = 0.0
-        while not self.stopping.is_set() and not self._trouble():
+        over = (self.stopping, self.renewing)
+        while not any(event.is_set() for event in over) and not self._trouble():
             self._turn(1.0)
             now = time.monotonic()
             if now - round_at >= 1.0:
                 round_at = now
-                close_slow(self.server, now)
+                close_idle(self.server, now)
                 self._feed(now)
             if now - told_at >= 10.0:
                 told_at = now
                 notify(self.environ, f"STATUS={self._counts()}")
-            if self.asked_to_renew.is_set():
-                self.asked_to_renew.clear()
-                threading.Thread(target=self._try_renewal, daemon=True).start()
+            if self.asked_to_renew.is_set() and not self._renewal.is_alive():
+                self._renewal = threading.Thread(target=self._renew, daemon=True)
+                self._renewal.start()
         return self._end()
 
     def _target(self) -> str:
@@ -6058,11 +6211,13 @@ class Service:
     def _counts(self) -> str:
         counts = self.store.counts
         waiting = ", ".join(f"{counts[state]} {state}" for state in ("pending", "held", "failed"))
-        return f"listening on {self.url}; {waiting}"
+        refused = "; the last reload was refused" if self.store.board.get("reload") else ""
+        return f"listening on {self.url}; {waiting}{refused}"
 
     def _feed(self, now: float) -> None:
-        """Feeds systemd's watchdog while the store answered and every worker lived just now."""
-        if "WATCHDOG_USEC" in self.environ and now - self.store.board["beat"] < 10:
+        """Feeds systemd's watchdog while intake, store and every worker showed life just now."""
+        alive = now - self.store.board["beat"] < 10 and self.server.stuck(now) < 10
+        if "WATCHDOG_USEC" in self.environ and alive:
             notify(self.environ, "WATCHDOG=1")
 
     def _turn(self, seconds: float) -> None:
@@ -6077,33 +6232,50 @@ class Service:
 
     def _trouble(self) -> str:
         """Why the process must end though nobody asked, or ""."""
-        if time.monotonic() - self.store.board["beat"] > 60:
+        now = time.monotonic()
+        if now - self.store.board["beat"] > 60 and not self._renewal.is_alive():
             return "the watch over the deliveries is dead"
+        if self.server.stuck(now) > 60:
+            return "every thread of the web server hangs"
         return self.store.broken or self.delivery.fatal
 
-    def _try_renewal(self) -> None:
-        """Stops for a new start where a trial run says that configuration and code are sound."""
-        try:
-            trial = subprocess.run(
-                self.trial, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL
-            )
-            problem = "" if trial.returncode == 0 else trial.stderr or trial.stdout
-        except (OSError, subprocess.TimeoutExpired) as error:
-            problem = str(error)
+    def _renew(self) -> None:
+        """Ends the deliveries for a new start, where a trial run says that it will work.
+
+        Webhooks are taken meanwhile, however long an attempt in flight takes to end.
+        """
+        while self.asked_to_renew.is_set():
+            self.asked_to_renew.clear()
+            self.store.board["reload"] = problem = self._tried()
         if problem:
-            log.error("reload refused, the old configuration goes on: %s", problem.strip())
+            log.error("reload refused, the old configuration goes on: %s", problem)
             return
         log.info("reloading")
-        self.renewing = True
-        self.stop()
+        usec = time.monotonic_ns() // 1000
+        notify(self.environ, f"RELOADING=1\nMONOTONIC_USEC={usec}")
+        self.delivery.stop(self.config["server.stop_after"])
+        self.renewing.set()
+        self.server.pull_trigger()
+
+    def _tried(self) -> str:
+        """What a trial run has against the new configuration and code, or ""."""
+        host, port = self.address if self.listener_name == OWN else self.config["server.listen"]
+        command = [*self.trial, f"{host}:{port}"]
+        try:
+            trial = subprocess.run(
+                command, capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return str(error)
+        return "" if trial.returncode == 0 else (trial.stderr or trial.stdout).strip()
 
     def _end(self) -> int:
         """Answers and attempts in flight are finished, then the file is closed."""
         trouble = self._trouble()
         level = logging.CRITICAL if trouble else logging.INFO
         log.log(level, "stopping%s", trouble and f": {trouble}")
-        usec = f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"
-        notify(self.environ, usec if self.renewing else "STOPPING=1")
+        if not self.renewing.is_set():
+            notify(self.environ, "STOPPING=1")
         began, patience = time.monotonic(), self.config["server.stop_after"]
         ending = threading.Thread(target=self._end_deliveries, args=(patience,), daemon=True)
         ending.start()
@@ -6115,7 +6287,11 @@ class Service:
         with contextlib.suppress(OSError):
             os.unlink(control_path(self.store.path))
         self.store.close()
-        if not self.renewing:
+        if self.renewing.is_set():
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # one more waits for the new start
+        if self.stopping.is_set() or trouble:
+            self.renewing.clear()
+        if not self.renewing.is_set():
             self.listener.close()
             log.info("stopped")
         return 1 if trouble else 0
@@ -6128,11 +6304,10 @@ class Service:
     def start_anew(self) -> None:
         """Becomes the new program, which finds the listening socket as systemd would hand it."""
         logging.shutdown()
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # one more waits for the handler
         os.dup2(self.listener.fileno(), 3)
         os.set_inheritable(3, True)
-        environ = dict(self.environ)
-        environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1", "LISTEN_FDNAMES": "http"}
+        environ = {**self.environ, "LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
+        environ["LISTEN_FDNAMES"] = self.listener_name
         command = [*program(), *sys.argv[1:]]
         os.execve(command[0], command, environ)
 
@@ -6197,15 +6372,15 @@ def command_serve(config: Config, arguments: argparse.Namespace, environ: Enviro
         raise Error(f"cannot start: {error}{running}") from None
     except Error as error:
         raise Error(f"cannot start: {error}") from None
-    signal.signal(signal.SIGTERM, service.stop)
-    signal.signal(signal.SIGINT, service.stop)
-    if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, service.renew)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+    for number in SIGNALS:
+        renews = number == getattr(signal, "SIGHUP", None)
+        signal.signal(number, service.renew if renews else service.stop)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     for warning in config.warnings:
         log.warning("%s", warning)
     code = service.run()
-    if service.renewing and code == 0:
+    if service.renewing.is_set():
         service.start_anew()
     return code
 
@@ -6244,8 +6419,10 @@ def _check_store(config: Config) -> Finding:
             return "wrong", "file", str(error)
         return "ok", "file", path
     folder = os.path.dirname(os.path.abspath(path))
-    if os.path.isdir(folder) and not os.access(folder, os.W_OK):
-        return "wrong", "file", f"{folder} is not writable for this user"
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        return "wrong", "file", f"store.path: {folder} is not writable for this user"
     return "ok", "file", f"{path} will be made by the first start"
 
 
@@ -6398,15 +6575,41 @@ def _check_fields(config: Config) -> list[Finding]:
     return findings
 
 
+def _check_log(config: Config) -> Finding:
+    path = config["log.file"]
+    if not path:
+        return "ok", "log", "to stderr"
+    place = path if os.path.exists(path) else os.path.dirname(os.path.abspath(path))
+    if not os.access(place, os.W_OK) or not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        return "wrong", "log", f"log.file: cannot write {path}: {place} is not there or not ours"
+    return "ok", "log", path
+
+
+def _check_places(config: Config, arguments: argparse.Namespace) -> int:
+    """For a reload: could a new start have its file, its log and its address?
+
+    Raises Error with what is in the way. `arguments.configuration` is the address of the service
+    that asks.
+    """
+    for word, _, found in (_check_store(config), _check_log(config)):
+        if word == "wrong":
+            raise Error(found)
+    host, port = config["server.listen"]
+    ours = arguments.configuration.endswith(f":{port}")  # then only the host can be tried
+    listen((host, 0 if ours else port)).close()
+    _emit(arguments, [], "the configuration is sound")
+    return 0
+
+
 def command_check(config: Config, arguments: argparse.Namespace, environ: Environ) -> int:
     """Looks at everything that must be right before `serve` can work; sends no ticket."""
     findings: list[Finding] = [("ok", "configuration", config.source or "defaults")]
-    if arguments.configuration:
-        _emit(arguments, [], "the configuration is sound")
-        return 0
+    if arguments.configuration is not None:
+        return _check_places(config, arguments)
     findings += [("look", "configuration", warning) for warning in config.warnings]
     findings += _check_versions()
-    findings += [_check_store(config), _check_disk(config), _check_zone(config)]
+    findings += [_check_store(config), _check_disk(config), _check_log(config)]
+    findings += [_check_zone(config)]
     findings += _check_itsm(config)
     findings += _check_fields(config)
     findings += _check_reach(config)
@@ -6968,7 +7171,13 @@ Add = Callable[..., argparse.ArgumentParser]
 def _look_arguments(add: Add, choice: Callable[[argparse.ArgumentParser], None]) -> None:
     """The commands that look."""
     check = add("check", "is everything right? Reaches the ITSM without sending a ticket")
-    check.add_argument("--configuration", action="store_true", help="only the configuration")
+    check.add_argument(
+        "--configuration",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="only the configuration and its places; ADDRESS: where the service listens now",
+    )
     explain = add("explain", "what would this webhook become? Sends and stores nothing")
     explain.add_argument("hook", metavar="HOOK", help="the hook's name or path")
     explain.add_argument(

@@ -367,6 +367,19 @@ Database.keep_facts = _forgetful
 }
 
 
+# libfaketime may hand a deadline that has just gone by to the kernel as a wait below zero
+FAKETIME_MENDED = """
+_sleep = time.sleep
+def _slept(seconds):
+    try:
+        _sleep(seconds)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+time.sleep = _slept
+"""
+
+
 def sabotaged(folder: Path, *names: str, code: str = "") -> Path:
     """A copy of the program with these faults of SABOTAGE, or with some other lines."""
     top, main, rest = PROGRAM.read_text(encoding="utf-8").partition(MAIN)
