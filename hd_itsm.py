@@ -4298,7 +4298,7 @@ background:var(--warnbg)}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{text-align:left;vertical-align:top;padding:.5rem .6rem;border-bottom:1px solid var(--line)}
 th{font-weight:600;color:var(--soft)}main{overflow-wrap:anywhere}.nowrap{white-space:nowrap}
-[data-label=event],[data-label=state],[data-label=kind],button{overflow-wrap:normal}
+th,button,[data-label=event],[data-label=state],[data-label=kind]{overflow-wrap:normal}
 .counts{display:flex;flex-wrap:wrap;gap:.5rem 1.25rem;padding:0;list-style:none}
 .actions{display:flex;flex-wrap:wrap;gap:.5rem}.soft{color:var(--soft)}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--field);
@@ -4309,6 +4309,8 @@ dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
 svg{width:100%;height:auto;border:1px solid var(--line);border-radius:6px}svg text{
 fill:var(--soft);font-size:11px}
 .r{fill:var(--bar)}.d{fill:var(--ok)}.f{fill:var(--bad)}
+.key{display:inline-block;width:.7em;height:.7em;margin-left:.5em;background:var(--bar)}
+.key.ok{background:var(--ok)}.key.fail{background:var(--bad)}
 @media(max-width:640px){td>*{min-width:0}.nowrap{white-space:normal}
 header form{margin-left:0}thead{position:absolute;left:-9999px}
 tr{display:block;border-bottom:1px solid var(--line);padding:.5rem 0}td{display:flex;gap:.75rem;
@@ -4410,8 +4412,9 @@ per hour</title>
 % end
 % end
 </svg>
-<p class="soft">Bars from left to right: received, delivered, failed; the highest is {{peak}} an
-hour.</p>
+<p class="soft">Bars from left to right: <span class="key"></span> received,
+<span class="key ok"></span> delivered, <span class="key fail"></span> failed; the highest is
+{{peak}} an hour.</p>
 <details><summary>The same in numbers</summary><table><thead><tr><th scope="col">hour</th>
 <th scope="col">received</th><th scope="col">delivered</th><th
 scope="col">failed</th></tr></thead><tbody>
@@ -4518,7 +4521,13 @@ id</dt><dd>{{event['request_id'] or '-'}}</dd>
 <dt>repaired</dt><dd>{{event['repaired'] or 'no'}}</dd></dl>
 <h3>Fields</h3><dl>
 % for name, value in event['fields'].items():
-<dt>{{name}}</dt><dd>{{text(value)}}</dd>
+% shown = text(value)
+% if len(shown) > 400:
+<dt>{{name}}</dt><dd><details><summary>{{shown[:100]}} ({{len(shown)}}
+characters)</summary><pre>{{shown}}</pre></details></dd>
+% else:
+<dt>{{name}}</dt><dd>{{shown}}</dd>
+% end
 % end
 </dl>
 <details><summary>Raw body ({{len(event['raw'])}}

@@ -484,6 +484,14 @@ def test_an_events_page_shows_hostile_text_as_it_was_sent(busy: Busy, name: str)
     assert HOSTILE in page.main.raw or json.dumps(HOSTILE, ensure_ascii=False) in page.main.raw
 
 
+def test_a_long_field_is_folded_and_there_in_full(busy: Busy) -> None:
+    sent = opening("4190-long", contents="긴 글입니다. " * 200)
+    event = busy.service.post("itsm_new", sent, wait=5).event
+    folded = get(busy.service, f"/events/{event}").main.all("details")
+    [field] = [one for one in folded if one.words.startswith("긴 글입니다.")]
+    assert field.words.count("긴 글입니다.") > 200
+
+
 def test_the_tables_of_the_first_page_show_hostile_text_as_it_was_sent(busy: Busy) -> None:
     page = get(busy.service, "/")
     latest = page.section("Events")[-2].raw
