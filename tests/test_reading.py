@@ -57,7 +57,7 @@ def dumped(value: Any) -> bytes:
 
 # ---- How time grows ----------------------------------------------------------------------------
 
-FLOOR = 0.005  # seconds; what is quicker says nothing about growth
+FLOOR = 0.02  # seconds; what is quicker says nothing about growth
 
 
 def took(work: Callable[[T], object], given_now: T) -> float:
