@@ -6153,9 +6153,9 @@ class Service:
         self.store = Store(config["store.path"], create=True)
         try:
             address = config["server.listen"]
-            kept = inherited(environ, address)
-            self.listener = kept or listen(address)
-            self.listener_name = environ.get("LISTEN_FDNAMES", "") if kept else OWN
+            self.kept = inherited(environ, address)
+            self.listener = self.kept or listen(address)
+            self.listener_name = environ.get("LISTEN_FDNAMES", "") if self.kept else OWN
             self.key = secrets.token_urlsafe(32)
             self.delivery = Delivery(config, self.store)
             self.web = Web(config, self.store, self.delivery.wake, self.key)
@@ -6192,8 +6192,9 @@ class Service:
         """
         self.delivery.start()
         log.info("listening on %s, delivering to %s", self.url, self._target())
-        if self.listener_name == OWN:
+        if not self.kept:
             notify(self.environ, f"FDSTOREREMOVE=1\nFDNAME={OWN}")  # one for a former address
+        if self.listener_name == OWN:
             notify(self.environ, f"FDSTORE=1\nFDNAME={OWN}", self.listener.fileno())
         notify(self.environ, f"READY=1\nSTATUS=listening on {self.url}")
         round_at = told_at = 0.0

@@ -347,7 +347,7 @@ def get(
 
 HOSTILE = (
     "<b id=x1 onclick=x>'\"&lt;&amp;</b></title></style></script></pre>-->"
-    "<img src=//x onerror=x>{{7*7}}{{!1}}%s${x} 한글 \u202e!"
+    "<img src=//x onerror=x>{{1787*1789}}{{!1}}%s${x} 한글 \u202e!"
 )
 
 
@@ -502,7 +502,7 @@ def test_the_tables_of_the_first_page_show_hostile_text_as_it_was_sent(busy: Bus
 def test_no_page_shows_what_a_template_would_make_of_a_ticket(busy: Busy) -> None:
     for path in addresses(busy):
         body = busy.service.request("GET", path).body.decode()
-        assert "49" not in re.findall(r"[^\w](49)[^\w]", body), path
+        assert str(1787 * 1789) not in body, path
 
 
 def test_long_text_is_folded_but_whole(busy: Busy) -> None:
