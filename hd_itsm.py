@@ -6194,7 +6194,6 @@ class Service:
         log.info("listening on %s, delivering to %s", self.url, self._target())
         if not self.kept:
             notify(self.environ, f"FDSTOREREMOVE=1\nFDNAME={OWN}")  # one for a former address
-        if self.listener_name == OWN:
             notify(self.environ, f"FDSTORE=1\nFDNAME={OWN}", self.listener.fileno())
         notify(self.environ, f"READY=1\nSTATUS=listening on {self.url}")
         round_at = told_at = 0.0
