@@ -3774,12 +3774,13 @@ def verb_drop(config: Config, store: Store, arguments: Arguments) -> Any:
     why = str(arguments.get("why") or "").strip()
     if not why:
         raise Error("drop needs a reason: --why TEXT; it is kept with the event")
-    refused = []
-    for number in arguments["events"]:
-        if refusal := store.drop(int(number), why):
-            refused.append({"event": int(number), "reason": refusal})
-    done = [int(n) for n in arguments["events"] if int(n) not in [r["event"] for r in refused]]
-    return {"dropped": done, "refused": refused}
+    dropped, refused = [], []
+    for number in map(event_number, arguments["events"]):
+        if refusal := store.drop(number, why):
+            refused.append({"event": number, "reason": refusal})
+        else:
+            dropped.append(number)
+    return {"dropped": dropped, "refused": refused}
 
 
 def mapping_of(arguments: Arguments) -> tuple[str, str]:
@@ -6197,8 +6198,7 @@ class Service:
             notify(self.environ, f"FDSTORE=1\nFDNAME={OWN}", self.listener.fileno())
         notify(self.environ, f"READY=1\nSTATUS=listening on {self.url}")
         round_at = told_at = 0.0
-        over = (self.stopping, self.renewing)
-        while not any(event.is_set() for event in over) and not self._trouble():
+        while not (self.stopping.is_set() or self.renewing.is_set() or self._trouble()):
             self._turn(1.0)
             now = time.monotonic()
             if now - round_at >= 1.0:
@@ -6242,7 +6242,7 @@ class Service:
     def _trouble(self) -> str:
         """Why the process must end though nobody asked, or ""."""
         now = time.monotonic()
-        if now - self.store.board["beat"] > 60 and not self._renewal.is_alive():
+        if now - self.store.board["beat"] > 60:
             return "the watch over the deliveries is dead"
         if self.server.stuck(now) > 60:
             return "every thread of the web server hangs"
@@ -6412,6 +6412,13 @@ def command_init(arguments: argparse.Namespace) -> int:
 Finding = tuple[str, str, str]
 
 
+def _existing(path: str) -> str:
+    """The path, or the nearest one above it that exists."""
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return path
+
+
 def _check_store(config: Config) -> Finding:
     path = config["store.path"]
     if find_remote(path) is not None and os.path.exists(path):
@@ -6427,18 +6434,14 @@ def _check_store(config: Config) -> Finding:
         except StoreError as error:
             return "wrong", "file", str(error)
         return "ok", "file", path
-    folder = os.path.dirname(os.path.abspath(path))
-    while not os.path.exists(folder):
-        folder = os.path.dirname(folder)
+    folder = _existing(os.path.dirname(os.path.abspath(path)))
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
         return "wrong", "file", f"store.path: {folder} is not writable for this user"
     return "ok", "file", f"{path} will be made by the first start"
 
 
 def _check_disk(config: Config) -> Finding:
-    folder = os.path.dirname(os.path.abspath(config["store.path"]))
-    while not os.path.isdir(folder):
-        folder = os.path.dirname(folder)
+    folder = _existing(os.path.dirname(os.path.abspath(config["store.path"])))
     free = shutil.disk_usage(folder).free
     word = "ok" if free > 100 << 20 else "wrong"
     return (
@@ -6588,33 +6591,34 @@ def _check_log(config: Config) -> Finding:
     path = config["log.file"]
     if not path:
         return "ok", "log", "to stderr"
-    place = path if os.path.exists(path) else os.path.dirname(os.path.abspath(path))
-    if not os.access(place, os.W_OK) or not os.path.isdir(os.path.dirname(os.path.abspath(path))):
-        return "wrong", "log", f"log.file: cannot write {path}: {place} is not there or not ours"
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder) or not os.access(_existing(os.path.abspath(path)), os.W_OK):
+        words = f"log.file: cannot write {path}: it or {folder} is not there or not ours"
+        return "wrong", "log", words
     return "ok", "log", path
 
 
-def _check_places(config: Config, arguments: argparse.Namespace) -> int:
+def _check_places(config: Config, address: str) -> None:
     """For a reload: could a new start have its file, its log and its address?
 
-    Raises Error with what is in the way. `arguments.configuration` is the address of the service
-    that asks.
+    `address`: where the service that asks listens. Raises Error with what is in the way.
     """
     for word, _, found in (_check_store(config), _check_log(config)):
         if word == "wrong":
             raise Error(found)
     host, port = config["server.listen"]
-    ours = arguments.configuration.endswith(f":{port}")  # then only the host can be tried
+    ours = address.endswith(f":{port}")  # then only the host can be tried
     listen((host, 0 if ours else port)).close()
-    _emit(arguments, [], "the configuration is sound")
-    return 0
 
 
 def command_check(config: Config, arguments: argparse.Namespace, environ: Environ) -> int:
     """Looks at everything that must be right before `serve` can work; sends no ticket."""
     findings: list[Finding] = [("ok", "configuration", config.source or "defaults")]
     if arguments.configuration is not None:
-        return _check_places(config, arguments)
+        if arguments.configuration:
+            _check_places(config, arguments.configuration)
+        _emit(arguments, [], "the configuration is sound")
+        return 0
     findings += [("look", "configuration", warning) for warning in config.warnings]
     findings += _check_versions()
     findings += [_check_store(config), _check_disk(config), _check_log(config)]
@@ -7185,7 +7189,8 @@ def _look_arguments(add: Add, choice: Callable[[argparse.ArgumentParser], None])
         nargs="?",
         const="",
         metavar="ADDRESS",
-        help="only the configuration and its places; ADDRESS: where the service listens now",
+        help="only the configuration; with the ADDRESS where the service listens now: also whether"
+        " a reload could have its file, log and address",
     )
     explain = add("explain", "what would this webhook become? Sends and stores nothing")
     explain.add_argument("hook", metavar="HOOK", help="the hook's name or path")
