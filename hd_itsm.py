@@ -1302,8 +1302,8 @@ def find_request(find: Find, scope: Scope) -> Request:
     return Request("GET", _url(find.url, scope), (), b"")
 
 
-def translate(kind: Kind, scope: Scope) -> Request:
-    """The request that an event becomes. Raises Untranslatable."""
+def render(kind: Kind, scope: Scope) -> tuple[str, list[tuple[str, str]], Any]:
+    """URL, headers and content of the request that an event becomes. Raises Untranslatable."""
     headers = []
     for name, value in kind.headers.items():
         if isinstance(value, Template):
@@ -1311,16 +1311,21 @@ def translate(kind: Kind, scope: Scope) -> Request:
             if CONTROL.search(text):
                 raise Untranslatable(f"header {name} would hold control characters")
             headers.append((name, text.encode().decode("latin-1")))
-    body = b""
-    if kind.method not in ("GET", "HEAD"):
-        body = COMPACT.encode(render_tree(kind.body, scope)).encode()
+    content = MISSING if kind.method in ("GET", "HEAD") else render_tree(kind.body, scope)
+    return _url(kind.url, scope), headers, content
+
+
+def translate(kind: Kind, scope: Scope) -> Request:
+    """The request that an event becomes. Raises Untranslatable."""
+    url, headers, content = render(kind, scope)
+    body = b"" if content is MISSING else COMPACT.encode(content).encode()
     content_type = "application/json; charset=utf-8"
     if kind.form_field:
         body = urllib.parse.urlencode({kind.form_field: body}).encode()
         content_type = "application/x-www-form-urlencoded"
     return Request(
         kind.method,
-        _url(kind.url, scope),
+        url,
         (("Content-Type", content_type), *headers) if body else tuple(headers),
         body,
     )
@@ -2277,18 +2282,21 @@ class Webhook(NamedTuple):
     kind: str = ""
     ticket: str | None = None
     fields: str = "{}"
-    used: str = ""  # what of the fields makes a difference to the request
     repaired: str = ""
     delivery_id: str | None = None
     opens: bool = False
     needs: bool = False
-    again: str = "ignore"
+    again: str = "ignore"  # from here on not kept
+    used: str = ""  # what of the fields makes a difference to the request
 
     @property
     def digest(self) -> bytes:
         """What a duplicate has in common with it: kind and used fields, or the unreadable body."""
         what = (self.used or self.fields).encode() if self.ticket else self.raw
         return hashlib.sha256(f"{self.kind or self.hook}\0".encode() + what).digest()
+
+
+KEPT = Webhook._fields[:-2]  # columns of the same names
 
 
 class Receipt(NamedTuple):
@@ -2739,34 +2747,39 @@ class Lines(Database):
     def _insert(
         self, webhook: Webhook, parent: sqlite3.Row | None = None, due: float | None = None
     ) -> int:
+        return self._insert_all([webhook], parent, due)
+
+    def _insert_all(
+        self,
+        webhooks: Sequence[Webhook],
+        parent: sqlite3.Row | None = None,
+        due: float | None = None,
+    ) -> int:
+        """Makes each webhook an event, by one statement; the number of the first.
+
+        One, because each statement lets other threads run and waits for its turn again.
+        """
         if self._last is None:
-            self._last = self._db.execute("SELECT coalesce(max(event), 0) FROM events").fetchone()[
-                0
-            ]
-        number = self._last = self._last + 1
+            found = self._row("SELECT coalesce(max(event), 0) AS last FROM events")
+            self._last = found["last"] if found else 0
+        first, born = self._last + 1, self.clock()
+        values: list[Any] = []
+        for number, webhook in enumerate(webhooks, first):
+            values += (number, parent["place"] if parent else number)
+            values += (parent["event"] if parent else None, born, due, str(uuid.uuid4()))
+            values += (webhook.digest, *webhook[: len(KEPT)])
+            self._moved[webhook.state] += 1
+            self._hour["received"] += parent is None
+            self._hour["repaired"] += bool(webhook.repaired)
+            self._hour[webhook.state] += 1
+        row = f"({', '.join('?' * (7 + len(KEPT)))})"
         self._db.execute(
-            "INSERT INTO events (event, place, parent, ticket, kind, hook, state, reason, opens,"
-            " needs, received, born, due, idempotency_key, delivery_id, sender, repaired, digest,"
-            " fields, headers, raw) VALUES (:event, :place, :parent, :ticket, :kind, :hook,"
-            " :state, :reason, :opens, :needs, :received, :born, :due, :key, :delivery_id,"
-            " :sender,"
-            " :repaired, :digest, :fields, :headers, :raw)",
-            {
-                **webhook._asdict(),
-                "event": number,
-                "place": parent["place"] if parent else number,
-                "parent": parent["event"] if parent else None,
-                "born": self.clock(),
-                "due": due,
-                "key": str(uuid.uuid4()),
-                "digest": webhook.digest,
-            },
+            "INSERT INTO events (event, place, parent, born, due, idempotency_key, digest,"
+            f" {', '.join(KEPT)}) VALUES {', '.join([row] * len(webhooks))}",
+            values,
         )
-        self._moved[webhook.state] += 1
-        self._hour["received"] += parent is None
-        self._hour["repaired"] += bool(webhook.repaired)
-        self._hour[webhook.state] += 1
-        return number
+        self._last += len(webhooks)
+        return first
 
     def _move(self, event: int, leaves: str, enters: str, reason: str, **columns: Any) -> bool:
         """Moves an event from one state to another; False where it was not in the first."""
@@ -2836,9 +2849,53 @@ class Lines(Database):
 
         Raises StoreFull and StoreError: then nothing was stored.
         """
+        found = self.receive_all([webhook])[0]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def receive_all(self, webhooks: Sequence[Webhook]) -> list[Receipt | Exception]:
+        """Stores webhooks in one transaction; for each its receipt, or why it was not stored."""
         if self.tight:
-            raise StoreFull
-        return self._write(lambda: self._receive(webhook))  # type: ignore[no-any-return]
+            return [StoreFull() for _ in webhooks]
+        try:
+            return self._write(lambda: self._receive_all(webhooks))  # type: ignore[no-any-return]
+        except Exception as error:
+            if len(webhooks) == 1 or self.tight or self.broken:
+                return [error for _ in webhooks]
+            return [self.receive_all([one])[0] for one in webhooks]  # a bad one takes no other
+
+    def _receive_all(self, webhooks: Sequence[Webhook]) -> list[Receipt | Exception]:
+        plain = self._plain(webhooks)
+        first = self._insert_all([*plain.values()], due=self.clock()) if plain else 0
+        numbers = {place: number for number, place in enumerate(plain, first)}
+        return [
+            Receipt(numbers[place], "pending", "", None)
+            if place in numbers
+            else self._receive(webhook)
+            for place, webhook in enumerate(webhooks)
+        ]
+
+    def _plain(self, webhooks: Sequence[Webhook]) -> dict[int, Webhook]:
+        """By their places those that open a ticket which nobody has heard of."""
+        met: set[str | None] = set()
+        plain: dict[int, Webhook] = {}
+        for place, one in enumerate(webhooks):
+            new = one.ticket is not None and one.ticket not in met
+            if new and one.opens and one.state == "pending" and not one.delivery_id:
+                plain[place] = one
+            met.add(one.ticket)
+        if not plain:
+            return {}
+        tickets = [one.ticket for one in plain.values()]
+        known = self._db.execute(
+            f"SELECT column1 FROM (VALUES {', '.join(['(?)'] * len(tickets))})"
+            " WHERE EXISTS (SELECT 1 FROM events WHERE ticket = column1)"
+            " OR EXISTS (SELECT 1 FROM mappings WHERE ticket = column1)",
+            tickets,
+        ).fetchall()
+        old = {row["column1"] for row in known}
+        return {place: one for place, one in plain.items() if one.ticket not in old}
 
     def _receive(self, webhook: Webhook) -> Receipt:
         if webhook.ticket is None:
@@ -3596,13 +3653,13 @@ def judge_kind(config: Config, base: Webhook, fields: Mapping[str, Any]) -> Webh
         return base._replace(state="failed", reason=no_such_kind(base.kind))
     used = {name: value for name, value in fields.items() if name in kind.names}
     base = base._replace(
-        used=base.fields if len(used) == len(fields) else COMPACT.encode(used),
+        used=repr(used),
         opens=kind.opens,
         needs=kind.needs,
         again=kind.again,
     )
     try:
-        translate(kind, config.scope(fields, 0, str(base.ticket), base.received, "?"))
+        render(kind, config.scope(fields, 0, str(base.ticket), base.received, "?"))
     except Untranslatable as error:
         return base._replace(state="failed", reason=f"cannot be translated: {error}")
     return base
@@ -3612,11 +3669,15 @@ def judge(config: Config, hook: Hook, reading: Reading, base: Webhook) -> Webhoo
     """The webhook as it is to be stored: pending, ignored by the rules, or failed and why."""
     if reading.problem:
         return base._replace(state="failed", reason=reading.problem, repaired=reading.repaired)
-    fields = COMPACT.encode(reading.fields)
-    base = base._replace(ticket=reading.ticket, fields=fields, repaired=reading.repaired)
+    base = base._replace(
+        kind=reading.kind,
+        ticket=reading.ticket,
+        fields=COMPACT.encode(reading.fields),
+        repaired=reading.repaired,
+    )
     if not reading.kind:
         return base._replace(state="ignored", reason=f"no rule of hook {hook.name} matches")
-    return judge_kind(config, base._replace(kind=reading.kind), reading.fields)
+    return judge_kind(config, base, reading.fields)
 
 
 # The verbs: what an operator asks and does, alike from the command line and the control endpoint.
@@ -4027,11 +4088,8 @@ class _Site(bottle.Bottle):  # type: ignore[misc]
 
 def _reply(status: int, content: Any, **headers: str) -> bottle.HTTPResponse:
     body = content if isinstance(content, str) else COMPACT.encode(content)
-    response = bottle.HTTPResponse(body.encode("utf-8", "replace"), status)
-    response.set_header("Content-Type", "application/json; charset=utf-8")
-    for name, value in headers.items():
-        response.set_header(name.replace("_", "-"), value)
-    return response
+    headers["Content_Type"] = "application/json; charset=utf-8"
+    return bottle.HTTPResponse(body.encode("utf-8", "replace"), status, **headers)
 
 
 def _refusal(error: Refused) -> bottle.HTTPResponse:
@@ -4061,6 +4119,10 @@ class Sparing:
             return f" (and {held} more like it)" if held else ""
 
 
+PREFER_WAIT = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?([0-9]{1,9})"?\s*(?:$|[,;])')  # RFC 7240
+TAKEN = "hd_itsm.taken"  # where a request's environ has what became of its webhook
+
+
 class Web:
     """The WSGI application: the hooks as configured, /health and the control endpoint.
 
@@ -4070,10 +4132,12 @@ class Web:
     def __init__(self, config: Config, store: Store, wake: Callable[[], None], key: str) -> None:
         self.config, self.store, self.wake, self.key = config, store, wake, key
         self.sparing = Sparing()
-        self.site = _Site(catchall=True)
-        for hook in config.hooks.values():
-            for path in (hook.path, hook.path + "/"):
-                self.site.route(path, "POST", functools.partial(self.hook, hook))
+        self.site = _Site(autojson=False)
+        self.hooks = {
+            path: hook for hook in config.hooks.values() for path in (hook.path, hook.path + "/")
+        }
+        for path, hook in self.hooks.items():
+            self.site.route(path, "POST", functools.partial(self.hook, hook))
         self.site.route("/control/<verb>", "POST", self.control)
         self.site.route("/health", "GET", self.health)
         self.site.route("/metrics", "GET", self.metrics)
@@ -4081,24 +4145,46 @@ class Web:
 
     def hook(self, hook: Hook) -> bottle.HTTPResponse:
         """Answers one webhook: admit, read, store; then 200, 400, 401, 403, 415 or 503."""
-        environ, received = bottle.request.environ, time.time()
-        raw = environ["wsgi.input"].read()
-        sender = str(environ.get("REMOTE_ADDR", ""))
-        try:
-            admit(self.config, environ, raw, received)
-            if _header(environ, "Content-Encoding").lower() not in ("", "identity"):
-                raise Refused(415, "a compressed body is not read: send it plain")
-            webhook, echo = self.read(hook, environ, raw, received, sender)
-            receipt = self.store.receive(webhook)
-        except Refused as error:
-            return self.refuse(error, hook.path)
-        except StoreError as error:
+        environ = bottle.request.environ
+        if TAKEN not in environ:
+            self.take([(hook, environ)])
+        webhook, echo, receipt = environ[TAKEN]
+        if isinstance(receipt, Refused):
+            return self.refuse(receipt, hook.path)
+        if isinstance(receipt, StoreError):
             self.store.tallies.count("refused", "503")
-            return _reply(503, {"error": str(error)}, Retry_After="30")
+            return _reply(503, {"error": str(receipt)}, Retry_After="30")
+        if isinstance(receipt, Exception):
+            raise receipt
         self.note(hook, webhook, receipt)
-        if receipt.state == "pending":
-            self.wake()
         return self.answer(receipt, echo)
+
+    def take(self, requests: Sequence[tuple[Hook, dict[str, Any]]]) -> None:
+        """Reads and stores the webhooks of some requests in one transaction; `hook` answers them.
+
+        A request is its hook and its environ, which then says what became of it: the webhook, the
+        JSON to send back, its Receipt or the Exception.
+        """
+        admitted: list[dict[str, Any]] = []
+        for hook, environ in requests:
+            try:
+                environ[TAKEN] = (*self.admitted(hook, environ), None)
+                admitted.append(environ)
+            except Exception as error:
+                environ[TAKEN] = (None, None, error)
+        receipts = self.store.receive_all([environ[TAKEN][0] for environ in admitted])
+        for environ, receipt in zip(admitted, receipts, strict=True):
+            environ[TAKEN] = (*environ[TAKEN][:2], receipt)
+        if any(isinstance(one, Receipt) and one.state == "pending" for one in receipts):
+            self.wake()
+
+    def admitted(self, hook: Hook, environ: Mapping[str, Any]) -> tuple[Webhook, Any]:
+        """The webhook that a request brings and its JSON to send back. Raises Refused."""
+        raw, received = environ["wsgi.input"].read(), time.time()
+        admit(self.config, environ, raw, received)
+        if environ.get("HTTP_CONTENT_ENCODING", "").lower() not in ("", "identity"):
+            raise Refused(415, "a compressed body is not read: send it plain")
+        return self.read(hook, environ, raw, received, str(environ.get("REMOTE_ADDR", "")))
 
     def caller(self) -> str:
         """The address that asks, behind a trusted proxy the one that this names."""
@@ -4122,9 +4208,11 @@ class Web:
             name: _header(environ, name).encode("latin-1", "replace").decode("utf-8", "replace")
             for name in hook.headers
         }
-        delivery_id = ""
-        for name in filter(None, (hook.delivery_id, "webhook-id", "idempotency-key")):
-            delivery_id = delivery_id or _header(environ, name)[:MAX_ID]
+        delivery_id = (
+            (_header(environ, hook.delivery_id) if hook.delivery_id else "")
+            or environ.get("HTTP_WEBHOOK_ID", "")
+            or environ.get("HTTP_IDEMPOTENCY_KEY", "")
+        )
         base = Webhook(
             hook=hook.name,
             raw=raw,
@@ -4132,7 +4220,7 @@ class Web:
             sender=sender,
             received=received,
             state="pending",
-            delivery_id=delivery_id or None,
+            delivery_id=delivery_id[:MAX_ID] or None,
         )
         try:
             reading = read_webhook(hook, raw, headers)
@@ -4175,10 +4263,8 @@ class Web:
     def answer(self, receipt: Receipt, echo: Any) -> bottle.HTTPResponse:
         """200 or 400 for a stored webhook; with Prefer: wait, once it is settled."""
         headers: dict[str, str] = {}
-        match = re.search(
-            r'(?:^|[,;\s])wait\s*=\s*"?([0-9]{1,9})"?\s*(?:$|[,;])',
-            _header(bottle.request.environ, "Prefer"),
-        )
+        wishes = bottle.request.environ.get("HTTP_PREFER")
+        match = wishes and PREFER_WAIT.search(wishes)
         if match and receipt.state in ("pending", "held"):
             seconds = min(int(match[1]), MAX_WAIT)
             waited = self.store.wait(
@@ -4960,17 +5046,36 @@ class _JsonError(waitress.task.ErrorTask):  # type: ignore[misc]
 class _Task(waitress.task.WSGITask):  # type: ignore[misc]
     """A request; once the server is stopping, its answer ends the connection."""
 
+    wrote_header: bool
+
     def start(self) -> None:
         """Begins to answer."""
         super().start()
         if self.channel.server.stopping:
             self.set_close_on_finish()
 
+    def get_environment(self) -> dict[str, Any]:
+        """The request's environ; a handful's are made beforehand."""
+        if self.request.environ is None:
+            self.request.environ = super().get_environment()
+        return self.request.environ  # type: ignore[no-any-return]
+
+    def write(self, data: bytes) -> None:
+        """Sends a part of the answer; a short one goes with its head in one piece."""
+        if self.wrote_header or not data or len(data) != self.content_length:
+            super().write(data)
+            return
+        head = self.build_response_header()
+        self.wrote_header = True
+        self.content_bytes_written = len(data)
+        self.channel.write_soon(head + data)
+
 
 class _Parser(waitress.parser.HTTPRequestParser):  # type: ignore[misc]
     """A request coming in: bounded by the size of its body, and never two of them in one."""
 
     error: Any = None
+    environ: dict[str, Any] | None = None
 
     def received(self, data: bytes) -> int:
         """Takes what the client sent; how much of it belongs to this request."""
@@ -5004,7 +5109,7 @@ class _Channel(waitress.channel.HTTPChannel):  # type: ignore[misc]
         self._active = time.monotonic()  # Waitress goes by a clock that people set
 
     def service(self) -> None:
-        """Answers what came in, in one of the server's threads."""
+        """Answers what came in, in one of the server's threads, and more that waits with it."""
         super().service()
         self.server.answered = time.monotonic()
 
@@ -5018,6 +5123,57 @@ class _Channel(waitress.channel.HTTPChannel):  # type: ignore[misc]
 REQUEST_TIME = 20  # seconds in which a request must have come in whole
 
 
+class _Handful:
+    """Webhooks that came in one round of the loop: one transaction, and one thread answers them.
+
+    Waitress would give each to a thread of its own; handing them from thread to thread would cost
+    more than all that is done with them.
+    """
+
+    MOST, LARGEST = 16, 65536  # webhooks, and bytes of each: those behind it wait for a thread
+
+    def __init__(self, web: Web) -> None:
+        self.web = web
+        self.channels: list[_Channel] = []
+
+    def takes(self, channel: _Channel) -> bool:
+        """Adds the channel's request, where it is a webhook that delays the others by little."""
+        request = channel.requests[0]
+        if (
+            request.error
+            or request.command != "POST"
+            or request.path not in self.web.hooks
+            or "PREFER" in request.headers
+            or (request.body_rcv is not None and len(request.body_rcv) > self.LARGEST)
+        ):
+            return False
+        self.channels.append(channel)
+        return True
+
+    def service(self) -> None:
+        """Stores all, then answers each; the loop is woken when all is done."""
+        server, thread = self.channels[0].server, threading.get_ident()
+        requests = [(channel.requests[0], channel) for channel in self.channels]
+        try:
+            self.web.take(
+                [
+                    (self.web.hooks[one.path], _Task(at, one).get_environment())
+                    for one, at in requests
+                ]
+            )
+        finally:
+            server.answering.add(thread)
+            for channel in self.channels:
+                channel.service()
+            server.answering.discard(thread)
+            server.pull_trigger()
+
+    def cancel(self) -> None:
+        """Ends the connections: the server is gone."""
+        for channel in self.channels:
+            channel.cancel()
+
+
 class _Server(waitress.server.TcpWSGIServer):  # type: ignore[misc]
     """Waitress' server with our channels, and with patience where descriptors run out."""
 
@@ -5025,6 +5181,32 @@ class _Server(waitress.server.TcpWSGIServer):  # type: ignore[misc]
     stopping = False
     next_channel_cleanup = math.inf  # by the wall clock; close_idle does it
     answered = 0.0  # when a thread was done with a request (monotonic)
+
+    def __init__(self, web: Web, *arguments: Any, **named: Any) -> None:
+        self.web = web
+        self.coming = _Handful(web)  # of this round
+        self.answering: set[int] = set()  # threads that answer a handful
+        self.looping = 0  # the thread that runs the loop
+        super().__init__(web.site, {}, *arguments, **named)
+
+    def add_task(self, task: _Channel) -> None:
+        """Lets a request be answered: webhooks at the end of this round, others at once."""
+        if threading.get_ident() != self.looping or not self.coming.takes(task):
+            super().add_task(task)
+        elif len(self.coming.channels) == _Handful.MOST:
+            self.hand_over()
+
+    def hand_over(self) -> None:
+        """Ends a round of the loop, in its thread."""
+        self.looping = threading.get_ident()
+        if self.coming.channels:
+            handful, self.coming = self.coming, _Handful(self.web)
+            super().add_task(handful)
+
+    def pull_trigger(self) -> None:
+        """Wakes the loop: for a handful once."""
+        if threading.get_ident() not in self.answering:
+            super().pull_trigger()
 
     def stuck(self, now: float) -> float:
         """For how many seconds requests have been waiting while no thread was done with one."""
@@ -5065,8 +5247,7 @@ def make_server(web: Web, listener: socket.socket, threads: int, max_body: int) 
     dispatcher.set_thread_count(threads)
     place = (listener.family, listener.type, listener.proto, listener.getsockname())
     return _Server(
-        web.site,
-        {},
+        web,
         True,
         listener,
         dispatcher=dispatcher,
@@ -6238,6 +6419,7 @@ class Service:
         if self.server.task_dispatcher.active_count > 1:
             time.sleep(HANDFUL)
         waitress.wasyncore.loop(timeout=seconds, use_poll=True, map=self.server._map, count=1)
+        self.server.hand_over()
 
     def _trouble(self) -> str:
         """Why the process must end though nobody asked, or ""."""
