@@ -45,6 +45,7 @@ import glob
 import hashlib
 import hmac
 import html
+import http.client
 import http.server
 import importlib.metadata
 import io
@@ -716,10 +717,10 @@ def _at_step(value: Any, step: Step) -> Iterable[Any]:
 
 def find_all(value: Any, path: Path) -> list[Any]:
     """Every element of `value` that `path` means."""
-    found = [value]
-    for step in path:
+    found: Iterable[Any] = _at_step(value, path[0])
+    for step in path[1:]:
         found = [element for one in found for element in _at_step(one, step)]
-    return found
+    return list(found)
 
 
 def present(value: Any) -> bool:
@@ -738,17 +739,21 @@ class Field:
 
     def read(self, found: dict[str, Any]) -> Any:
         """The field's value in a webhook's object, or MISSING."""
-        value: Any = MISSING
-        for candidate in itertools.chain(*(find_all(found, path) for path in self.paths)):
-            if present(candidate):
-                value = candidate
-                break
-            if value is MISSING and not (isinstance(candidate, str) and candidate):
-                value = candidate  # null or empty: kept, unless a later path has something
+        value = self._first(found)
         if self.match is None or value is MISSING:
             return value
         group = self.match.search(as_text(value))
         return group[1] if group else MISSING
+
+    def _first(self, found: dict[str, Any]) -> Any:
+        value: Any = MISSING
+        for path in self.paths:
+            for candidate in find_all(found, path):
+                if present(candidate):
+                    return candidate
+                if value is MISSING and not (isinstance(candidate, str) and candidate):
+                    value = candidate  # null or empty: kept, unless a later path has something
+        return value
 
 
 Headers = Mapping[str, str]  # lower-case name -> value
@@ -1416,13 +1421,13 @@ class Signature:
     max_age: float  # seconds; 0: no limit (GLPI's timestamp is that of its queue)
 
 
-def _spellings(secret: str) -> Iterator[str]:
+@functools.lru_cache(maxsize=64)
+def _spellings(secret: str) -> tuple[str, ...]:
     """A secret as others may say it back: whole, without its scheme, or a proxy's login."""
-    yield secret
-    yield secret.rpartition(" ")[2]
     login = urllib.parse.unquote(secret.partition("://")[2].rpartition("@")[0])
-    yield base64.b64encode(login.encode()).decode() if login else ""
-    yield login.partition(":")[2]
+    encoded = base64.b64encode(login.encode()).decode()
+    found = (secret, secret.rpartition(" ")[2], encoded, login.partition(":")[2])
+    return tuple(one for one in found if len(one) > 3)
 
 
 @dataclass(frozen=True)
@@ -1446,8 +1451,7 @@ class Config:
         """`text` without the secrets that somebody else put into it."""
         for secret in self.secrets:
             for part in _spellings(secret.reveal()):
-                if len(part) > 3:
-                    text = text.replace(part, "***")
+                text = text.replace(part, "***")
         return text
 
     def scope(
@@ -2353,6 +2357,14 @@ class Verdict(NamedTuple):
     unclear: bool = False
 
 
+class Result(NamedTuple):
+    """An attempt (None: there was none) and what it makes of its event."""
+
+    event: Event
+    attempt: Attempt | None
+    verdict: Verdict
+
+
 def _refuse_foreign(path: str) -> None:
     """Raises StoreError where the file is not ours or newer, before SQLite could touch it."""
     try:
@@ -2541,6 +2553,7 @@ class Database:
         self.leaving = False  # the program is about to end
         self.tight = False  # the disk is full: outcomes only, no webhooks
         self.tally = {**NO_TALLY, **json.loads(self.fact("tally") or "{}")}
+        self.edits = 0  # how often a person changed events: what was read before is old then
         self.board: dict[str, Any] = {}  # what Delivery tells and Web shows, in memory only
         self.tallies = Tallies()
         self._started = time.monotonic()
@@ -2611,6 +2624,15 @@ class Database:
         if entry.error is not None:
             raise entry.error
         return entry.result
+
+    def _edit(self, operation: Callable[[], Any]) -> Any:
+        """Carries out what a person wants, as `_write` does."""
+
+        def counted() -> Any:
+            self.edits += 1
+            return operation()
+
+        return self._write(counted)
 
     def _lead(self, leader: _Write) -> None:
         """Carries out what waits, in one transaction, and hands the lead on."""
@@ -3007,14 +3029,27 @@ class Progress(Lines):
             )
         )
 
-    def due(self, now: float, limit: int) -> list[tuple[int, str]]:
-        """Events (and tickets) to be tried at `now` (service clock), longest due first."""
-        rows = self._read(
-            "SELECT event, ticket FROM events WHERE due <= :now ORDER BY due LIMIT :limit",
-            now=now,
-            limit=limit,
-        )
-        return [(row["event"], row["ticket"]) for row in rows]
+    def due(self, now: float, limit: int, room: int = 1 << 20) -> list[Event]:
+        """Events to be tried at `now` (service clock), longest due first, `room` bytes or so."""
+        found: list[Event] = []
+        with self._lock:
+            try:
+                rows = self._sql(
+                    "SELECT event, ticket, kind, hook, opens, unclear, received, born, tries,"
+                    " attempts, first_try, idempotency_key, request_id, fields"
+                    " FROM events LEFT JOIN mappings USING (ticket)"
+                    " WHERE due <= :now ORDER BY due LIMIT :limit",
+                    now=now,
+                    limit=limit,
+                )
+                for row in rows:
+                    room -= len(row["fields"])
+                    found.append(Event(**{**dict(row), "fields": json.loads(row["fields"])}))
+                    if room < 0:
+                        break
+            except sqlite3.Error as error:
+                raise self._failed(error) from None
+        return found
 
     def postpone(self, event: int, due: float) -> None:
         """Lets a pending event wait until `due` (service clock), without an attempt."""
@@ -3031,18 +3066,6 @@ class Progress(Lines):
         """The earliest due time after `now` (service clock), None where there is none."""
         found = self._read("SELECT min(due) AS due FROM events WHERE due > :now", now=now)
         return found[0]["due"]  # type: ignore[no-any-return]
-
-    def load(self, event: int, now: float) -> Event | None:
-        """The event, if it is pending, first in its line and due at `now` (service clock)."""
-        rows = self._read(
-            "SELECT event, ticket, kind, hook, opens, unclear, received, born, tries, attempts,"
-            " first_try, idempotency_key, request_id, fields"
-            " FROM events LEFT JOIN mappings USING (ticket)"
-            " WHERE event = :event AND state = 'pending' AND due <= :now",
-            event=event,
-            now=now,
-        )
-        return Event(**{**rows[0], "fields": json.loads(rows[0]["fields"])}) if rows else None
 
     def _note(self, event: int, number: int, attempt: Attempt) -> None:
         self._sql(
@@ -3085,7 +3108,13 @@ class Progress(Lines):
         False where the event is not pending any more (dropped meanwhile); a request id that the
         ITSM gave is kept all the same.
         """
-        return bool(self._write(lambda: self._record(event, attempt, verdict)))
+        return self.record_all([Result(event, attempt, verdict)])[0]
+
+    def record_all(self, results: Sequence[Result]) -> list[bool]:
+        """Records several results in one transaction."""
+        return self._write(  # type: ignore[no-any-return]
+            lambda: [self._record(*result) for result in results]
+        )
 
     def _record(self, event: Event, attempt: Attempt | None, verdict: Verdict) -> bool:
         attempts, first_try = event.attempts, event.first_try
@@ -3368,7 +3397,7 @@ class Store(Progress):
                 fields=COMPACT.encode({"ticket_id": ticket}),
             ).rowcount
 
-        count: int = self._write(operation)
+        count: int = self._edit(operation)
         self._read("PRAGMA wal_checkpoint(TRUNCATE)")  # or the texts would stay in there
         return count
 
@@ -3406,7 +3435,7 @@ class Store(Progress):
 
     def retry(self, event: int, webhook: Webhook, force: bool) -> str:
         """Puts an event back to pending as `webhook` has it now; "" or why that is refused."""
-        return str(self._write(lambda: self._retry(event, webhook, force)))
+        return str(self._edit(lambda: self._retry(event, webhook, force)))
 
     def _retry(self, event: int, webhook: Webhook, force: bool) -> str:
         row = self._row(
@@ -3484,7 +3513,7 @@ class Store(Progress):
                 self._arrange(row["ticket"])
             return ""
 
-        return self._write(operation)  # type: ignore[no-any-return]
+        return self._edit(operation)  # type: ignore[no-any-return]
 
     def map(self, ticket: str, request_id: str) -> list[int]:
         """Sets a ticket's request id by hand; the events that it freed, in order.
@@ -3506,7 +3535,7 @@ class Store(Progress):
             self._arrange(ticket)
             return [row["event"] for row in rows if not row["opens"]]
 
-        return self._write(operation)  # type: ignore[no-any-return]
+        return self._edit(operation)  # type: ignore[no-any-return]
 
     def import_mappings(self, rows: Sequence[tuple[str, str, float]]) -> int:
         """Adds mappings (ticket, request id, epoch seconds) in small transactions; how many."""
@@ -3517,7 +3546,7 @@ class Store(Progress):
                 self._arrange(ticket)
 
         for start in range(0, len(rows), 200):
-            self._write(functools.partial(operation, start))
+            self._edit(functools.partial(operation, start))
         return len(rows)
 
 
@@ -5424,6 +5453,7 @@ class _Tapped:
 
     tap: socket.socket | None = None
     sock: Any
+    _held: bytes | None = None  # of a request that is being put together
 
     def _new_conn(self) -> socket.socket:
         connected: socket.socket = super()._new_conn()  # type: ignore[misc]
@@ -5436,7 +5466,19 @@ class _Tapped:
         if self.sock is None:
             self.connect()  # type: ignore[attr-defined]
         _air.flight.tap, _air.flight.sent = self.tap, True
-        super().request(*arguments, **named)  # type: ignore[misc]
+        self._held = b""
+        try:
+            super().request(*arguments, **named)  # type: ignore[misc]
+        finally:
+            whole, self._held = self._held, None
+        self.send(whole)
+
+    def send(self, data: Any) -> None:
+        """Sends; head and body of a request in one piece."""
+        if self._held is None:
+            super().send(data)  # type: ignore[misc]
+        else:
+            self._held += data
 
     def close(self) -> None:
         super().close()  # type: ignore[misc]
@@ -5487,26 +5529,34 @@ def _transport_reason(error: BaseException) -> str:
     }.get(type(seen).__name__, type(seen).__name__)
 
 
+_parse_url = functools.lru_cache(maxsize=64)(urllib3.util.parse_url)
+
+
 class Wire:
-    """One worker's connections to the ITSM. Not shared between threads."""
+    """One worker's connections to the ITSM. Not shared between threads.
+
+    Without a proxy they are used directly: urllib3's pools are made for many threads and hosts,
+    and cost as much as the exchange itself.
+    """
+
+    MOST = 4  # connections kept, to different hosts
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        tls = {
+        self.tls: dict[str, Any] = {
             "ca_certs": config["itsm.ca_file"] or None,
             "cert_file": config["itsm.client_cert"] or None,
+            "key_file": config["itsm.client_key"] or None,
         }
-        tls["key_file"] = config["itsm.client_key"] or None
-        options: dict[str, Any] = {"num_pools": 4, "maxsize": 1, **tls}
+        self.connections: dict[tuple[Any, ...], Any] = {}
+        self.pools: urllib3.ProxyManager | None = None
         if proxy := config["itsm.proxy"].reveal():
             auth = urllib.parse.unquote(urllib3.util.parse_url(proxy).auth or "")
             known = urllib3.make_headers(proxy_basic_auth=auth) if auth else None
-            self.pools: urllib3.PoolManager = urllib3.ProxyManager(
-                proxy, proxy_headers=known, **options
+            self.pools = urllib3.ProxyManager(
+                proxy, proxy_headers=known, num_pools=self.MOST, maxsize=1, **self.tls
             )
-        else:
-            self.pools = urllib3.PoolManager(**options)
-        self.pools.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+            self.pools.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
 
     def send(
         self, flight: Flight, request: Request, headers: Mapping[str, str], fresh: bool
@@ -5517,10 +5567,16 @@ class Wire:
         """
         _air.flight = flight
         if fresh:
-            self.pools.clear()
+            self.clear()
         try:
             return self._exchange(flight, request, headers)
-        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+        except (
+            urllib3.exceptions.HTTPError,
+            http.client.HTTPException,
+            OSError,
+            ValueError,
+        ) as error:
+            self.clear()
             reason = "no answer in time" if flight.cut else _transport_reason(error)
             return Answer(None, error=reason, sent=flight.sent)
         finally:
@@ -5528,37 +5584,78 @@ class Wire:
             for tap in flight.left:
                 tap.close()
 
-    def _exchange(self, flight: Flight, request: Request, headers: Mapping[str, str]) -> Answer:
+    def clear(self) -> None:
+        """Closes all connections."""
+        if self.pools:
+            self.pools.clear()
+        for connection in self.connections.values():
+            connection.close()
+        self.connections.clear()
+
+    def _connection(self, url: urllib3.util.Url) -> Any:
+        """The connection to the host of `url`, as good as new."""
+        place = (url.scheme, url.host, url.port)
+        connection = self.connections.get(place)
+        if connection is None:
+            if len(self.connections) == self.MOST:
+                self.clear()
+            host = str(url.host).strip("[]")
+            if url.scheme == "https":
+                connection = _HttpsConnection(host, url.port, **self.tls)
+            else:
+                connection = _HttpConnection(host, url.port)
+            self.connections[place] = connection
+        elif not connection.is_closed and not connection.is_connected:
+            connection.close()  # the ITSM hung up meanwhile
+        return connection
+
+    def _ask(self, flight: Flight, request: Request, headers: Mapping[str, str]) -> Any:
+        """The response to a request, its body unread."""
         timeout = max(0.1, flight.deadline - time.monotonic())
-        response = self.pools.request(
-            request.method,
-            request.url,
-            body=request.body or None,
-            headers=headers,
-            timeout=urllib3.Timeout(connect=timeout, read=timeout),
-            retries=False,
-            redirect=False,
-            preload_content=False,
-            decode_content=False,
-        )
+        asked: dict[str, Any] = {"body": request.body or None, "headers": headers}
+        asked |= {"preload_content": False, "decode_content": False}
+        if self.pools:
+            patience = urllib3.Timeout(connect=timeout, read=timeout)
+            return self.pools.request(
+                request.method,
+                request.url,
+                timeout=patience,
+                retries=False,
+                redirect=False,
+                **asked,
+            )
+        url = _parse_url(request.url)
+        connection = self._connection(url)
+        connection.timeout = timeout
+        if connection.sock:
+            connection.sock.settimeout(timeout)
+        connection.request(request.method, url.request_uri, **asked)
+        return connection.getresponse()
+
+    def _exchange(self, flight: Flight, request: Request, headers: Mapping[str, str]) -> Answer:
+        response = self._ask(flight, request, headers)
         error, body = "", b""
         try:
-            while len(body) <= MAX_ANSWER and (chunk := response.read(65536)):
-                body += chunk
+            while (
+                response.length_remaining != 0
+                and len(body) <= MAX_ANSWER
+                and (piece := response.read(MAX_ANSWER + 1))
+            ):
+                body += piece
             if len(body) > MAX_ANSWER:
                 error = f"its answer is longer than {MAX_ANSWER} bytes"
         except (urllib3.exceptions.HTTPError, OSError) as found:
             error = f"its answer was cut: {_transport_reason(found)}"
-        if flight.cut:  # what looks like an answer may be what the cut left of one
+        if error or flight.cut:
             response.close()
+            self.clear()
+        if flight.cut:  # what looks like an answer may be what the cut left of one
             return Answer(None, error="no whole answer in time")
+        response.release_conn()
         named = {name.lower(): value for name, value in response.headers.items()}
         framed = (
             "content-length" in named or "chunked" in named.get("transfer-encoding", "").lower()
         )
-        if error:
-            response.close()
-        response.release_conn()
         return Answer(
             response.status,
             named,
@@ -5673,26 +5770,42 @@ class Gate:
 
     `_changed` guards all of it and is held for moments only, never during SQL or HTTP; the store's
     lock is never taken while it is held. Workers without work wait on it; `wake`, a worker that
-    leaves more work behind, an opened breaker and `stop` notify.
+    leaves more work behind, a result that was recorded, an opened breaker and `stop` notify.
+
+    Threads that compute hinder each other: while the ITSM answers within QUICK seconds, one worker
+    does more than four, and records what it delivers by handfuls.
     """
 
     PAGE = 64  # due events read at a time: memory stays flat whatever the backlog
+    QUICK = 0.002
 
-    def __init__(self, store: Store, breaker: Breaker) -> None:
-        self.store, self.breaker = store, breaker
+    def __init__(self, store: Store, breaker: Breaker, workers: int) -> None:
+        self.store, self.breaker, self.workers = store, breaker, workers
         self.stopping = threading.Event()
         self._changed = threading.Condition()
-        self._page: collections.deque[tuple[int, str]] = collections.deque()
-        self._busy: set[str] = set()  # tickets of the page and in flight
+        self._page: collections.deque[Event] = collections.deque()
+        self._edits = 0  # of the store, when the page was read
+        self._busy: set[str] = set()  # tickets in flight: taken, and not recorded yet
+        self._taken = 0  # how many were ever taken
         self._idle = self._looking = 0  # workers that wait, and that look for work
         self._fresh = True  # something may have become due since the last look
+        self._pace = math.inf  # seconds that the quicker attempts take lately
+        self._seen = 0  # of `_taken`, at the last nudge
 
     def wake(self) -> None:
         """Something may be due. Cheap: wakes a worker only where none is looking for work."""
         with self._changed:
             self._fresh = True
-            if self._idle and not self._looking:
-                self._changed.notify()
+            self._call()
+
+    def _call(self) -> None:
+        """Wakes a worker where one more is of use; under `_changed`."""
+        if self._idle and not self._looking and self._wanted(1) and not self.store.fact("paused"):
+            self._changed.notify()
+
+    def _wanted(self, more: int) -> bool:
+        """Whether so many more than those that work now are of use."""
+        return self._pace >= self.QUICK or self.workers - self._idle + more <= 1
 
     def stop(self) -> None:
         """Lets nothing through any more."""
@@ -5700,10 +5813,13 @@ class Gate:
             self.stopping.set()
             self._changed.notify_all()
 
-    def take(self) -> tuple[int, str] | None:
-        """The next event to deliver with its ticket; waits for one. None: time to stop."""
+    def take(self) -> Event | None:
+        """The next event to deliver; waits for one. None: time to stop."""
         while not self.stopping.is_set():
             with self._changed:
+                if not self._wanted(0):
+                    self._rest(60.0)
+                    continue
                 self._looking += 1
                 self._fresh = False
             taken = None
@@ -5715,26 +5831,42 @@ class Gate:
             finally:
                 with self._changed:
                     self._looking -= 1
-                    if taken and self._idle and (self._page or self._fresh) and not self._looking:
-                        self._changed.notify()  # whoever comes now would find nobody looking
+                    if taken and (self._page or self._fresh):
+                        self._call()  # whoever comes now would find nobody looking
             if taken:
                 return taken
             with self._changed:
-                if wait > 0 and not self._fresh and not self.stopping.is_set():
-                    self._idle += 1
-                    self._changed.wait(wait)
-                    self._idle -= 1
+                if wait > 0 and not self._fresh:
+                    self._rest(wait)
         return None
 
-    def _first_of_page(self) -> tuple[int, str] | None:
+    def _rest(self, seconds: float) -> None:
+        """Waits to be woken; under `_changed`."""
+        self._idle += 1
+        if not self.stopping.is_set():
+            self._changed.wait(seconds)
+        self._idle -= 1
+
+    def another(self) -> Event | None:
+        """One more event for a handful; None: what was delivered is to be recorded first."""
+        with self._changed:
+            hurry = self._pace < self.QUICK and not self.stopping.is_set()
+        return self._first_of_page() if hurry else None
+
+    def _first_of_page(self) -> Event | None:
         """The first event of the page, where the breaker and the operator let it go."""
         with self._changed:
-            if not self._page or self.store.fact("paused"):
+            if self._edits != self.store.edits:
+                self._page.clear()
+            full = len(self._busy) >= self.workers
+            if not self._page or full or self.store.fact("paused"):
                 return None
             if not self.breaker.admits(self.store.clock()):
                 return None
             taken = self._page.popleft()
-            self.breaker.probing = taken[1] if self.breaker.why else ""
+            self._busy.add(taken.ticket)
+            self._taken += 1
+            self.breaker.probing = taken.ticket if self.breaker.why else ""
             return taken
 
     def _fill_page(self) -> float:
@@ -5745,30 +5877,36 @@ class Gate:
         with self._changed:
             if not self.breaker.admits(now):
                 return 60.0 if self.breaker.probing else max(0.01, self.breaker.next_probe - now)
+            if len(self._busy) >= self.workers:
+                return 60.0
             if self._page:
                 return 0.0
-            busy = len(self._busy)
-        found = self.store.due(now, self.PAGE + busy)
+            busy, taken, edits = set(self._busy), self._taken, self.store.edits
+        found = self.store.due(now, self.PAGE + len(busy))
         with self._changed:
-            for event, ticket in found:
-                if ticket not in self._busy and len(self._page) < self.PAGE:
-                    self._busy.add(ticket)
-                    self._page.append((event, ticket))
+            if self._page or self._taken != taken:  # another was faster: `found` may be old
+                return 0.0
+            self._edits = edits
+            self._page.extend(one for one in found if one.ticket not in busy)
             if self._page:
                 return 0.0
         due = self.store.next_due(now)
         return 60.0 if due is None else min(60.0, max(0.001, due - now))
 
     def done(self, ticket: str) -> None:
-        """The attempt for the ticket is over: its next event may go."""
+        """The attempt for the ticket is over and recorded: its next event may go."""
         with self._changed:
             self._busy.discard(ticket)
             if self.breaker.probing == ticket:
                 self.breaker.probing = ""
+            self._fresh = True
+            self._call()
 
-    def note(self, outcome: Outcome, ticket: str) -> tuple[bool, str, float]:
+    def note(self, outcome: Outcome, ticket: str, seconds: float) -> tuple[bool, str, float]:
         """Tells the breaker; (it changed, why it is open, when another ticket got through)."""
         with self._changed:
+            late = seconds > self._pace  # where threads are many, some wait for each other
+            self._pace = self._pace + (seconds - self._pace) / 32 if late else seconds
             changed = self.breaker.note(outcome, ticket, self.store.clock())
             self.store.board["next_probe"] = self.breaker.next_probe
             if changed:
@@ -5777,8 +5915,13 @@ class Gate:
 
     def nudge(self) -> None:
         """Wakes a worker for events that have become due while the others were busy."""
-        if self._idle and not self._looking and self.store.due(self.store.clock(), 1):
-            self.wake()
+        with self._changed:
+            held_up, self._seen = self._taken == self._seen, self._taken
+            wanted = self._idle and not self._looking and (held_up or self._pace >= self.QUICK)
+        if wanted and self.store.due(self.store.clock(), 1):
+            with self._changed:
+                self._pace, self._fresh = max(self._pace, self.QUICK), True
+                self._changed.notify()
 
     def probe_now(self) -> None:
         """Ends the wait for the next probe."""
@@ -5800,9 +5943,11 @@ class Delivery:
     ) -> None:
         self.config, self.store, self.jitter = config, store, jitter
         breaker = Breaker(config["retry.first"], config["retry.probe"], jitter)
-        self.breaker, self.gate = breaker, Gate(store, breaker)
+        self.breaker, self.gate = breaker, Gate(store, breaker, config["itsm.workers"])
         self.wake = self.gate.wake
         self.fatal = ""  # why the process must end
+        self._results: list[Result] = []  # not recorded yet
+        self._results_lock = threading.Lock()  # guards them, for moments only
         self._over = threading.Event()  # the workers have ended
         self._flights: dict[threading.Thread, Flight] = {}
         self._since: dict[threading.Thread, float] = {}  # workers with an event: since when
@@ -5848,43 +5993,48 @@ class Delivery:
         self._watcher.join(1.0)
 
     def _work(self) -> None:
-        wire = Wire(self.config)
-        while (taken := self.gate.take()) is not None:
-            event, ticket = taken
-            self._since[threading.current_thread()] = time.monotonic()
-            try:
-                self.deliver(wire, event)
-            except StoreError as error:
-                log.error("event %d: %s", event, error)
-                self.gate.stopping.wait(1.0)
-            except Exception:
-                log.exception("event %d: a fault of this program; it is tried again", event)
-                self.store.postpone(event, self.store.clock() + 60)
-            finally:
-                del self._since[threading.current_thread()]
-                self.gate.done(ticket)
+        wire, thread = Wire(self.config), threading.current_thread()
+        while (event := self.gate.take()) is not None:
+            while event is not None:
+                self._since[thread] = time.monotonic()
+                self._attend(wire, event)
+                event = self.gate.another()
+            while not self.record() and not self.gate.stopping.wait(0.5):
+                self._since[thread] = time.monotonic()  # it does not hang: the disk is full
+            del self._since[thread]
 
-    def deliver(self, wire: Wire, number: int) -> None:
-        """Makes one attempt for an event and records what it meant."""
-        event = self.store.load(number, self.store.clock())
-        if event is None:
-            return
+    def _attend(self, wire: Wire, event: Event) -> None:
+        """Delivers an event and keeps the result, whatever happens."""
+        result = None
+        try:
+            result = self.deliver(wire, event)
+        except StoreError as error:
+            log.error("event %d: %s", event.event, error)
+            self.gate.stopping.wait(1.0)
+        except Exception:
+            log.exception("event %d: a fault of this program; it is tried again", event.event)
+            self.store.postpone(event.event, self.store.clock() + 60)
+        finally:
+            if result is None:
+                self.gate.done(event.ticket)
+        if result is not None:
+            with self._results_lock:
+                self._results.append(result)
+
+    def deliver(self, wire: Wire, event: Event) -> Result | None:
+        """Makes one attempt for an event; what it means for it. None: it may not go now."""
         kind = self.config.kinds.get(event.kind)
         if kind is None:
-            self._settle(event, None, Verdict("failed", no_such_kind(event.kind)))
-            return
+            return Result(event, None, Verdict("failed", no_such_kind(event.kind)))
         scope = self.config.scope(
             event.fields, event.event, event.ticket, event.received, event.request_id
         )
         try:
             if event.unclear and kind.opens and kind.unclear != "retry":
-                self._look_up(wire, event, kind, scope)
-            else:
-                self._attempt(wire, event, kind, translate(kind, scope))
+                return self._look_up(wire, event, kind, scope)
+            return self._attempt(wire, event, kind, translate(kind, scope))
         except Untranslatable as error:
-            reason = without_quotes(str(error))
-            log.warning("event %d ticket %s failed: %s", event.event, event.ticket, reason)
-            self._settle(event, None, Verdict("failed", f"cannot be translated: {error}"))
+            return Result(event, None, Verdict("failed", f"cannot be translated: {error}"))
 
     def _exchange(
         self, wire: Wire, event: Event, kind: Kind, request: Request, fresh: bool
@@ -5901,35 +6051,22 @@ class Delivery:
             del self._flights[thread]
         return answer, at, time.monotonic() - began
 
-    def _attempt(self, wire: Wire, event: Event, kind: Kind, request: Request) -> None:
+    def _attempt(self, wire: Wire, event: Event, kind: Kind, request: Request) -> Result | None:
         careful = kind.opens and kind.unclear != "retry"
         if careful and not self.store.begin(event, time.time()):
-            return
+            return None
         answer, at, seconds = self._exchange(wire, event, kind, request, fresh=careful)
         outcome = decide(kind, answer, time.time())
         outcome = outcome._replace(words=self.config.mask(outcome.words))
         attempt = Attempt(at, seconds, answer.status, outcome.name, outcome.reason, outcome.words)
         self.store.tallies.attempt(outcome.name, seconds)
-        verdict = self._judge(event, kind, outcome)
-        self._settle(event, attempt, verdict)
-        log.log(
-            logging.INFO if outcome.name == "delivered" else logging.WARNING,
-            "event %d ticket %s %s attempt %d: %s (%s) in %.3f s",
-            event.event,
-            event.ticket,
-            event.kind,
-            event.attempts + 1,
-            outcome.name if verdict.state == "pending" else verdict.state,
-            outcome.reason,
-            seconds,
-        )
+        return Result(event, attempt, self._judge(event, kind, outcome, seconds))
 
-    def _look_up(self, wire: Wire, event: Event, kind: Kind, scope: Scope) -> None:
+    def _look_up(self, wire: Wire, event: Event, kind: Kind, scope: Scope) -> Result:
         """An opening that may have happened: asks the ITSM (`find`) or a person (`hold`)."""
         if kind.find is None or kind.unclear == "hold":
             reason = "no answer came: it may have happened; `map` or `retry` decides"
-            self._settle(event, None, Verdict("held", reason, unclear=True))
-            return
+            return Result(event, None, Verdict("held", reason, unclear=True))
         request = find_request(kind.find, scope)
         answer, at, seconds = self._exchange(wire, event, kind, request, fresh=False)
         asking = replace(kind, opens=False)
@@ -5950,17 +6087,14 @@ class Delivery:
             outcome = outcome._replace(reason=word)
         attempt = Attempt(at, seconds, answer.status, outcome.name, outcome.reason, outcome.words)
         if outcome.name != "delivered":
-            verdict = self._judge(event, asking, outcome)._replace(unclear=True)
+            verdict = self._judge(event, asking, outcome, seconds)._replace(unclear=True)
         elif len(hits) == 1:
             verdict = self._delivered(kind, outcome._replace(request_id=hits.pop()))
         elif hits:
             verdict = Verdict("held", f"{outcome.reason}: `map` or `retry` decides", unclear=True)
         else:
             verdict = Verdict("pending", outcome.reason, due=self.store.clock())
-        self._settle(event, attempt, verdict)
-        log.info(
-            "event %d ticket %s %s: %s", event.event, event.ticket, event.kind, outcome.reason
-        )
+        return Result(event, attempt, verdict)
 
     def _delivered(self, kind: Kind, outcome: Outcome) -> Verdict:
         follows = self.config.kinds[kind.then] if kind.then else None
@@ -5972,10 +6106,10 @@ class Delivery:
             then_needs=bool(follows and follows.needs),
         )
 
-    def _judge(self, event: Event, kind: Kind, outcome: Outcome) -> Verdict:
+    def _judge(self, event: Event, kind: Kind, outcome: Outcome, seconds: float) -> Verdict:
         """What becomes of the event: the breaker, the poison rule and patience have their say."""
         now = self.store.clock()
-        changed, down, others = self.gate.note(outcome, event.ticket)
+        changed, down, others = self.gate.note(outcome, event.ticket, seconds)
         if changed:
             self._tell(down)
         said = f"{outcome.reason}: {outcome.words}" if outcome.words else outcome.reason
@@ -6016,16 +6150,55 @@ class Delivery:
         due = now + max(outcome.retry_after, longest * self.jitter())
         return Verdict("pending", said, due=due, tries=tries)
 
-    def _settle(self, event: Event, attempt: Attempt | None, verdict: Verdict) -> None:
-        """Records the verdict, however long a full disk takes to heal."""
-        while True:
-            try:
-                self.store.record(event, attempt, verdict)
-                return
-            except StoreFull:
-                self._since[threading.current_thread()] = time.monotonic()  # it does not hang
-                if self.gate.stopping.wait(0.5):
-                    return  # it stays pending: at most this attempt is repeated
+    def record(self) -> bool:
+        """Records the results that wait; False where the disk has no room: then they wait on.
+
+        After a crash or a stop they are pending: at most these attempts are repeated.
+        """
+        with self._results_lock:
+            results, self._results = self._results, []
+        try:
+            recorded = self._recorded(results)
+        except StoreFull:
+            with self._results_lock:
+                self._results += results
+            return False
+        for one in recorded:
+            self._log(*one)
+        for one in results:
+            self.gate.done(one.event.ticket)
+        return True
+
+    def _recorded(self, results: Sequence[Result]) -> list[Result]:
+        """Those that could be recorded: a bad one takes no other with it. Raises StoreFull."""
+        try:
+            if results:
+                self.store.record_all(results)
+            return [*results]
+        except StoreFull:
+            raise
+        except Exception as error:
+            if len(results) > 1:
+                return [one for each in results for one in self._recorded([each])]
+            log.error("event %d: %s", results[0].event.event, error)
+            self.gate.stopping.wait(1.0)
+            return []
+
+    def _log(self, event: Event, attempt: Attempt | None, verdict: Verdict) -> None:
+        named = (event.event, event.ticket, event.kind)
+        if attempt is None:
+            reason = without_quotes(verdict.reason)
+            log.warning("event %d ticket %s %s %s: %s", *named, verdict.state, reason)
+            return
+        log.log(
+            logging.INFO if attempt.outcome == "delivered" else logging.WARNING,
+            "event %d ticket %s %s attempt %d: %s (%s) in %.3f s",
+            *named,
+            event.attempts + 1,
+            attempt.outcome if verdict.state == "pending" else verdict.state,
+            attempt.reason,
+            attempt.duration,
+        )
 
     def _tell(self, why: str) -> None:
         """Notes in the log and the store that the gates closed (`why`) or opened ("")."""
@@ -6069,6 +6242,7 @@ class Delivery:
             if now - since > self.config["itsm.timeout"] + 60:
                 self.fatal = "a worker hangs for a minute past its deadline"
         self.gate.nudge()
+        self.record()  # what a worker holds whose next attempt takes long
         for place, worker in enumerate(self._workers):
             if not worker.is_alive() and not self.gate.stopping.is_set():
                 log.critical("a worker died: a new one takes its place")
