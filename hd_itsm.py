@@ -4161,7 +4161,7 @@ class Web:
     def __init__(self, config: Config, store: Store, wake: Callable[[], None], key: str) -> None:
         self.config, self.store, self.wake, self.key = config, store, wake, key
         self.sparing = Sparing()
-        self.site = _Site(autojson=False)
+        self.site = _Site(catchall=True)
         self.hooks = {
             path: hook for hook in config.hooks.values() for path in (hook.path, hook.path + "/")
         }
