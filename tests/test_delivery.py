@@ -597,6 +597,70 @@ def test_no_idle_worker_sleeps_through_an_event_that_may_go(itsm: Itsm, tmp_path
             works.wait_counts(delivered=4 * turn + 4)
 
 
+@pytest.mark.parametrize("count", [60, 31])  # many wait behind it, or none
+def test_an_answer_that_does_not_come_holds_up_no_other_ticket_and_no_record(
+    count: int, tmp_path: Path
+) -> None:
+    """A quick ITSM has one worker: what it delivered, and what waits, must not wait for it."""
+    release = threading.Event()
+
+    def one_hangs(received: Received) -> stand_in.Answer:
+        return held(release, ok()) if summary(received) == "of 30" else ok()
+
+    with Itsm(decide=one_hangs) as itsm, Works(tmp_path, itsm.url, timeout=20.0) as works:
+        works.store.keep_facts(paused="1.0")
+        for number in range(count):
+            works.new(str(number))
+        works.store.keep_facts(paused="")
+        works.delivery.wake()
+        works.wait_counts(delivered=count - 1, pending=1, seconds=5.0)
+        release.set()
+        works.wait_counts(delivered=count)
+        assert len(itsm.requests) == count
+
+
+@pytest.mark.parametrize("edit", ["drop", "map"])
+def test_what_a_person_changes_is_not_sent_as_it_was_read_ahead(
+    edit: str, itsm: Itsm, tmp_path: Path
+) -> None:
+    works = Works(tmp_path, itsm.url)
+    for ticket in "123":
+        works.new(ticket)
+    gate = works.delivery.gate
+    first = gate.take()  # and reads the others ahead
+    assert first is not None
+    assert first.ticket == "1"
+    assert works.store.drop(2, "") == "" if edit == "drop" else works.store.map("2", "R-9") == []
+    second = gate.take()
+    assert second is not None
+    assert second.ticket == "3"
+    works.store.close()
+
+
+def test_an_event_in_flight_is_not_taken_again(itsm: Itsm, tmp_path: Path) -> None:
+    works = Works(tmp_path, itsm.url, itsm="workers = 8")
+    tickets = [str(number) for number in range(200)]
+    for ticket in tickets:
+        works.new(ticket)
+    gate, taken = works.delivery.gate, list[str]()
+
+    def worker() -> None:
+        while len(taken) < len(tickets) and (event := gate.take()) is not None:
+            taken.append(event.ticket)
+            verdict = hd_itsm.Verdict("delivered", "ok", request_id=f"R-{event.ticket}")
+            works.store.record(event, None, verdict)
+            gate.done(event.ticket)
+        gate.stop()
+
+    workers = [threading.Thread(target=worker) for _ in range(8)]
+    for one in workers:
+        one.start()
+    for one in workers:
+        one.join(20)
+    assert sorted(taken, key=int) == tickets
+    works.store.close()
+
+
 def test_a_paused_delivery_sends_nothing_and_goes_on(itsm: Itsm, tmp_path: Path) -> None:
     with Works(tmp_path, itsm.url) as works:
         works.store.keep_facts(paused="1.0")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import re
 import sqlite3
 import stat
 import subprocess
@@ -348,6 +350,119 @@ def test_one_bad_operation_does_not_take_the_others_along(house: House) -> None:
     assert positive(house.store.counts) == {"pending": 32}
     house.store.close()
     assert counted(house.path) == {"pending": 32}
+
+
+# ---- Handfuls -----------------------------------------------------------------------------------
+
+
+def story(house: House, seed: int) -> list[Webhook]:
+    """Webhooks of a few tickets in any order: new, repeated, early, unreadable, with an id."""
+    chance = random.Random(seed)
+    found: list[Webhook] = []
+    for number in range(chance.randint(2, 16)):
+        ticket = chance.choice("1234567")
+        kind = chance.choice(("new", "new", "assign", "assign", "note", "broken", "again"))
+        fields = {"writer": "a", "category": "b", "subject": chance.choice("cd"), "contents": "e"}
+        if kind == "new":
+            found.append(house.webhook("itsm_new", ticket, **fields))
+        elif kind == "assign":
+            found.append(house.webhook("itsm_ass", ticket, technician=chance.choice("xy")))
+        elif kind == "note":
+            found.append(house.webhook("note", ticket, text=str(number))._replace(needs=False))
+        elif kind == "again" and found:
+            found.append(chance.choice(found))
+        else:
+            raw = chance.choice((b"no", b"nonsense"))
+            found.append(
+                Webhook("itsm_new", raw, "{}", "127.0.0.1", 1e9, "failed", "no JSON object")
+            )
+        if chance.random() < 0.2:
+            found[-1] = found[-1]._replace(delivery_id=chance.choice("uvw"))
+    return found
+
+
+def told(house: House, receipt: Receipt | Exception) -> tuple[Any, ...]:
+    """A receipt without numbers: these may be others where several came at once."""
+    assert isinstance(receipt, Receipt)
+    row = house.store.show(receipt.event)
+    assert row is not None
+    reason = re.sub("[0-9]+", "#", receipt.reason)
+    return (receipt.state, reason, receipt.request_id, row["ticket"], row["kind"], row["raw"])
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_handful_comes_to_the_same_as_one_after_the_other(
+    seed: int, config: Config, tmp_path: Path
+) -> None:
+    paths = (tmp_path / "a.db", tmp_path / "b.db")
+    together, single = (House(config, path, Store(str(path), create=True)) for path in paths)
+    for house in (together, single):
+        house.new("1")
+        house.deliver(1, "R-1")
+        house.store.map("7", "R-7")
+    webhooks = story(together, seed)
+    receipts = together.store.receive_all(webhooks)
+    others = [single.store.receive(webhook) for webhook in webhooks]
+    assert [told(together, one) for one in receipts] == [told(single, one) for one in others]
+    assert positive(together.store.counts) == positive(single.store.counts)
+    for house in (together, single):
+        house.store.close()
+    sql = (
+        "SELECT ticket, kind, state, opens, needs, due IS NULL FROM events"
+        " ORDER BY ticket, place, event"
+    )
+    assert rows(together.path, sql) == rows(single.path, sql)
+
+
+def test_openings_of_a_handful_are_one_transaction_and_one_statement(house: House) -> None:
+    seen: list[str] = []
+    webhooks = [
+        house.webhook("itsm_new", str(n), writer="a", category="b", subject="c", contents="d")
+        for n in range(16)
+    ]
+    connection_of(house.store).set_trace_callback(seen.append)
+    receipts = house.store.receive_all(webhooks)
+    connection_of(house.store).set_trace_callback(None)
+    assert [one.event for one in receipts if isinstance(one, Receipt)] == list(range(1, 17))
+    assert seen.count("COMMIT") == 1
+    assert sum(text.startswith("INSERT INTO events") for text in seen) == 1
+
+
+def test_a_bad_webhook_takes_no_other_of_its_handful_along(house: House) -> None:
+    webhooks = [
+        house.webhook("itsm_new", str(n), writer="a", category="b", subject="c", contents="d")
+        for n in range(6)
+    ]
+    webhooks[2] = webhooks[2]._replace(fields='"\ud800"')  # no store takes a lone surrogate
+    receipts = house.store.receive_all(webhooks)
+    assert [isinstance(one, Receipt) for one in receipts] == [n != 2 for n in range(6)]
+    assert positive(house.store.counts) == {"pending": 5}
+    house.store.close()
+    assert counted(house.path) == {"pending": 5}
+
+
+def test_several_results_are_one_transaction(house: House) -> None:
+    for number in range(4):
+        house.new(str(number))
+    events = house.store.due(house.store.clock() + FAR, 10)
+    commits: list[str] = []
+    connection_of(house.store).set_trace_callback(commits.append)
+    house.store.record_all(
+        [
+            hd_itsm.Result(one, None, Verdict("delivered", "ok", request_id=f"R-{one.ticket}"))
+            for one in events
+        ]
+    )
+    connection_of(house.store).set_trace_callback(None)
+    assert commits.count("COMMIT") == 1
+    assert positive(house.store.counts) == {"delivered": 4}
+
+
+def test_large_events_are_read_a_few_at_a_time(house: House) -> None:
+    for number in range(8):
+        house.new(str(number), contents="x" * 400_000)
+    assert len(house.store.due(house.store.clock() + FAR, 64)) == 3
+    assert len(house.store.due(house.store.clock() + FAR, 64, room=1)) == 1
 
 
 def test_a_verdict_that_cannot_be_written_leaves_the_event_as_it_was(house: House) -> None:

@@ -30,6 +30,7 @@ from service import (
     assignment,
     closing,
     opening,
+    read_replies,
     sample,
     settings,
     ticket,
@@ -313,6 +314,58 @@ def test_callers_who_wait_do_not_lock_out_those_who_do_not(start: Start) -> None
             assert (answer.status, answer.state) == (200, "pending")
             assert answer.seconds < 1.0
         assert {one.result(15).status for one in waiting} == {200}
+
+
+# ---- Handfuls: what comes at once is stored together ---------------------------------------------
+
+
+def raw(path: str, body: object, *rows: str) -> bytes:
+    """A whole request; a str or bytes body as it is."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    top = [f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(content)}", *rows]
+    return "\r\n".join(top).encode() + b"\r\n\r\n" + content
+
+
+def test_of_many_that_come_at_once_each_gets_its_own_answer(start: Start) -> None:
+    """Good, refused, unreadable, unknown, waiting and pipelined ones, on one connection each."""
+    door = start(access={"token": SECRET})
+    ours, lines = f"X-Webhook-Token: {SECRET}", [door.service.connect() for _ in range(60)]
+    with ExitStack() as stack:
+        for line in lines:
+            stack.enter_context(line)
+        for turn in range(5):
+            numbers = [ticket() for _ in lines]
+            sends, wanted = [], []
+            for place, number in enumerate(numbers):
+                good = raw("/itsm_new", opening(number), ours)
+                send, statuses = {
+                    0: (raw("/itsm_new", opening(number)), [401]),
+                    1: (raw("/itsm_new", b"no JSON", ours, f"X-Turn: {turn}"), [400]),
+                    2: (raw("/nowhere", opening(number), ours), [404]),
+                    3: (raw("/itsm_new", opening(number), ours, "Prefer: wait=9"), [200]),
+                    4: (good + raw("/itsm_ass", assignment(number), ours), [200, 200]),
+                    5: (raw("/itsm_new", opening(number), ours, "Content-Encoding: br"), [415]),
+                }.get(place % 12, (good, [200]))
+                sends.append(send)
+                wanted.append(statuses)
+            for line, send in zip(lines, sends, strict=True):
+                line.sendall(send)
+            for place, (line, number) in enumerate(zip(lines, numbers, strict=True)):
+                heard = b""
+                while len(found := read_replies(heard)) < len(wanted[place]):
+                    piece = line.recv(65536)
+                    assert piece, "the connection was closed"
+                    heard += piece
+                assert [one.status for one in found] == wanted[place]
+                if wanted[place][0] == 200:
+                    assert found[0].json() == opening(number)
+                    few_wait = place % 12 == 3  # others of them are answered at once
+                    assert found[0].state in {"pending", "delivered" if few_wait else "pending"}
+        count = 5 * 60 * 8 // 12
+        door.itsm.wait_created(count)
+        until(lambda: door.service.status()["pending"] == 0, "all deliveries")
+    assert len(door.itsm.created) == count
+    assert door.service.status()["delivered"] == count + 5 * 60 // 12
 
 
 # ---- Duplicates --------------------------------------------------------------------------------
