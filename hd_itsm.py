@@ -5843,9 +5843,11 @@ class Gate:
     def _rest(self, seconds: float) -> None:
         """Waits to be woken; under `_changed`."""
         self._idle += 1
-        if not self.stopping.is_set():
-            self._changed.wait(seconds)
-        self._idle -= 1
+        try:
+            if not self.stopping.is_set():
+                self._changed.wait(seconds)
+        finally:
+            self._idle -= 1
 
     def another(self) -> Event | None:
         """One more event for a handful; None: what was delivered is to be recorded first."""

@@ -761,11 +761,11 @@ class Fate(BaseException):
     pass
 _left = [{many}]
 _deliver = Delivery.deliver
-def _dying(self, wire, number):
+def _dying(self, wire, event):
     if _left[0] > 0:
         _left[0] -= 1
         raise {error}
-    return _deliver(self, wire, number)
+    return _deliver(self, wire, event)
 Delivery.deliver = _dying
 """
 
@@ -827,10 +827,10 @@ def test_a_worker_that_stumbles_over_one_event_delays_no_other_and_loses_none(
 ) -> None:
     code = """
 _deliver = Delivery.deliver
-def _stumbling(self, wire, number):
-    if number == 1:
+def _stumbling(self, wire, event):
+    if event.event == 1:
         raise ValueError("this event is a riddle")
-    return _deliver(self, wire, number)
+    return _deliver(self, wire, event)
 Delivery.deliver = _stumbling
 """
     with Itsm() as itsm:
@@ -848,7 +848,7 @@ Delivery.deliver = _stumbling
 
 @pytest.mark.parametrize(
     ("place", "many"),
-    [("Wire.send", 1), ("Wire.send", WORKERS), ("translate", 1), ("Store.load", WORKERS)],
+    [("Wire.send", 1), ("Wire.send", WORKERS), ("translate", 1), ("Delivery.deliver", WORKERS)],
 )
 def test_workers_that_hang_are_noticed_and_nothing_is_lost(
     place: str, many: int, tmp_path: Path
