@@ -6490,8 +6490,7 @@ def program() -> list[str]:
     return [sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]]
 
 
-HANDFUL = 0.0003  # seconds
-
+PAUSE = 0.001  # seconds in which more webhooks may come in, while two threads answer others
 
 SIGNALS = {
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
@@ -6589,11 +6588,11 @@ class Service:
     def _turn(self, seconds: float) -> None:
         """One round of the web server's loop.
 
-        While several webhooks are being answered it pauses a moment: they then come in by
-        handfuls, and a handful shares one commit.
+        While several webhooks are being answered it pauses a moment: the next ones are then more
+        of a handful, which shares one commit.
         """
         if self.server.task_dispatcher.active_count > 1:
-            time.sleep(HANDFUL)
+            time.sleep(PAUSE)
         waitress.wasyncore.loop(timeout=seconds, use_poll=True, map=self.server._map, count=1)
         self.server.hand_over()
 
