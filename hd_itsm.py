@@ -802,8 +802,7 @@ class Hook:
         return (self.kind,) if self.kind else tuple(dict.fromkeys(kind for kind, _ in self.rules))
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """What a webhook says. `kind` "" with no `problem`: no rule of the hook matched."""
 
     kind: str
@@ -812,7 +811,7 @@ class Reading:
     repaired: str
     problem: str = ""
     rule: int = 0  # the rule that matched, from 1; 0 where the hook has a fixed kind
-    found: dict[str, Any] = field(default_factory=dict)  # the whole object
+    found: Mapping[str, Any] = {}  # the whole object
 
 
 def read_id(value: Any) -> str:
@@ -1024,8 +1023,7 @@ class Clock(NamedTuple):
         return moment.astimezone(self.zone)
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
+class Scope(NamedTuple):
     """What placeholders may name: an event's fields, the constants, and what is computed."""
 
     fields: Mapping[str, Any]
@@ -1454,6 +1452,10 @@ class Config:
                 text = text.replace(part, "***")
         return text
 
+    @functools.cached_property
+    def _has_secret_values(self) -> bool:
+        return any(isinstance(value, Secret) for value in self.values.values())
+
     def scope(
         self,
         fields: Mapping[str, Any],
@@ -1465,7 +1467,7 @@ class Config:
     ) -> Scope:
         """What the placeholders of one event may name; `masked` shows no secret."""
         values = self.values
-        if any(isinstance(value, Secret) for value in values.values()):
+        if self._has_secret_values:
             values = {
                 name: ("***" if masked else value.reveal()) if isinstance(value, Secret) else value
                 for name, value in values.items()
@@ -5138,7 +5140,7 @@ class _Channel(waitress.channel.HTTPChannel):  # type: ignore[misc]
         self._active = time.monotonic()  # Waitress goes by a clock that people set
 
     def service(self) -> None:
-        """Answers what came in, in one of the server's threads, and more that waits with it."""
+        """Answers what came in, in one of the server's threads."""
         super().service()
         self.server.answered = time.monotonic()
 
@@ -5192,10 +5194,12 @@ class _Handful:
             )
         finally:
             server.answering.add(thread)
-            for channel in self.channels:
-                channel.service()
-            server.answering.discard(thread)
-            server.pull_trigger()
+            try:
+                for channel in self.channels:
+                    channel.service()
+            finally:
+                server.answering.discard(thread)
+                server.pull_trigger()
 
     def cancel(self) -> None:
         """Ends the connections: the server is gone."""
