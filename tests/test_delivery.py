@@ -1395,7 +1395,7 @@ def test_an_idle_worker_that_dies_is_replaced(itsm: Itsm, tmp_path: Path) -> Non
         dead = kill("worker")
         works.new("2")
         works.new("3")
-        until(lambda: not any(thread.is_alive() for thread in dead), "the workers' end")
+        until(lambda: not all(thread.is_alive() for thread in dead), "the end of who is woken")
         works.wait_counts(delivered=3)
         assert works.delivery.fatal == ""
 
