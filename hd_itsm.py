@@ -5804,8 +5804,12 @@ class Gate:
 
     def _call(self) -> None:
         """Wakes a worker where one more is of use; under `_changed`."""
-        if self._idle and not self._looking and self._wanted(1) and not self.store.fact("paused"):
+        if self._idle and not self._looking and self._wanted(1) and not self._barred():
             self._changed.notify()
+
+    def _barred(self) -> bool:
+        """Whether nothing may go: paused, or its outcome could not be recorded."""
+        return bool(self.store.fact("paused") or self.store.broken)
 
     def _wanted(self, more: int) -> bool:
         """Whether so many more than those that work now are of use."""
@@ -5865,7 +5869,7 @@ class Gate:
             if self._edits != self.store.edits:
                 self._page.clear()
             full = len(self._busy) >= self.workers
-            if not self._page or full or self.store.fact("paused"):
+            if not self._page or full or self._barred():
                 return None
             if not self.breaker.admits(self.store.clock()):
                 return None
@@ -5878,7 +5882,7 @@ class Gate:
     def _fill_page(self) -> float:
         """Looks for due events; 0 where some may go, else how many seconds to wait."""
         now = self.store.clock()
-        if self.store.fact("paused"):
+        if self._barred():
             return 60.0
         with self._changed:
             if not self.breaker.admits(now):

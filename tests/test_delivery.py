@@ -637,6 +637,28 @@ def test_what_a_person_changes_is_not_sent_as_it_was_read_ahead(
     works.store.close()
 
 
+def test_once_nothing_can_be_recorded_nothing_more_is_sent(tmp_path: Path) -> None:
+    """Or each of them would be repeated after the new start."""
+    stores: list[Store] = []
+
+    def breaks(received: Received) -> stand_in.Answer:
+        if summary(received) == "of 5":
+            stores[0].broken = "the disk is gone"
+        return ok()
+
+    with Itsm(decide=breaks) as itsm, Works(tmp_path, itsm.url, itsm="workers = 4") as works:
+        stores.append(works.store)
+        works.store.keep_facts(paused="1.0")
+        for number in range(40):
+            works.new(str(number))
+        works.store.keep_facts(paused="")
+        works.delivery.wake()
+        itsm.wait_for(6)
+        time.sleep(3.0)  # in which a worker would have gone on
+        assert len(itsm.requests) <= 6 + 3
+        works.store.broken = ""
+
+
 def test_an_event_in_flight_is_not_taken_again(itsm: Itsm, tmp_path: Path) -> None:
     works = Works(tmp_path, itsm.url, itsm="workers = 8")
     tickets = [str(number) for number in range(200)]
