@@ -138,7 +138,10 @@ def attached(pid: int, *options: str) -> Iterator[None]:
 
 def _traced(pid: int) -> bool:
     """Whether every thread of the process has a tracer."""
-    texts = [Path(name).read_text() for name in glob.glob(f"/proc/{pid}/task/*/status")]
+    try:
+        texts = [Path(name).read_text() for name in glob.glob(f"/proc/{pid}/task/*/status")]
+    except OSError:  # a thread has just ended
+        return False
     return bool(texts) and not any("TracerPid:\t0\n" in text for text in texts)
 
 
