@@ -6200,12 +6200,13 @@ class Delivery:
             reason = without_quotes(verdict.reason)
             log.warning("event %d ticket %s %s %s: %s", *named, verdict.state, reason)
             return
+        good = attempt.outcome == "delivered"  # the event, or only the question whether it was
         log.log(
-            logging.INFO if attempt.outcome == "delivered" else logging.WARNING,
+            logging.INFO if good else logging.WARNING,
             "event %d ticket %s %s attempt %d: %s (%s) in %.3f s",
             *named,
             event.attempts + 1,
-            attempt.outcome if verdict.state == "pending" else verdict.state,
+            attempt.outcome if verdict.state == "pending" and not good else verdict.state,
             attempt.reason,
             attempt.duration,
         )

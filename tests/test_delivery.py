@@ -1056,11 +1056,17 @@ def test_an_unclear_create_that_is_found_is_not_sent_again(
         assert len(itsm.created) == 1
 
 
-def test_an_unclear_create_that_is_not_found_is_sent_again(tmp_path: Path) -> None:
+def test_an_unclear_create_that_is_not_found_is_sent_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with Itsm(script=[hang_up(), finds()]) as itsm:
-        with Works(tmp_path, itsm.url, kinds=FINDING.format(url=f"{itsm.url}/find")) as works:
+        kinds = FINDING.format(url=f"{itsm.url}/find")
+        with caplog.at_level("INFO"), Works(tmp_path, itsm.url, kinds=kinds) as works:
             works.new("1")
             works.wait(1, "delivered")
+        told = [one.getMessage() for one in caplog.records if "attempt 2" in one.getMessage()]
+        assert len(told) == 1
+        assert "attempt 2: pending (asked whether it happened: no request found)" in told[0]
         assert [request.method for request in itsm.requests] == ["POST", "GET", "POST"]
         assert len(itsm.created) == 1
 
