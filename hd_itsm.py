@@ -230,7 +230,8 @@ class Option(NamedTuple):
 OPTIONS = (
     Option("server", "listen", "address", "127.0.0.1:8080",
            "address and port for the webhooks; any other than loopback demands [access]"),
-    Option("server", "threads", "count", 8, "webhooks answered at the same time"),
+    Option("server", "threads", "count", 8,
+           "threads that answer; one takes up to 16 webhooks at a time"),
     Option("server", "max_body", "count", 1048576, "largest webhook in bytes"),
     Option("server", "stop_after", "duration", 10, "how long a stop waits for what is in flight"),
     Option("server", "trusted_proxy", "networks", [],
@@ -1999,6 +2000,7 @@ class _Loader:
             if row.then and (problem := self.then_problem(row, kinds)):
                 self.wrong(f"kinds.{row.name}.then", f"kind {row.then!r} {problem}")
             self.placeholders(row, values, tables, hooks)
+        self.openings(hooks, kinds)
         paths = collections.Counter(hook.path for hook in hooks.values())
         for hook in hooks.values():
             if paths[hook.path] > 1:
@@ -2009,6 +2011,16 @@ class _Loader:
                 "server.listen",
                 f"{host} is reachable from other machines: set [access] token, networks or hmac,"
                 " or listen on 127.0.0.1",
+            )
+
+    def openings(self, hooks: Mapping[str, Hook], kinds: Mapping[str, Kind]) -> None:
+        """Whether what needs a request id can ever get one from the ITSM."""
+        heard = {name for hook in hooks.values() for name in hook.kinds if name in kinds}
+        needy = [name for name, kind in kinds.items() if name in heard and kind.needs]
+        if needy and not any(kinds[name].opens for name in heard):
+            self.warnings.append(
+                f"kinds: no hook leads to a kind with `opens = true`, so no ticket gets a request"
+                f" id here: {', '.join(needy)} will wait for `map` or `import`"
             )
 
     def then_problem(self, kind: Kind, kinds: Mapping[str, Kind]) -> str:
@@ -2868,35 +2880,29 @@ class Lines(Database):
         )
         return row is not None
 
-    def receive(self, webhook: Webhook) -> Receipt:
-        """Stores a webhook as an event, or knows it for a duplicate; returns when that is durable.
+    def receive(self, webhooks: Sequence[Webhook]) -> list[Receipt | Exception]:
+        """Stores webhooks as events, or knows them for duplicates; returns when that is durable.
 
-        Raises StoreFull and StoreError: then nothing was stored.
+        One transaction for all. For each its receipt, or why it was not stored: StoreFull,
+        StoreError or what SQLite refuses.
         """
-        found = self.receive_all([webhook])[0]
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-    def receive_all(self, webhooks: Sequence[Webhook]) -> list[Receipt | Exception]:
-        """Stores webhooks in one transaction; for each its receipt, or why it was not stored."""
         if self.tight:
             return [StoreFull() for _ in webhooks]
         try:
-            return self._write(lambda: self._receive_all(webhooks))  # type: ignore[no-any-return]
+            return self._write(lambda: self._receive(webhooks))  # type: ignore[no-any-return]
         except Exception as error:
             if len(webhooks) == 1 or self.tight or self.broken:
                 return [error for _ in webhooks]
-            return [self.receive_all([one])[0] for one in webhooks]  # a bad one takes no other
+            return [self.receive([one])[0] for one in webhooks]  # a bad one takes no other
 
-    def _receive_all(self, webhooks: Sequence[Webhook]) -> list[Receipt | Exception]:
+    def _receive(self, webhooks: Sequence[Webhook]) -> list[Receipt | Exception]:
         plain = self._plain(webhooks)
         first = self._insert_all([*plain.values()], due=self.clock()) if plain else 0
         numbers = {place: number for number, place in enumerate(plain, first)}
         return [
             Receipt(numbers[place], "pending", "", None)
             if place in numbers
-            else self._receive(webhook)
+            else self._receive_one(webhook)
             for place, webhook in enumerate(webhooks)
         ]
 
@@ -2921,7 +2927,7 @@ class Lines(Database):
         old = {row["column1"] for row in known}
         return {place: one for place, one in plain.items() if one.ticket not in old}
 
-    def _receive(self, webhook: Webhook) -> Receipt:
+    def _receive_one(self, webhook: Webhook) -> Receipt:
         if webhook.ticket is None:
             return self._receive_unreadable(webhook)
         request_id, seen = self._db.execute(
@@ -3104,16 +3110,12 @@ class Progress(Lines):
 
         return self._write(operation)  # type: ignore[no-any-return]
 
-    def record(self, event: Event, attempt: Attempt | None, verdict: Verdict) -> bool:
-        """Records an attempt (None: there was none) and what becomes of the event.
+    def record(self, results: Sequence[Result]) -> list[bool]:
+        """Records attempts and what becomes of their events, in one transaction.
 
-        False where the event is not pending any more (dropped meanwhile); a request id that the
+        False for an event that is not pending any more (dropped meanwhile); a request id that the
         ITSM gave is kept all the same.
         """
-        return self.record_all([Result(event, attempt, verdict)])[0]
-
-    def record_all(self, results: Sequence[Result]) -> list[bool]:
-        """Records several results in one transaction."""
         return self._write(  # type: ignore[no-any-return]
             lambda: [self._record(*result) for result in results]
         )
@@ -4203,7 +4205,7 @@ class Web:
                 admitted.append(environ)
             except Exception as error:
                 environ[TAKEN] = (None, None, error)
-        receipts = self.store.receive_all([environ[TAKEN][0] for environ in admitted])
+        receipts = self.store.receive([environ[TAKEN][0] for environ in admitted])
         for environ, receipt in zip(admitted, receipts, strict=True):
             environ[TAKEN] = (*environ[TAKEN][:2], receipt)
         if any(isinstance(one, Receipt) and one.state == "pending" for one in receipts):
@@ -6183,7 +6185,7 @@ class Delivery:
         """Those that could be recorded: a bad one takes no other with it. Raises StoreFull."""
         try:
             if results:
-                self.store.record_all(results)
+                self.store.record(results)
             return [*results]
         except StoreFull:
             raise

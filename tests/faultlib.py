@@ -287,7 +287,7 @@ sqlite3.connect = functools.partial(sqlite3.connect, factory=_Early)
     "marked": """
 _exchange = Delivery._exchange
 def _marked(self, wire, event, *rest, **named):
-    self.store.record(event, None, Verdict("delivered", "marked before it was sent"))
+    self.store.record([Result(event, None, Verdict("delivered", "marked before it was sent"))])
     time.sleep(0.05)
     return _exchange(self, wire, event, *rest, **named)
 Delivery._exchange = _marked

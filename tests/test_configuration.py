@@ -230,6 +230,43 @@ def test_a_hook_kind_or_table_of_the_file_replaces_the_built_in_one_whole(folder
     assert set(config.kinds["complete"].body) == {"code", "request_id", "work_qty", "comment"}
 
 
+REPLACED = '[kinds.new]\nbody = { a = "{subject}" }\n'
+
+
+@pytest.mark.parametrize(
+    "more", ["", '[hooks.own]\nkind = "assign"\nfields = { ticket_id = "id", technician = "who" }']
+)
+def test_a_warning_tells_of_kinds_that_can_never_get_a_request_id(folder: Path, more: str) -> None:
+    warning = next(one for one in load(folder, REPLACED + more).warnings if "request id" in one)
+    assert "`opens = true`" in warning
+    assert "assign, complete will wait for `map` or `import`" in warning
+
+
+@pytest.mark.parametrize(
+    "toml",
+    [
+        "",
+        REPLACED + "opens = true\n",
+        REPLACED + "[kinds.assign]\n[kinds.complete]\nbody = { r = '{request_id|or:-}' }\n",
+        REPLACED + "[kinds.own]\nopens = true\n[hooks.own]\nkind = 'own'\n"
+        "fields = { ticket_id = 'id' }\n",
+    ],
+)
+def test_no_warning_where_some_kind_opens_or_none_needs_the_id(folder: Path, toml: str) -> None:
+    assert load(folder, toml).warnings == ()
+
+
+def test_a_warning_tells_of_a_built_in_hook_that_lacks_what_a_kind_uses(folder: Path) -> None:
+    toml = (
+        '[hooks.own]\nkind = "new"\nfields = { ticket_id = "id", title = "title" }\n'
+        '[kinds.new]\nopens = true\nbody = { a = "{title}" }\n'
+    )
+    (warning,) = load(folder, toml).warnings
+    assert warning == (
+        "kinds.new: {title}: hook itsm_new has no such field; what it receives will fail"
+    )
+
+
 def test_everything_else_merges_key_by_key(folder: Path) -> None:
     config = load(folder, "[retry]\nmax = 5\n[values]\nservice = 'S'\nmine = 3\n")
     assert (config["retry.max"], config["retry.first"], config["itsm.timeout"]) == (5, 1, 60)

@@ -463,7 +463,9 @@ class Works:
             self.delivery.stop(seconds)
 
     def receive(self, hook: str, ticket: str, **fields: Any) -> int:
-        receipt = self.store.receive(make_webhook(self.config, hook, ticket, **fields))
+        (receipt,) = self.store.receive([make_webhook(self.config, hook, ticket, **fields)])
+        if isinstance(receipt, Exception):
+            raise receipt
         self.delivery.wake()
         return receipt.event
 
@@ -670,7 +672,7 @@ def test_an_event_in_flight_is_not_taken_again(itsm: Itsm, tmp_path: Path) -> No
         while len(taken) < len(tickets) and (event := gate.take()) is not None:
             taken.append(event.ticket)
             verdict = hd_itsm.Verdict("delivered", "ok", request_id=f"R-{event.ticket}")
-            works.store.record(event, None, verdict)
+            works.store.record([hd_itsm.Result(event, None, verdict)])
             gate.done(event.ticket)
         gate.stop()
 

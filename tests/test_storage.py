@@ -32,7 +32,17 @@ from hypothesis.stateful import (
 )
 
 import hd_itsm
-from hd_itsm import Attempt, Config, Event, Receipt, Store, StoreError, Verdict, Webhook
+from hd_itsm import (
+    Attempt,
+    Config,
+    Event,
+    Receipt,
+    Result,
+    Store,
+    StoreError,
+    Verdict,
+    Webhook,
+)
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -89,25 +99,32 @@ class House:
         reading = hd_itsm.read_webhook(found, raw, {})
         return hd_itsm.judge(self.config, found, reading, base._replace(**about))
 
+    def receive(self, webhook: Webhook) -> Receipt:
+        """Stores one webhook alone. Raises what the store says against it."""
+        (receipt,) = self.store.receive([webhook])
+        if isinstance(receipt, Exception):
+            raise receipt
+        return receipt
+
     def new(self, ticket: str, subject: str = "printer", **named: Any) -> Receipt:
         fields = {"writer": "kim", "category": "it", "subject": subject, "contents": "broken"}
-        return self.store.receive(self.webhook("itsm_new", ticket, **(fields | named)))
+        return self.receive(self.webhook("itsm_new", ticket, **(fields | named)))
 
     def assign(self, ticket: str, technician: str = "lee", **named: Any) -> Receipt:
-        return self.store.receive(self.webhook("itsm_ass", ticket, technician=technician, **named))
+        return self.receive(self.webhook("itsm_ass", ticket, technician=technician, **named))
 
     def complete(self, ticket: str, date: str = "2026-11-23 09:00", **named: Any) -> Receipt:
-        return self.store.receive(self.webhook("itsm_com", ticket, data=date, **named))
+        return self.receive(self.webhook("itsm_com", ticket, data=date, **named))
 
     def note(self, ticket: str, text: str = "hello", **named: Any) -> Receipt:
-        return self.store.receive(self.webhook("note", ticket, text=text, **named))
+        return self.receive(self.webhook("note", ticket, text=text, **named))
 
     def free_note(self, ticket: str, text: str) -> Receipt:
         """An event that waits for no request id, as where no kind opens requests."""
-        return self.store.receive(self.webhook("note", ticket, text=text)._replace(needs=False))
+        return self.receive(self.webhook("note", ticket, text=text)._replace(needs=False))
 
     def unreadable(self, raw: bytes, hook: str = "itsm_new") -> Receipt:
-        return self.store.receive(
+        return self.receive(
             Webhook(hook, raw, "{}", "127.0.0.1", time.time(), "failed", "no JSON object")
         )
 
@@ -123,7 +140,7 @@ class House:
     def settle(self, event: int, verdict: Verdict, outcome: str = "") -> bool:
         """Records one attempt for the event."""
         attempt = Attempt(time.time(), 0.01, 200, outcome or verdict.state, verdict.reason)
-        return self.store.record(self.loaded(event), attempt, verdict)
+        return self.store.record([Result(self.loaded(event), attempt, verdict)]) == [True]
 
     def deliver(self, event: int, request_id: str = "", **named: Any) -> None:
         assert self.settle(
@@ -332,7 +349,7 @@ def test_one_bad_operation_does_not_take_the_others_along(house: House) -> None:
 
         def receive() -> None:
             try:
-                receipts[ticket] = house.store.receive(webhook)
+                receipts[ticket] = house.receive(webhook)
             except Exception:
                 refused.append(ticket)
 
@@ -401,8 +418,8 @@ def test_a_handful_comes_to_the_same_as_one_after_the_other(
         house.deliver(1, "R-1")
         house.store.map("7", "R-7")
     webhooks = story(together, seed)
-    receipts = together.store.receive_all(webhooks)
-    others = [single.store.receive(webhook) for webhook in webhooks]
+    receipts = together.store.receive(webhooks)
+    others = [single.receive(webhook) for webhook in webhooks]
     assert [told(together, one) for one in receipts] == [told(single, one) for one in others]
     assert positive(together.store.counts) == positive(single.store.counts)
     for house in (together, single):
@@ -421,7 +438,7 @@ def test_openings_of_a_handful_are_one_transaction_and_one_statement(house: Hous
         for n in range(16)
     ]
     connection_of(house.store).set_trace_callback(seen.append)
-    receipts = house.store.receive_all(webhooks)
+    receipts = house.store.receive(webhooks)
     connection_of(house.store).set_trace_callback(None)
     assert [one.event for one in receipts if isinstance(one, Receipt)] == list(range(1, 17))
     assert seen.count("COMMIT") == 1
@@ -434,7 +451,7 @@ def test_a_bad_webhook_takes_no_other_of_its_handful_along(house: House) -> None
         for n in range(6)
     ]
     webhooks[2] = webhooks[2]._replace(fields='"\ud800"')  # no store takes a lone surrogate
-    receipts = house.store.receive_all(webhooks)
+    receipts = house.store.receive(webhooks)
     assert [isinstance(one, Receipt) for one in receipts] == [n != 2 for n in range(6)]
     assert positive(house.store.counts) == {"pending": 5}
     house.store.close()
@@ -447,7 +464,7 @@ def test_several_results_are_one_transaction(house: House) -> None:
     events = house.store.due(house.store.clock() + FAR, 10)
     commits: list[str] = []
     connection_of(house.store).set_trace_callback(commits.append)
-    house.store.record_all(
+    house.store.record(
         [
             hd_itsm.Result(one, None, Verdict("delivered", "ok", request_id=f"R-{one.ticket}"))
             for one in events
@@ -469,7 +486,7 @@ def test_a_verdict_that_cannot_be_written_leaves_the_event_as_it_was(house: Hous
     house.new("1")
     event = house.loaded(1)
     with pytest.raises(Exception, match=r"surrogates|UTF-8"):
-        house.store.record(event, None, Verdict("delivered", "x", request_id="\ud800"))
+        house.store.record([Result(event, None, Verdict("delivered", "x", request_id="\ud800"))])
     assert house.state(1) == "pending"
     assert house.drain() == [1]
 
@@ -832,10 +849,10 @@ def test_an_opening_is_ignored_where_the_first_was_removed_but_its_mapping_stays
 
 
 def test_an_opening_kind_may_send_again_and_replaces_the_mapping(house: House) -> None:
-    house.store.receive(house.webhook("renew", "1", subject="first"))
+    house.receive(house.webhook("renew", "1", subject="first"))
     house.deliver(1, "R-1")
     house.assign("1")
-    again = house.store.receive(house.webhook("renew", "1", subject="second"))
+    again = house.receive(house.webhook("renew", "1", subject="second"))
     assert (again.event, again.state) == (3, "pending")
     assert house.due() == [2]
     house.deliver(2)
@@ -890,7 +907,7 @@ def test_one_webhook_fifty_times_at_once_is_one_event(house: House) -> None:
 def test_an_event_that_no_rule_wanted_does_not_stand_for_another(house: House) -> None:
     webhook = house.webhook("itsm_ass", "1", technician="lee")
     unwanted = webhook._replace(state="ignored", kind="")
-    house.store.receive(unwanted)
+    house.receive(unwanted)
     house.new("1")
     assert house.assign("1", "lee").state == "pending"
 
@@ -1053,7 +1070,7 @@ def test_an_outcome_for_an_event_dropped_meanwhile_keeps_the_request_id(house: H
     assert house.store.drop(1, "no longer wanted") == ""
     attempt = Attempt(time.time(), 0.1, 200, "delivered", "answered 200")
     verdict = Verdict("delivered", "answered 200", request_id="R-1")
-    assert house.store.record(event, attempt, verdict) is False
+    assert house.store.record([Result(event, attempt, verdict)]) == [False]
     assert house.state(1) == "dropped"
     assert house.due() == [2]
     mapping = house.store.mapping("1")
