@@ -4171,6 +4171,8 @@ class Web:
         }
         for path, hook in self.hooks.items():
             self.site.route(path, "POST", functools.partial(self.hook, hook))
+        for status in (404, 405):
+            self.site.error(status, callback=self.astray)
         self.site.route("/control/<verb>", "POST", self.control)
         self.site.route("/health", "GET", self.health)
         self.site.route("/metrics", "GET", self.metrics)
@@ -4225,13 +4227,26 @@ class Web:
         return str(client_address(bottle.request.environ, trusted))
 
     def refuse(self, error: Refused, path: str) -> bottle.HTTPResponse:
-        """Turns a caller away; counted, and told in the log, though not each time."""
-        self.store.tallies.count("refused", str(error.status))
-        caller = self.caller()
-        more = self.sparing.line(f"{caller} {error.status}", time.monotonic())
-        if more is not None:
-            log.warning("%s from %s refused: %d %s%s", path, caller, error.status, error, more)
+        """Turns a caller away."""
+        self.tell_refused(error.status, str(error), path, bottle.request.environ)
         return _refusal(error)
+
+    def tell_refused(self, status: int, why: str, path: str, environ: Mapping[str, Any]) -> None:
+        """Counts a request that was turned away, and tells it in the log, though not each time."""
+        self.store.tallies.count("refused", str(status))
+        caller = client_address(environ, self.config["server.trusted_proxy"])
+        more = self.sparing.line(f"{caller} {status}", time.monotonic())
+        if more is not None:
+            log.warning("%s from %s refused: %d %s%s", path[:200], caller, status, why, more)
+
+    def astray(self, error: bottle.HTTPError) -> str:
+        """A wrong address or method: told where it may be a helpdesk's webhook that is lost."""
+        words = self.site.default_error_handler(error)
+        status, environ = error.status_code, bottle.request.environ
+        if status == 405 or environ["REQUEST_METHOD"] in ("POST", "PUT", "PATCH"):
+            why = f"{json.loads(words)['error']}: {environ['REQUEST_METHOD']}"
+            self.tell_refused(status, why, bottle.request.path, environ)
+        return words
 
     def read(
         self, hook: Hook, environ: Mapping[str, Any], raw: bytes, received: float, sender: str
@@ -5067,9 +5082,14 @@ class _JsonError(waitress.task.ErrorTask):  # type: ignore[misc]
         """Sends the error."""
         found = self.request.error
         self.status = f"{found.code} {found.reason}"
-        body = COMPACT.encode({"error": f"{found.reason}: {found.body}"}).encode(
-            "utf-8", "replace"
-        )
+        words = f"{found.reason}: {found.body}"
+        if found.code != 500:
+            forwarded = self.request.headers.get("X_FORWARDED_FOR", "")
+            environ = {"REMOTE_ADDR": self.channel.addr[0], "HTTP_X_FORWARDED_FOR": forwarded}
+            path = self.request.path or "a request"
+            self.channel.server.web.tell_refused(found.code, words, path, environ)
+            self.channel.refused = True
+        body = COMPACT.encode({"error": words}).encode("utf-8", "replace")
         self.response_headers.append(("Content-Type", "application/json; charset=utf-8"))
         self.set_close_on_finish()
         self.content_length = len(body)
@@ -5109,19 +5129,31 @@ class _Parser(waitress.parser.HTTPRequestParser):  # type: ignore[misc]
 
     error: Any = None
     environ: dict[str, Any] | None = None
+    path = ""
 
     def received(self, data: bytes) -> int:
         """Takes what the client sent; how much of it belongs to this request."""
         consumed = int(super().received(data))
-        if self.error is None and self.headers_finished and not self.empty:
+        allowed = self.error is None or self.error.code == 413  # Waitress' limit is further off
+        if allowed and self.headers_finished and not self.empty:
             size = len(self.body_rcv) if self.chunked else self.content_length
             if size > self.adj.max_body:
-                words = f"the body is over {self.adj.max_body} bytes"
+                words = f"the body is over the {self.adj.max_body} bytes of server.max_body"
                 self.error = waitress.utilities.RequestEntityTooLarge(words)
                 self.completed = True
             elif self.chunked and "CONTENT_LENGTH" in self.headers:
                 self.headers["CONNECTION"] = "close"  # RFC 9112 6.3: nothing after it is believed
+        if self.error is not None:
+            self.expect_continue = False  # what is refused need not be sent
         return consumed
+
+
+class _Rest(waitress.parser.HTTPRequestParser):  # type: ignore[misc]
+    """What a client still sends after it was refused: nobody reads it."""
+
+    def received(self, data: bytes) -> int:
+        """Drops it."""
+        return len(data)
 
 
 class _Channel(waitress.channel.HTTPChannel):  # type: ignore[misc]
@@ -5130,7 +5162,10 @@ class _Channel(waitress.channel.HTTPChannel):  # type: ignore[misc]
     task_class = _Task
     parser_class = _Parser
     error_task_class = _JsonError
+    request: Any
+    will_close: bool
     begun = 0.0
+    refused = False
 
     @property
     def last_activity(self) -> float:
@@ -5151,6 +5186,20 @@ class _Channel(waitress.channel.HTTPChannel):  # type: ignore[misc]
         if self.request is None:
             self.begun = time.monotonic()
         return bool(super().received(data))
+
+    def handle_close(self) -> None:
+        """Ends the connection. After a refusal the client's end of it may send on for a while.
+
+        Else its system would drop our answer for the reset that meets what it sends, and nobody
+        there would learn the reason (RFC 9112 9.6).
+        """
+        if not (self.refused and self.will_close):
+            super().handle_close()
+            return
+        self.refused = self.will_close = False
+        self.begun, self.request = time.monotonic(), _Rest(self.adj)
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
 
 
 REQUEST_TIME = 20  # seconds in which a request must have come in whole

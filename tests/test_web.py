@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import hmac
 import json
+import re
 import socket
 import stat
 import sys
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from faultlib import Rig, sabotaged
 from itsm import Itsm, Received, reply, silence
 from service import (
     NOTED,
@@ -780,6 +782,98 @@ def test_the_default_limit_is_one_mebibyte_exactly(start: Start) -> None:
     exact = door.service.post("note", sized(ticket(), 1 << 20), wait=10)
     assert (exact.status, exact.state) == (200, "delivered")
     assert door.service.post("note", sized(ticket(), (1 << 20) + 1)).status == 413
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["plain", "chunked"])
+def test_who_sends_far_too_much_can_send_it_all_and_read_why_it_is_refused(
+    door: Door, chunked: bool
+) -> None:
+    """A reset while it sends would be all that most clients tell of it."""
+    whole = framed(sized(ticket(), 3_000_000), chunked)
+    for _ in range(10):
+        with door.service.connect() as line:
+            line.sendall(whole)
+            heard = bytearray()
+            while piece := line.recv(65536):
+                heard += piece
+        (answer,) = read_replies(bytes(heard))
+        assert (checked(answer).status, "server.max_body" in answer.error) == (413, True)
+    door.good()
+
+
+def test_who_asks_before_a_body_that_is_too_large_is_not_told_to_go_on(door: Door) -> None:
+    with door.service.connect() as line:
+        line.sendall(framed(sized(ticket(), MAX_BODY + 1), False).partition(b"\r\n\r\n")[0])
+        line.sendall(b"\r\nExpect: 100-continue\r\n\r\n")
+        heard = bytearray()
+        while piece := line.recv(65536):
+            heard += piece
+    assert heard.startswith(b"HTTP/1.1 413 "), heard
+
+
+def test_who_sends_on_after_a_refusal_is_cut_off_in_time(tmp_path: Path) -> None:
+    program = sabotaged(tmp_path, code="REQUEST_TIME = 2")
+    with Itsm() as itsm, Rig(tmp_path, with_notes(itsm.url), program) as service:
+        with service.connect() as line:
+            line.sendall(b"POST /note HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n")
+            while line.recv(65536):
+                pass
+
+            def cut() -> bool:
+                try:
+                    line.sendall(b"x")
+                except ConnectionError:
+                    return True
+                return False
+
+            began = monotonic()
+            until(cut, "it may send for ever")
+            assert monotonic() - began > 1.0  # not at the first byte
+        assert service.post("note", {"ticket_id": ticket()}).status == 200
+
+
+ASTRAY = {
+    "too large": (framed(sized("T", MAX_BODY + 1), False), "/note from 127.0.0.1 refused: 413"),
+    "no length": (
+        b"POST /note HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n",
+        "refused: 400",
+    ),
+    "a head of 20 KB": (
+        b"POST /note HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 20_000 + b"\r\n\r\n",
+        "refused: 431",
+    ),
+    "an unknown coding": (
+        b"POST /note HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: gzip\r\n\r\n",
+        "refused: 501",
+    ),
+    "a wrong address": (
+        framed(b"{}", False, "/nota%0Abene"),
+        "/nota\\nbene from 127.0.0.1 refused: 404 no such address: POST",
+    ),
+    "a wrong method": (
+        b"GET /note HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        "/note from 127.0.0.1 refused: 405",
+    ),
+}
+
+
+def test_a_webhook_that_is_stored_nowhere_is_told_in_the_log_and_counted(start: Start) -> None:
+    door = start(server={"max_body": MAX_BODY})
+    for raw, words in ASTRAY.values():
+        (answer,) = door.service.exchange(raw)
+        assert str(answer.status) in words
+        assert len(door.service.lines("WARNING", words)) == 1
+        door.service.exchange(raw)  # and again, which the log does not repeat
+        assert len(door.service.lines("WARNING", words)) == 1
+    told = door.service.request("GET", "/metrics").body.decode()
+    counted = dict(re.findall(r'hd_itsm_refused_total\{status="(\d+)"\} (\d+)', told))
+    assert counted == dict.fromkeys(("400", "404", "405", "413", "431", "501"), "2")
+
+
+def test_a_page_that_is_not_there_is_not_told_in_the_log(door: Door) -> None:
+    assert door.service.request("GET", "/favicon.ico").status == 404
+    door.good()
+    assert door.service.lines("favicon") == []
 
 
 LENGTHS = ["-1", "+5", "2147483648", "99999999999999999999", "0x10", "1e2", "", "5, 5", "٥", "5 5"]
