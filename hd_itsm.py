@@ -4109,14 +4109,17 @@ def openapi(config: Config) -> dict[str, Any]:
     }
 
 
+ASTRAY = {404: "no such address", 405: "this address takes another method (see Allow)"}
+
+
 class _Site(bottle.Bottle):  # type: ignore[misc]
     """Bottle with its own words for errors: JSON."""
 
     def default_error_handler(self, res: bottle.HTTPError) -> str:
         """Any error that no handler made: 404, 405, 500."""
         res.content_type = "application/json"
-        words = {404: "no such address", 405: "this address takes another method (see Allow)"}
-        return COMPACT.encode({"error": words.get(res.status_code, "internal error; see the log")})
+        words = ASTRAY.get(res.status_code, "internal error; see the log")
+        return COMPACT.encode({"error": words})
 
 
 def _reply(status: int, content: Any, **headers: str) -> bottle.HTTPResponse:
@@ -4171,7 +4174,7 @@ class Web:
         }
         for path, hook in self.hooks.items():
             self.site.route(path, "POST", functools.partial(self.hook, hook))
-        for status in (404, 405):
+        for status in ASTRAY:
             self.site.error(status, callback=self.astray)
         self.site.route("/control/<verb>", "POST", self.control)
         self.site.route("/health", "GET", self.health)
@@ -4241,12 +4244,11 @@ class Web:
 
     def astray(self, error: bottle.HTTPError) -> str:
         """A wrong address or method: told where it may be a helpdesk's webhook that is lost."""
-        words = self.site.default_error_handler(error)
-        status, environ = error.status_code, bottle.request.environ
-        if status == 405 or environ["REQUEST_METHOD"] in ("POST", "PUT", "PATCH"):
-            why = f"{json.loads(words)['error']}: {environ['REQUEST_METHOD']}"
-            self.tell_refused(status, why, bottle.request.path, environ)
-        return words
+        status, method = error.status_code, bottle.request.method
+        if status == 405 or method in ("POST", "PUT", "PATCH"):
+            why = f"{ASTRAY[status]}: {method}"
+            self.tell_refused(status, why, bottle.request.path, bottle.request.environ)
+        return self.site.default_error_handler(error)
 
     def read(
         self, hook: Hook, environ: Mapping[str, Any], raw: bytes, received: float, sender: str
