@@ -5089,7 +5089,8 @@ class _JsonError(waitress.task.ErrorTask):  # type: ignore[misc]
             forwarded = self.request.headers.get("X_FORWARDED_FOR", "")
             environ = {"REMOTE_ADDR": self.channel.addr[0], "HTTP_X_FORWARDED_FOR": forwarded}
             path = self.request.path or "a request"
-            self.channel.server.web.tell_refused(found.code, words, path, environ)
+            told = words.partition('"')[0]  # what Waitress quotes is a header, credentials and all
+            self.channel.server.web.tell_refused(found.code, told, path, environ)
             self.channel.refused = True
         body = COMPACT.encode({"error": words}).encode("utf-8", "replace")
         self.response_headers.append(("Content-Type", "application/json; charset=utf-8"))

@@ -870,6 +870,15 @@ def test_a_webhook_that_is_stored_nowhere_is_told_in_the_log_and_counted(start: 
     assert counted == dict.fromkeys(("400", "404", "405", "413", "431", "501"), "2")
 
 
+def test_a_credential_in_a_broken_header_does_not_get_into_the_log(start: Start) -> None:
+    door = start()
+    head = b'POST /note HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer a"b"s3cret\rx\r\n\r\n'
+    (answer,) = door.service.exchange(head)
+    assert answer.status == 400
+    assert len(door.service.lines("WARNING", "refused: 400")) == 1
+    assert "s3cret" not in door.service.log
+
+
 def test_a_page_that_is_not_there_is_not_told_in_the_log(door: Door) -> None:
     assert door.service.request("GET", "/favicon.ico").status == 404
     door.good()
