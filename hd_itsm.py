@@ -4224,10 +4224,9 @@ class Web:
             raise Refused(415, "a compressed body is not read: send it plain")
         return self.read(hook, environ, raw, received, str(environ.get("REMOTE_ADDR", "")))
 
-    def caller(self) -> str:
+    def caller(self, environ: Mapping[str, Any]) -> str:
         """The address that asks, behind a trusted proxy the one that this names."""
-        trusted = self.config["server.trusted_proxy"]
-        return str(client_address(bottle.request.environ, trusted))
+        return str(client_address(environ, self.config["server.trusted_proxy"]))
 
     def refuse(self, error: Refused, path: str) -> bottle.HTTPResponse:
         """Turns a caller away."""
@@ -4237,7 +4236,7 @@ class Web:
     def tell_refused(self, status: int, why: str, path: str, environ: Mapping[str, Any]) -> None:
         """Counts a request that was turned away, and tells it in the log, though not each time."""
         self.store.tallies.count("refused", str(status))
-        caller = client_address(environ, self.config["server.trusted_proxy"])
+        caller = self.caller(environ)
         more = self.sparing.line(f"{caller} {status}", time.monotonic())
         if more is not None:
             log.warning("%s from %s refused: %d %s%s", path[:200], caller, status, why, more)
@@ -5062,7 +5061,7 @@ class Pages:
         notice = f"{verb}: done"
         if result.get("refused"):
             notice = result["refused"][0]["reason"]
-        log.info("%s %s from the page, by %s: %s", verb, given, self.web.caller(), notice)
+        log.info("%s %s from the page, by %s: %s", verb, given, self.web.caller(environ), notice)
         query = urllib.parse.urlencode({"notice": notice, "sealed": self.stamp(notice)})
         return _redirect(f"{back}{'&' if '?' in back else '?'}{query}")
 
@@ -5081,7 +5080,7 @@ class _JsonError(waitress.task.ErrorTask):  # type: ignore[misc]
     """What Waitress itself refuses (400, 413, 431, 501, 500), in JSON."""
 
     def execute(self) -> None:
-        """Sends the error."""
+        """Sends the error; a request that is turned away is told in the log."""
         found = self.request.error
         self.status = f"{found.code} {found.reason}"
         words = f"{found.reason}: {found.body}"
@@ -5089,7 +5088,7 @@ class _JsonError(waitress.task.ErrorTask):  # type: ignore[misc]
             forwarded = self.request.headers.get("X_FORWARDED_FOR", "")
             environ = {"REMOTE_ADDR": self.channel.addr[0], "HTTP_X_FORWARDED_FOR": forwarded}
             path = self.request.path or "a request"
-            told = words.partition('"')[0]  # what Waitress quotes is a header, credentials and all
+            told = words.partition('"')[0]  # a quoted header may hold quotes, and credentials
             self.channel.server.web.tell_refused(found.code, told, path, environ)
             self.channel.refused = True
         body = COMPACT.encode({"error": words}).encode("utf-8", "replace")

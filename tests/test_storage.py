@@ -466,7 +466,7 @@ def test_several_results_are_one_transaction(house: House) -> None:
     connection_of(house.store).set_trace_callback(commits.append)
     house.store.record(
         [
-            hd_itsm.Result(one, None, Verdict("delivered", "ok", request_id=f"R-{one.ticket}"))
+            Result(one, None, Verdict("delivered", "ok", request_id=f"R-{one.ticket}"))
             for one in events
         ]
     )
