@@ -7,21 +7,26 @@ at least once, in order per ticket, through outages of either side. README.md is
 administrator; this docstring is for whoever reads on.
 
 The life of an event:
-  1. Web admits a webhook and Reading finds the hook's fields in its bytes.
-  2. Storage writes it durably as one event, `pending`; only then does the helpdesk get its 200.
+  1. The door admits a webhook, and Reading finds the hook's fields in its bytes.
+  2. Events writes it durably as one event, `pending`; only then does the helpdesk get its 200.
   3. Delivery takes the first event of a ticket's line, Translation renders the ITSM's request.
   4. `decide` says what the ITSM's answer means: delivered, failed, or try again later.
-  5. Storage records that, keeps ticket -> request id, and lets the ticket's next event go.
+  5. Events records that, keeps ticket -> request id, and lets the ticket's next event go.
 
-The rooms, in the order in which data flows; each uses only the ones above it:
+The rooms, in the order in which data flows; each uses only the ones above it. Receiving (Door,
+Page) and delivering are siblings that meet only in the file.
   Tables         what it does when, as plain rows
   Reading        bytes to fields: repairs, paths, dates
   Translation    fields to a request: templates and filters
   Configuration  TOML to one frozen object, or all that is wrong with it
-  Storage        the SQLite file: every statement, every transaction
-  Web            the door: admit, read, store, answer; the verbs of the operator
+  File           the SQLite file: open, migrate, transact, keep time and room
+  Events         intake, line, outcomes, questions, a person's acts: every other statement
+  Operations     what an operator asks and does, alike for command line, control and page
+  Door           admit, read, store, answer
+  Page           what a person sees in a browser
   Delivery       due event -> request -> outcome; the only threads we start
-  Command line   composes the rooms; one function per command
+  Service        the daemon put together; control file, sockets, systemd, reload
+  Command line   one function per command
 """
 
 # /// script
@@ -76,9 +81,9 @@ import urllib.parse
 import uuid
 import zoneinfo
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import bottle
 import urllib3
@@ -105,7 +110,8 @@ def without_quotes(text: str) -> str:
     return re.sub(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""", "'...'", text)
 
 
-# ── Tables: everything an operator may ask "what does it do when" about ───────────────────────
+# ── Tables: what it does when, as plain rows ───────────────────────────────────────────────────
+
 
 STATES = ("pending", "held", "delivered", "failed", "ignored", "dropped")
 
@@ -215,175 +221,7 @@ MAX_RETRY_AFTER = 3600.0  # seconds a Retry-After is honoured for, and the farth
 EVIDENCE = 300.0  # seconds for which another ticket's success speaks against a failing one
 
 
-class Option(NamedTuple):
-    """One key of the configuration. `reads` names its converter; `sample` is shown by `init`."""
-
-    section: str
-    key: str
-    reads: str
-    default: Any
-    sentence: str
-    sample: str = ""
-
-
-# fmt: off
-OPTIONS = (
-    Option("server", "listen", "address", "127.0.0.1:8080",
-           "address and port for the webhooks; any other than loopback demands [access]"),
-    Option("server", "threads", "count", 8,
-           "threads that answer; one takes up to 16 webhooks at a time"),
-    Option("server", "max_body", "count", 1048576, "largest webhook in bytes"),
-    Option("server", "stop_after", "duration", 10, "how long a stop waits for what is in flight"),
-    Option("server", "trusted_proxy", "networks", [],
-           "addresses whose X-Forwarded-For is believed"),
-    Option("server", "admin_password", "secret", "",
-           "for the pages, from other machines (Basic, any user); loopback needs none when empty"),
-    Option("access", "token", "secrets", "",
-           "admits a webhook: Bearer, X-Webhook-Token or Basic password; a list: all are valid"),
-    Option("access", "query_token", "flag", False,
-           "the token may also come as ?token=..., for a helpdesk that can set only the URL"),
-    Option("access", "networks", "networks", [],
-           "only these addresses may post; alone, without a token, they admit by address",
-           '["10.0.0.5/32"]'),
-    Option("access", "hmac", "hmac", {},
-           "the helpdesk's signature over the body (README, recipes)",
-           '{ secret = "...", header = "X-Hub-Signature", algorithm = "sha1", encoding = "hex",'
-           ' prefix = "sha1=", signed = "{body}" }'),
-    Option("itsm", "url", "url", "", "where requests go", '"https://itsm.example.com/api"'),
-    Option("itsm", "authorization", "secret", "",
-           "the Authorization header as it is sent: text, { file = }, { env = }, { credential = }",
-           '{ file = "/etc/hd_itsm.token" }'),
-    Option("itsm", "headers", "headers", {}, "further headers of every request",
-           '{ "X-Api-Version" = "2" }'),
-    Option("itsm", "timeout", "duration", 60.0, "seconds an attempt may take"),
-    Option("itsm", "workers", "count", 4, "tickets delivered at the same time"),
-    Option("itsm", "ca_file", "file", "", "certificates (PEM) of the authority behind the ITSM"),
-    Option("itsm", "client_cert", "file", "", "our certificate (PEM), where the ITSM wants one"),
-    Option("itsm", "client_key", "file", "", "its private key, when not in the same file"),
-    Option("itsm", "proxy", "secret", "", "HTTP proxy towards the ITSM",
-           '"http://proxy.example.com:3128"'),
-    Option("itsm", "request_id", "paths", "result.request_id",
-           "where the request id is in the answer"),
-    Option("itsm", "ok", "conditions", {}, "conditions a 2xx answer must meet to count",
-           '{ "result.code" = ["0", "00"] }'),
-    Option("itsm", "refused", "conditions", {}, "conditions that make a 2xx answer a refusal",
-           '{ "*" = "~(?i)permission denied|does not exist" }'),
-    Option("itsm", "answers", "answers", {}, "what a status means, where README's table is wrong",
-           '{ "404" = "failed", "400" = "later" }'),
-    Option("itsm", "check_url", "url", "", "what `check` may GET; empty: url"),
-    Option("retry", "first", "duration", 1.0, "longest wait before the second try; then doubled"),
-    Option("retry", "max", "duration", 300.0, "longest wait between two tries"),
-    Option("retry", "probe", "duration", 60.0, "longest wait between two probes of a dead ITSM"),
-    Option("retry", "tries", "count", 10,
-           "an event that failed so often, while others went through, is given up"),
-    Option("retry", "give_up_after", "duration", "7d", "an event is given up after so long"),
-    Option("store", "path", "text", "hd_itsm.db",
-           "the SQLite file; under systemd in $STATE_DIRECTORY",
-           '"/var/lib/hd_itsm/hd_itsm.db"'),
-    Option("store", "keep_days", "count", 30,
-           "days that delivered, ignored and dropped events are kept"),
-    Option("log", "level", "level", "INFO", "DEBUG, INFO, WARNING or ERROR"),
-    Option("log", "file", "text", "", "a rotating file besides stderr",
-           '"/var/log/hd_itsm/hd_itsm.log"'),
-    Option("log", "max_bytes", "count", 5242880, "its size when a new one is begun"),
-    Option("log", "backups", "count", 20, "how many old ones are kept"),
-    Option("alert", "url", "secret", "",
-           'gets {"text": "..."} when a person is needed: Slack, Teams, Mattermost and alike',
-           '{ file = "/etc/hd_itsm.alert" }'),
-    Option("alert", "after", "duration", "5m", "a shorter outage of the ITSM is not told"),
-    Option("alert", "silence", "silence", "",
-           "tell when no webhook came for so long; empty: never", '"8h"'),
-    Option("time", "zone", "zone", "local", '"local", a name like "Asia/Seoul", or "+09:00"'),
-    Option("time", "due_days", "days", 7, "expected date = day received + so many days"),
-    Option("time", "date_formats", "formats", [], "further date formats (strptime)",
-           '["%d.%m.%Y %H:%M"]'),
-)
-
-HOOK_OPTIONS = (
-    Option("hooks", "path", "route", "", 'the address; empty: "/" and the name of the hook'),
-    Option("hooks", "kind", "text", "", "kind of its events; or rules"),
-    Option("hooks", "fields", "fields", {}, "name = path, list of paths, or { path, match }"),
-    Option("hooks", "rules", "rules", [], "{ kind, when } in order; the first that holds decides"),
-    Option("hooks", "delivery_id", "text", "", "header that names a delivery, for duplicates"),
-)
-
-KIND_OPTIONS = (
-    Option("kinds", "opens", "flag", False, "its answer brings the ticket's request id"),
-    Option("kinds", "method", "method", "POST", "HTTP method"),
-    Option("kinds", "url", "template_url", "", "where it goes; empty: itsm.url"),
-    Option("kinds", "headers", "headers", {}, "further headers"),
-    Option("kinds", "body", "template", {}, "the JSON to send, with {placeholders}"),
-    Option("kinds", "form_field", "text", "", "send the JSON inside this form field"),
-    Option("kinds", "request_id", "paths", "", "where the id is; empty: itsm.request_id"),
-    Option("kinds", "ok", "conditions", {}, "as itsm.ok; comes before it, key by key"),
-    Option("kinds", "refused", "conditions", {}, "as itsm.refused"),
-    Option("kinds", "answers", "answers", {}, "as itsm.answers"),
-    Option("kinds", "again", "again", "ignore", 'a second opening: "ignore" or "send"'),
-    Option("kinds", "unclear", "unclear", "retry",
-           'no answer came to an opening: "retry", "hold" for a person, or "find"'),
-    Option("kinds", "find", "find", {},
-           "{ url, request_id, after }: how to look the ticket up before a second try"),
-    Option("kinds", "then", "text", "", "a further kind delivered right after this one"),
-)
-# fmt: on
-
-SECTIONS = {
-    "server": "How the helpdesk reaches us.",
-    "access": "Who may post a webhook. Beyond loopback one of these is needed.",
-    "itsm": "Where tickets go.",
-    "retry": 'How patient we are. Durations: seconds, or "90s", "15m", "12h", "7d".',
-    "store": "Where events and mappings are kept.",
-    "log": "What is written down.",
-    "time": "How dates are read and written.",
-    "alert": "Who is told when something needs a person.",
-}
-
-SAMPLE_TAIL = """\
-[values]                     # constants for templates: {item_id}
-item_id = ""
-service = ""
-
-# [tables.users]             # a table is a filter: {technician|users}
-# "홍길동" = "gdhong"
-# "*" = "{}"                 # what is not listed: {} is the value itself
-
-# The built-in hooks POST /itsm_new, /itsm_ass, /itsm_com and kinds new, assign, complete are
-# active as they are. One given here replaces the built-in one of that name whole:
-#
-# [hooks.itsm_new]
-# kind = "new"
-# fields = { ticket_id = "ticket_id", writer = "writer", category = "category", \
-subject = "subject", contents = "contents" }
-#
-# [kinds.assign]
-# body = { code = "020", request_id = "{request_id}", rcv_user_id = "{technician|users}" }
-"""
-
-
-def as_toml(value: Any) -> str:
-    """A default of the option rows as TOML text (JSON's text is TOML's for these)."""
-    return "{}" if value == {} else json.dumps(value, ensure_ascii=False)
-
-
-FILLED_IN = (("itsm", "url"), ("itsm", "authorization"))  # not commented out in the sample
-
-
-def sample_config() -> str:
-    """The commented sample configuration, made from the option rows."""
-    lines = ["# Configuration of hd_itsm. Lines that start with # show a default or an example."]
-    for section, sentence in SECTIONS.items():
-        lines += ["", f"# {sentence}", f"[{section}]"]
-        for option in OPTIONS:
-            if option.section == section:
-                active = "" if (section, option.key) in FILLED_IN else "# "
-                shown = option.sample or as_toml(option.default)
-                lines.append(
-                    f"{active}{option.key} = {shown}".ljust(36) + f"  # {option.sentence}"
-                )
-    return "\n".join([*lines, "", SAMPLE_TAIL])
-
-
-# ── Reading: bytes to a JSON object, paths, ids, dates; pure functions ────────────────────────
+# ── Reading: bytes to fields ───────────────────────────────────────────────────────────────────
 
 
 class Unreadable(Error):
@@ -889,7 +727,7 @@ def parse_date(value: Any, zone: tzinfo | None, formats: Sequence[str] = ()) -> 
         raise ValueError(f"{as_text(value)[:60]!r} is no date known here") from None
 
 
-# ── Translation: fields to an ITSM request; pure, no clock, no I/O ────────────────────────────
+# ── Translation: fields to an ITSM request ─────────────────────────────────────────────────────
 
 
 class Untranslatable(Error):
@@ -1335,11 +1173,15 @@ def translate(kind: Kind, scope: Scope) -> Request:
     )
 
 
-# ── Configuration: TOML to one frozen object, or the full list of what is wrong with it ───────
+# ── Configuration: TOML to one frozen object, or all that is wrong with it ─────────────────────
 
 
 class ConfigError(Error):
     """All problems of a configuration, one per line."""
+
+
+Address = tuple[str, int]  # host and port
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 Environ = Mapping[str, str]
@@ -1429,53 +1271,6 @@ def _spellings(secret: str) -> tuple[str, ...]:
     return tuple(one for one in found if len(one) > 3)
 
 
-@dataclass(frozen=True)
-class Config:
-    """Everything configured, checked. `config["itsm.timeout"]` reads an option by its full key."""
-
-    options: Mapping[str, Any]
-    values: Mapping[str, Any]
-    tables: Mapping[str, Mapping[str, str]]
-    hooks: Mapping[str, Hook]
-    kinds: Mapping[str, Kind]
-    clock: Clock
-    source: str  # the file it came from, "" for none
-    warnings: tuple[str, ...] = ()
-    secrets: tuple[Secret, ...] = ()
-
-    def __getitem__(self, key: str) -> Any:
-        return self.options[key]
-
-    def mask(self, text: str) -> str:
-        """`text` without the secrets that somebody else put into it."""
-        for secret in self.secrets:
-            for part in _spellings(secret.reveal()):
-                text = text.replace(part, "***")
-        return text
-
-    @functools.cached_property
-    def _has_secret_values(self) -> bool:
-        return any(isinstance(value, Secret) for value in self.values.values())
-
-    def scope(
-        self,
-        fields: Mapping[str, Any],
-        event: int,
-        ticket: str,
-        received: float,
-        request_id: str | None,
-        masked: bool = False,
-    ) -> Scope:
-        """What the placeholders of one event may name; `masked` shows no secret."""
-        values = self.values
-        if self._has_secret_values:
-            values = {
-                name: ("***" if masked else value.reveal()) if isinstance(value, Secret) else value
-                for name, value in values.items()
-            }
-        return Scope(fields, values, self.tables, self.clock, event, ticket, received, request_id)
-
-
 def _table(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("must be a table { name = value }")
@@ -1523,7 +1318,7 @@ def _read_silence(value: Any) -> float:
     return _read_duration(value) if value != "" else 0.0
 
 
-def _read_address(value: Any) -> tuple[str, int]:
+def _read_address(value: Any) -> Address:
     match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]/\s]+):([0-9]{1,5})", _read_text(value))
     if not match or int(match[2]) > 65535:
         raise ValueError('must be like "127.0.0.1:8080" or "[::1]:8080"')
@@ -1558,7 +1353,7 @@ def _texts(value: Any) -> list[str]:
     return value
 
 
-def _read_networks(value: Any) -> tuple[Any, ...]:
+def _read_networks(value: Any) -> tuple[Network, ...]:
     return tuple(ipaddress.ip_network(text, strict=False) for text in _texts(value))
 
 
@@ -1780,37 +1575,349 @@ def _read_template(value: Any) -> Tree:
     return parse_tree(value)
 
 
-READERS: dict[str, Callable[[Any], Any]] = {  # what the option rows name
-    "text": _read_text,
-    "count": _read_count,
-    "days": _read_days,
-    "flag": _read_flag,
-    "duration": _read_duration,
-    "silence": _read_silence,
-    "address": _read_address,
-    "url": _read_url,
-    "template_url": _read_template_url,
-    "file": _read_file,
-    "networks": _read_networks,
-    "formats": _read_formats,
-    "secret": _read_secret,
-    "secrets": _read_secrets,
-    "headers": _read_headers,
-    "hmac": _read_hmac,
-    "paths": _read_paths,
-    "conditions": _read_conditions,
-    "answers": _read_answers,
-    "level": _read_level,
-    "zone": _read_zone,
-    "route": _read_route,
-    "fields": _read_fields,
-    "rules": _read_rules,
-    "method": _read_method,
-    "again": _read_again,
-    "unclear": _read_unclear,
-    "find": _read_find,
-    "template": _read_template,
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Option:
+    """How one key of the configuration is read and told. `sample` is shown by `init`."""
+
+    read: Callable[[Any], Any]
+    default: Any  # as TOML has it
+    sentence: str
+    sample: str
+
+
+def option(read: Callable[[Any], T], default: Any, sentence: str, sample: str = "") -> T:
+    """A key of a table: its type is what `read` returns, its value without one in the file too."""
+    metadata = {"option": Option(read, default, sentence, sample)}
+    return field(default_factory=lambda: read(default), metadata=metadata)
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """How the helpdesk reaches us."""
+
+    listen: Address = option(
+        _read_address,
+        "127.0.0.1:8080",
+        "address and port for the webhooks; any other than loopback demands [access]",
+    )
+    threads: int = option(
+        _read_count, 8, "threads that answer; one takes up to 16 webhooks at a time"
+    )
+    max_body: int = option(_read_count, 1048576, "largest webhook in bytes")
+    stop_after: float = option(_read_duration, 10, "how long a stop waits for what is in flight")
+    trusted_proxy: tuple[Network, ...] = option(
+        _read_networks, [], "addresses whose X-Forwarded-For is believed"
+    )
+    admin_password: Secret = option(
+        _read_secret,
+        "",
+        "for the pages, from other machines (Basic, any user); loopback needs none when empty",
+    )
+
+
+@dataclass(frozen=True)
+class AccessOptions:
+    """Who may post a webhook. Beyond loopback one of these is needed."""
+
+    token: tuple[Secret, ...] = option(
+        _read_secrets,
+        "",
+        "admits a webhook: Bearer, X-Webhook-Token or Basic password; a list: all are valid",
+    )
+    query_token: bool = option(
+        _read_flag,
+        False,
+        "the token may also come as ?token=..., for a helpdesk that can set only the URL",
+    )
+    networks: tuple[Network, ...] = option(
+        _read_networks,
+        [],
+        "only these addresses may post; alone, without a token, they admit by address",
+        '["10.0.0.5/32"]',
+    )
+    hmac: Signature | None = option(
+        _read_hmac,
+        {},
+        "the helpdesk's signature over the body (README, recipes)",
+        '{ secret = "...", header = "X-Hub-Signature", algorithm = "sha1", encoding = "hex",'
+        ' prefix = "sha1=", signed = "{body}" }',
+    )
+
+
+@dataclass(frozen=True)
+class ItsmOptions:
+    """Where tickets go."""
+
+    url: str = option(_read_url, "", "where requests go", '"https://itsm.example.com/api"')
+    authorization: Secret = option(
+        _read_secret,
+        "",
+        "the Authorization header as it is sent: text, { file = }, { env = }, { credential = }",
+        '{ file = "/etc/hd_itsm.token" }',
+    )
+    headers: Mapping[str, Template | Secret] = option(
+        _read_headers, {}, "further headers of every request", '{ "X-Api-Version" = "2" }'
+    )
+    timeout: float = option(_read_duration, 60.0, "seconds an attempt may take")
+    workers: int = option(_read_count, 4, "tickets delivered at the same time")
+    ca_file: str = option(_read_file, "", "certificates (PEM) of the authority behind the ITSM")
+    client_cert: str = option(_read_file, "", "our certificate (PEM), where the ITSM wants one")
+    client_key: str = option(_read_file, "", "its private key, when not in the same file")
+    proxy: Secret = option(
+        _read_secret, "", "HTTP proxy towards the ITSM", '"http://proxy.example.com:3128"'
+    )
+    request_id: tuple[Path, ...] = option(
+        _read_paths, "result.request_id", "where the request id is in the answer"
+    )
+    ok: Mapping[str, Condition] = option(
+        _read_conditions,
+        {},
+        "conditions a 2xx answer must meet to count",
+        '{ "result.code" = ["0", "00"] }',
+    )
+    refused: Mapping[str, Condition] = option(
+        _read_conditions,
+        {},
+        "conditions that make a 2xx answer a refusal",
+        '{ "*" = "~(?i)permission denied|does not exist" }',
+    )
+    answers: Mapping[int, str] = option(
+        _read_answers,
+        {},
+        "what a status means, where README's table is wrong",
+        '{ "404" = "failed", "400" = "later" }',
+    )
+    check_url: str = option(_read_url, "", "what `check` may GET; empty: url")
+
+
+@dataclass(frozen=True)
+class RetryOptions:
+    """How patient we are. Durations: seconds, or "90s", "15m", "12h", "7d"."""
+
+    first: float = option(_read_duration, 1.0, "longest wait before the second try; then doubled")
+    max: float = option(_read_duration, 300.0, "longest wait between two tries")
+    probe: float = option(_read_duration, 60.0, "longest wait between two probes of a dead ITSM")
+    tries: int = option(
+        _read_count, 10, "an event that failed so often, while others went through, is given up"
+    )
+    give_up_after: float = option(_read_duration, "7d", "an event is given up after so long")
+
+
+@dataclass(frozen=True)
+class StoreOptions:
+    """Where events and mappings are kept."""
+
+    path: str = option(
+        _read_text,
+        "hd_itsm.db",
+        "the SQLite file; under systemd in $STATE_DIRECTORY",
+        '"/var/lib/hd_itsm/hd_itsm.db"',
+    )
+    keep_days: int = option(
+        _read_count, 30, "days that delivered, ignored and dropped events are kept"
+    )
+
+
+@dataclass(frozen=True)
+class LogOptions:
+    """What is written down."""
+
+    level: str = option(_read_level, "INFO", "DEBUG, INFO, WARNING or ERROR")
+    file: str = option(
+        _read_text, "", "a rotating file besides stderr", '"/var/log/hd_itsm/hd_itsm.log"'
+    )
+    max_bytes: int = option(_read_count, 5242880, "its size when a new one is begun")
+    backups: int = option(_read_count, 20, "how many old ones are kept")
+
+
+@dataclass(frozen=True)
+class AlertOptions:
+    """Who is told when something needs a person."""
+
+    url: Secret = option(
+        _read_secret,
+        "",
+        'gets {"text": "..."} when a person is needed: Slack, Teams, Mattermost and alike',
+        '{ file = "/etc/hd_itsm.alert" }',
+    )
+    after: float = option(_read_duration, "5m", "a shorter outage of the ITSM is not told")
+    silence: float = option(
+        _read_silence, "", "tell when no webhook came for so long; empty: never", '"8h"'
+    )
+
+
+@dataclass(frozen=True)
+class TimeOptions:
+    """How dates are read and written."""
+
+    zone: tzinfo | None = option(
+        _read_zone, "local", '"local", a name like "Asia/Seoul", or "+09:00"'
+    )
+    due_days: int = option(_read_days, 7, "expected date = day received + so many days")
+    date_formats: tuple[str, ...] = option(
+        _read_formats, [], "further date formats (strptime)", '["%d.%m.%Y %H:%M"]'
+    )
+
+
+@dataclass(frozen=True)
+class HookOptions:
+    """[hooks.NAME]: an address the helpdesk posts to."""
+
+    path: str = option(_read_route, "", 'the address; empty: "/" and the name of the hook')
+    kind: str = option(_read_text, "", "kind of its events; or rules")
+    fields: Mapping[str, Field] = option(
+        _read_fields, {}, "name = path, list of paths, or { path, match }"
+    )
+    rules: Sequence[tuple[str, Mapping[str, Condition]]] = option(
+        _read_rules, [], "{ kind, when } in order; the first that holds decides"
+    )
+    delivery_id: str = option(_read_text, "", "header that names a delivery, for duplicates")
+
+
+@dataclass(frozen=True)
+class KindOptions:
+    """[kinds.NAME]: what an event becomes at the ITSM."""
+
+    opens: bool = option(_read_flag, False, "its answer brings the ticket's request id")
+    method: str = option(_read_method, "POST", "HTTP method")
+    url: str = option(_read_template_url, "", "where it goes; empty: itsm.url")
+    headers: Mapping[str, Template | Secret] = option(_read_headers, {}, "further headers")
+    body: Tree = option(_read_template, {}, "the JSON to send, with {placeholders}")
+    form_field: str = option(_read_text, "", "send the JSON inside this form field")
+    request_id: tuple[Path, ...] = option(
+        _read_paths, "", "where the id is; empty: itsm.request_id"
+    )
+    ok: Mapping[str, Condition] = option(
+        _read_conditions, {}, "as itsm.ok; comes before it, key by key"
+    )
+    refused: Mapping[str, Condition] = option(_read_conditions, {}, "as itsm.refused")
+    answers: Mapping[int, str] = option(_read_answers, {}, "as itsm.answers")
+    again: str = option(_read_again, "ignore", 'a second opening: "ignore" or "send"')
+    unclear: str = option(
+        _read_unclear,
+        "retry",
+        'no answer came to an opening: "retry", "hold" for a person, or "find"',
+    )
+    find: Find | None = option(
+        _read_find, {}, "{ url, request_id, after }: how to look the ticket up before a second try"
+    )
+    then: str = option(_read_text, "", "a further kind delivered right after this one")
+
+
+def options_of(table: type) -> dict[str, Option]:
+    """The keys of a table of options."""
+    return {one.name: one.metadata["option"] for one in fields(table)}
+
+
+SECTIONS: Mapping[str, type[Any]] = {
+    "server": ServerOptions,
+    "access": AccessOptions,
+    "itsm": ItsmOptions,
+    "retry": RetryOptions,
+    "store": StoreOptions,
+    "log": LogOptions,
+    "time": TimeOptions,
+    "alert": AlertOptions,
 }
+
+SAMPLE_TAIL = """\
+[values]                     # constants for templates: {item_id}
+item_id = ""
+service = ""
+
+# [tables.users]             # a table is a filter: {technician|users}
+# "홍길동" = "gdhong"
+# "*" = "{}"                 # what is not listed: {} is the value itself
+
+# The built-in hooks POST /itsm_new, /itsm_ass, /itsm_com and kinds new, assign, complete are
+# active as they are. One given here replaces the built-in one of that name whole:
+#
+# [hooks.itsm_new]
+# kind = "new"
+# fields = { ticket_id = "ticket_id", writer = "writer", category = "category", \
+subject = "subject", contents = "contents" }
+#
+# [kinds.assign]
+# body = { code = "020", request_id = "{request_id}", rcv_user_id = "{technician|users}" }
+"""
+
+
+def as_toml(value: Any) -> str:
+    """A default of the option rows as TOML text (JSON's text is TOML's for these)."""
+    return "{}" if value == {} else json.dumps(value, ensure_ascii=False)
+
+
+FILLED_IN = (("itsm", "url"), ("itsm", "authorization"))  # not commented out in the sample
+
+
+def sample_config() -> str:
+    """The commented sample configuration, made from the option rows."""
+    lines = ["# Configuration of hd_itsm. Lines that start with # show a default or an example."]
+    for section, table in SECTIONS.items():
+        lines += ["", f"# {table.__doc__}", f"[{section}]"]
+        for key, option in options_of(table).items():
+            active = "" if (section, key) in FILLED_IN else "# "
+            shown = option.sample or as_toml(option.default)
+            lines.append(f"{active}{key} = {shown}".ljust(36) + f"  # {option.sentence}")
+    return "\n".join([*lines, "", SAMPLE_TAIL])
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything configured, checked: the tables of options, and what is named by the operator."""
+
+    server: ServerOptions
+    access: AccessOptions
+    itsm: ItsmOptions
+    retry: RetryOptions
+    store: StoreOptions
+    log: LogOptions
+    alert: AlertOptions
+    time: TimeOptions
+    values: Mapping[str, Any]
+    tables: Mapping[str, Mapping[str, str]]
+    hooks: Mapping[str, Hook]
+    kinds: Mapping[str, Kind]
+    source: str  # the file it came from, "" for none
+    warnings: tuple[str, ...] = ()
+    secrets: tuple[Secret, ...] = ()
+
+    @functools.cached_property
+    def clock(self) -> Clock:
+        """What translation must know of time."""
+        return Clock(self.time.zone, self.time.due_days, self.time.date_formats)
+
+    def mask(self, text: str) -> str:
+        """`text` without the secrets that somebody else put into it."""
+        for secret in self.secrets:
+            for part in _spellings(secret.reveal()):
+                text = text.replace(part, "***")
+        return text
+
+    @functools.cached_property
+    def _has_secret_values(self) -> bool:
+        return any(isinstance(value, Secret) for value in self.values.values())
+
+    def scope(
+        self,
+        fields: Mapping[str, Any],
+        event: int,
+        ticket: str,
+        received: float,
+        request_id: str | None,
+        masked: bool = False,
+    ) -> Scope:
+        """What the placeholders of one event may name; `masked` shows no secret."""
+        values = self.values
+        if self._has_secret_values:
+            values = {
+                name: ("***" if masked else value.reveal()) if isinstance(value, Secret) else value
+                for name, value in values.items()
+            }
+        return Scope(fields, values, self.tables, self.clock, event, ticket, received, request_id)
 
 
 def _secrets_in(value: Any) -> Iterator[Secret]:
@@ -1833,9 +1940,9 @@ def is_loopback(host: str) -> bool:
     return False
 
 
-def admits(options: Mapping[str, Any]) -> bool:
+def admits(access: AccessOptions) -> bool:
     """Whether any means of admission is configured."""
-    return bool(options["access.token"] or options["access.networks"] or options["access.hmac"])
+    return bool(access.token or access.networks or access.hmac)
 
 
 class _Loader:
@@ -1851,49 +1958,61 @@ class _Loader:
         """Notes a problem under its key."""
         self.problems.append(f"{key}: {what}")
 
-    def option(self, key: str, option: Option, given: Mapping[str, Any]) -> Any:
-        """One option's value, its default where it is absent or wrong."""
+    def read(self, key: str, how: Callable[[Any], T], given: Any, default: Any) -> T:
+        """What `how` makes of a value; of the default where the value is wrong."""
         try:
-            value = READERS[option.reads](given.get(option.key, option.default))
+            value = how(given)
         except ValueError as error:
             self.wrong(key, str(error))
-            value = READERS[option.reads](option.default)
+            value = how(default)
         for secret in _secrets_in(value):
             secret.bind(self.environ)
             self.secrets.append((key, secret))
         return value
 
-    def section(self, name: str, options: Iterable[Option], given: Any) -> dict[str, Any]:
-        """The options of one table; unknown keys are problems."""
-        rows = list(options)
+    def table(self, name: str, options: type[T], given: Any) -> T:
+        """One table of options; unknown keys are problems."""
+        rows = options_of(options)
         if not isinstance(given, dict):
             self.wrong(name, "must be a table")
             given = {}
         for key in given:
-            if key not in [row.key for row in rows]:
-                self.wrong(f"{name}.{key}", f"unknown key{_hint(key, [row.key for row in rows])}")
-        return {row.key: self.option(f"{name}.{row.key}", row, given) for row in rows}
+            if key not in rows:
+                self.wrong(f"{name}.{key}", f"unknown key{_hint(key, rows)}")
+        return options(
+            **{
+                key: self.read(f"{name}.{key}", row.read, given.get(key, row.default), row.default)
+                for key, row in rows.items()
+            }
+        )
 
-    def load(self) -> tuple[dict[str, Any], dict[str, Hook], dict[str, Kind]]:
+    def load(self, source: str) -> Config:
         """All of it; look at `problems` before use."""
         allowed = [*SECTIONS, "values", "tables", "hooks", "kinds"]
         for name in self.given:
             if name not in allowed:
                 self.wrong(name, f"unknown table{_hint(name, allowed)}")
-        options = {
-            f"{section}.{key}": value
-            for section in SECTIONS
-            for key, value in self.section(
-                section,
-                [option for option in OPTIONS if option.section == section],
-                self.given.get(section, {}),
-            ).items()
+        sections: dict[str, Any] = {
+            name: self.table(name, options, self.given.get(name, {}))
+            for name, options in SECTIONS.items()
         }
-        hooks = {name: self.hook(name, row) for name, row in self.named("hooks", HOOKS).items()}
-        kinds = {
-            name: self.kind(name, row, options) for name, row in self.named("kinds", KINDS).items()
-        }
-        return options, hooks, kinds
+        config = Config(
+            **sections,
+            hooks={name: self.hook(name, row) for name, row in self.named("hooks", HOOKS).items()},
+            kinds={
+                name: self.kind(name, row, sections["itsm"])
+                for name, row in self.named("kinds", KINDS).items()
+            },
+            tables=self.tables(),
+            values=self.values(),
+            source=source,
+        )
+        self.agree(config)
+        return replace(
+            config,
+            warnings=tuple(self.warnings),
+            secrets=tuple(secret for _, secret in self.secrets),
+        )
 
     def named(self, table: str, built_in: Mapping[str, Any]) -> dict[str, Any]:
         """Hooks or kinds: the built-in ones, each replaced whole by one given of its name."""
@@ -1905,46 +2024,48 @@ class _Loader:
 
     def hook(self, name: str, given: Any) -> Hook:
         """One hook from its table."""
-        row = self.section(f"hooks.{name}", HOOK_OPTIONS, given)
-        rules = tuple((kind, tuple(when.values())) for kind, when in row["rules"])
+        row = self.table(f"hooks.{name}", HookOptions, given)
+        rules = tuple((kind, tuple(when.values())) for kind, when in row.rules)
         conditions = [condition for _, when in rules for condition in when]
-        paths = [path for rule in row["fields"].values() for path in rule.paths]
+        paths = [path for rule in row.fields.values() for path in rule.paths]
         paths += [condition.path for condition in conditions]
-        if "ticket_id" not in row["fields"]:
+        if "ticket_id" not in row.fields:
             self.wrong(f"hooks.{name}.fields", "ticket_id is missing: where is the ticket's id?")
-        if bool(row["kind"]) == bool(rules):
+        if bool(row.kind) == bool(rules):
             self.wrong(f"hooks.{name}", "needs either kind or rules")
-        delivery_id = row["delivery_id"].lower()
         return Hook(
             name=name,
-            path=row["path"] or f"/{name}",
-            kind=row["kind"],
-            fields=row["fields"],
+            path=row.path or f"/{name}",
+            kind=row.kind,
+            fields=row.fields,
             rules=rules,
-            delivery_id=delivery_id,
+            delivery_id=row.delivery_id.lower(),
             known=frozenset(step.name for path in paths for step in path if step.does != "any"),
             headers=tuple({condition.header for condition in conditions if condition.header}),
         )
 
-    def kind(self, name: str, given: Any, options: Mapping[str, Any]) -> Kind:
+    def kind(self, name: str, given: Any, itsm: ItsmOptions) -> Kind:
         """One kind from its table, completed by what [itsm] says."""
-        row = self.section(f"kinds.{name}", KIND_OPTIONS, given)
-        url = parse_template(
-            row["url"] or options["itsm.url"].replace("{", "{{").replace("}", "}}")
-        )
-        if row["unclear"] == "find" and row["find"] is None:
+        row = self.table(f"kinds.{name}", KindOptions, given)
+        url = parse_template(row.url or itsm.url.replace("{", "{{").replace("}", "}}"))
+        if row.unclear == "find" and row.find is None:
             self.wrong(f"kinds.{name}.find", 'is missing: unclear = "find" needs it')
-        headers = {**options["itsm.headers"], **row["headers"]}
         return Kind(
-            **{key: row[key] for key in ("opens", "method", "body", "form_field")},
-            **{key: row[key] for key in ("again", "unclear", "find", "then")},
             name=name,
+            opens=row.opens,
+            method=row.method,
             url=url,
-            headers=headers,
-            request_id=row["request_id"] or options["itsm.request_id"],
-            ok=tuple({**options["itsm.ok"], **row["ok"]}.values()),
-            refused=tuple({**options["itsm.refused"], **row["refused"]}.values()),
-            answers={**options["itsm.answers"], **row["answers"]},
+            headers={**itsm.headers, **row.headers},
+            body=row.body,
+            form_field=row.form_field,
+            request_id=row.request_id or itsm.request_id,
+            ok=tuple({**itsm.ok, **row.ok}.values()),
+            refused=tuple({**itsm.refused, **row.refused}.values()),
+            answers={**itsm.answers, **row.answers},
+            again=row.again,
+            unclear=row.unclear,
+            find=row.find,
+            then=row.then,
         )
 
     def values(self) -> dict[str, Any]:
@@ -1956,8 +2077,7 @@ class _Loader:
         values: dict[str, Any] = {"item_id": "", "service": ""}
         for name, value in given.items():
             if isinstance(value, dict):
-                secret = Option("values", name, "secret", "", "")
-                value = self.option(f"values.{name}", secret, given)
+                value = self.read(f"values.{name}", _read_secret, value, "")
             elif isinstance(value, str | int | float):
                 pass
             else:
@@ -1983,15 +2103,9 @@ class _Loader:
             found[name] = {key: as_text(value) for key, value in rows.items()}
         return found
 
-    def agree(
-        self,
-        options: Mapping[str, Any],
-        values: Mapping[str, Any],
-        tables: Mapping[str, Any],
-        hooks: Mapping[str, Hook],
-        kinds: Mapping[str, Kind],
-    ) -> None:
+    def agree(self, config: Config) -> None:
         """Whether hooks, kinds, tables and fields name each other rightly."""
+        hooks, kinds = config.hooks, config.kinds
         for hook in hooks.values():
             for kind in hook.kinds:
                 if kind not in kinds:
@@ -1999,14 +2113,14 @@ class _Loader:
         for row in kinds.values():
             if row.then and (problem := self.then_problem(row, kinds)):
                 self.wrong(f"kinds.{row.name}.then", f"kind {row.then!r} {problem}")
-            self.placeholders(row, values, tables, hooks)
+            self.placeholders(row, config.values, config.tables, hooks)
         self.openings(hooks, kinds)
         paths = collections.Counter(hook.path for hook in hooks.values())
         for hook in hooks.values():
             if paths[hook.path] > 1:
                 self.wrong(f"hooks.{hook.name}.path", f"{hook.path} belongs to another hook, too")
-        host, _ = options["server.listen"]
-        if not is_loopback(host) and not admits(options):
+        host, _ = config.server.listen
+        if not is_loopback(host) and not admits(config.access):
             self.wrong(
                 "server.listen",
                 f"{host} is reachable from other machines: set [access] token, networks or hmac,"
@@ -2138,29 +2252,24 @@ def load_config(
         )
         tables["store"] = {**store, "path": os.path.join(environ["STATE_DIRECTORY"], name)}
     loader = _Loader(tables, environ)
-    options, hooks, kinds = loader.load()
-    named = loader.tables()
-    values = loader.values()
-    loader.agree(options, values, named, hooks, kinds)
+    config = loader.load(path)
     if complete:
-        if not options["itsm.url"] and any(
-            not "".join(map(str, kind.url.parts)) for kind in kinds.values()
+        if not config.itsm.url and any(
+            not "".join(map(str, kind.url.parts)) for kind in config.kinds.values()
         ):
             loader.wrong("itsm.url", "is missing: where does the ITSM take requests?")
         for key, secret in loader.secrets:
             if problem := secret.problem():
                 loader.wrong(key, problem)
-        for key in ("itsm.proxy", "alert.url"):
-            url = "" if options[key].problem() else options[key].reveal()
+        for key, secret in (("itsm.proxy", config.itsm.proxy), ("alert.url", config.alert.url)):
+            url = "" if secret.problem() else secret.reveal()
             if url and not re.match(r"https?://[^/?#\s]+", url):
                 loader.wrong(key, "must be like http://host.example.com:3128")
     if loader.problems:
         raise ConfigError(
             "\n".join(f"{path or 'configuration'}: {one}" for one in loader.problems)
         )
-    clock = Clock(options["time.zone"], options["time.due_days"], options["time.date_formats"])
-    known = tuple(secret for _, secret in loader.secrets)
-    return Config(options, values, named, hooks, kinds, clock, path, tuple(loader.warnings), known)
+    return config
 
 
 def no_such_kind(name: str) -> str:
@@ -2178,8 +2287,8 @@ def outgoing_headers(
         "User-Agent": f"hd_itsm/{__version__}",
         "Idempotency-Key": key,
     }
-    if config["itsm.authorization"]:
-        headers["Authorization"] = "***" if masked else config["itsm.authorization"].reveal()
+    if config.itsm.authorization:
+        headers["Authorization"] = "***" if masked else config.itsm.authorization.reveal()
     for name, value in kind.headers.items():
         if isinstance(value, Secret):
             headers[name] = "***" if masked else value.reveal()
@@ -2197,7 +2306,7 @@ def preview(config: Config, kind: Kind, scope: Scope, key: str) -> dict[str, Any
     }
 
 
-# ── Storage: the SQLite file; all SQL, all transactions, all durable state ────────────────────
+# ── File: the SQLite file: open, migrate, transact, keep time and room ─────────────────────────
 
 
 class StoreError(Error):
@@ -2283,100 +2392,6 @@ MIGRATIONS = (  # entry n brings a file of version n to n + 1; never change one 
     );
     """,
 )
-
-WAITS = "waits for the request id of its ticket; no opening event is pending"
-
-
-class Webhook(NamedTuple):
-    """What Web gives to the store: a webhook that was read, or why it could not be."""
-
-    hook: str
-    raw: bytes
-    headers: str
-    sender: str
-    received: float
-    state: str  # pending, failed or ignored
-    reason: str = ""
-    kind: str = ""
-    ticket: str | None = None
-    fields: str = "{}"
-    repaired: str = ""
-    delivery_id: str | None = None
-    opens: bool = False
-    needs: bool = False
-    again: str = "ignore"  # from here on not kept
-    used: str = ""  # what of the fields makes a difference to the request
-
-    @property
-    def digest(self) -> bytes:
-        """What a duplicate has in common with it: kind and used fields, or the unreadable body."""
-        what = (self.used or self.fields).encode() if self.ticket else self.raw
-        return hashlib.sha256(f"{self.kind or self.hook}\0".encode() + what).digest()
-
-
-KEPT = Webhook._fields[:-2]  # columns of the same names
-
-
-class Receipt(NamedTuple):
-    """What the store made of a webhook; for a duplicate, `event` is the first one's number."""
-
-    event: int
-    state: str
-    reason: str
-    request_id: str | None
-
-
-@dataclass(frozen=True)
-class Event:
-    """One event as Delivery needs it; units and meanings as in the table."""
-
-    event: int
-    ticket: str
-    kind: str
-    hook: str
-    opens: int
-    unclear: int
-    received: float
-    born: float
-    tries: int
-    attempts: int
-    first_try: float | None
-    idempotency_key: str
-    request_id: str | None
-    fields: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One HTTP request of a delivery and what it meant."""
-
-    at: float
-    duration: float
-    status: int | None
-    outcome: str
-    reason: str
-    answer: str = ""
-
-
-class Verdict(NamedTuple):
-    """What the store is to make of an event after an attempt."""
-
-    state: str  # pending, held, failed or delivered
-    reason: str
-    due: float | None = None  # service clock; for pending
-    tries: int = 0
-    request_id: str = ""  # for delivered, of a kind that opens
-    then: str = ""  # a kind to be delivered next
-    then_needs: bool = False
-    unclear: bool = False
-
-
-class Result(NamedTuple):
-    """An attempt (None: there was none) and what it makes of its event."""
-
-    event: Event
-    attempt: Attempt | None
-    verdict: Verdict
 
 
 def _refuse_foreign(path: str) -> None:
@@ -2756,6 +2771,104 @@ class Database:
         if self.tight:
             self.tight = False
             log.info("%s: there is room on the disk again: webhooks are taken", self.path)
+
+
+# ── Events: intake, line, outcomes, questions, a person's acts ─────────────────────────────────
+
+
+WAITS = "waits for the request id of its ticket; no opening event is pending"
+
+
+class Webhook(NamedTuple):
+    """What Web gives to the store: a webhook that was read, or why it could not be."""
+
+    hook: str
+    raw: bytes
+    headers: str
+    sender: str
+    received: float
+    state: str  # pending, failed or ignored
+    reason: str = ""
+    kind: str = ""
+    ticket: str | None = None
+    fields: str = "{}"
+    repaired: str = ""
+    delivery_id: str | None = None
+    opens: bool = False
+    needs: bool = False
+    again: str = "ignore"  # from here on not kept
+    used: str = ""  # what of the fields makes a difference to the request
+
+    @property
+    def digest(self) -> bytes:
+        """What a duplicate has in common with it: kind and used fields, or the unreadable body."""
+        what = (self.used or self.fields).encode() if self.ticket else self.raw
+        return hashlib.sha256(f"{self.kind or self.hook}\0".encode() + what).digest()
+
+
+KEPT = Webhook._fields[:-2]  # columns of the same names
+
+
+class Receipt(NamedTuple):
+    """What the store made of a webhook; for a duplicate, `event` is the first one's number."""
+
+    event: int
+    state: str
+    reason: str
+    request_id: str | None
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event as Delivery needs it; units and meanings as in the table."""
+
+    event: int
+    ticket: str
+    kind: str
+    hook: str
+    opens: int
+    unclear: int
+    received: float
+    born: float
+    tries: int
+    attempts: int
+    first_try: float | None
+    idempotency_key: str
+    request_id: str | None
+    fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One HTTP request of a delivery and what it meant."""
+
+    at: float
+    duration: float
+    status: int | None
+    outcome: str
+    reason: str
+    answer: str = ""
+
+
+class Verdict(NamedTuple):
+    """What the store is to make of an event after an attempt."""
+
+    state: str  # pending, held, failed or delivered
+    reason: str
+    due: float | None = None  # service clock; for pending
+    tries: int = 0
+    request_id: str = ""  # for delivered, of a kind that opens
+    then: str = ""  # a kind to be delivered next
+    then_needs: bool = False
+    unclear: bool = False
+
+
+class Result(NamedTuple):
+    """An attempt (None: there was none) and what it makes of its event."""
+
+    event: Event
+    attempt: Attempt | None
+    verdict: Verdict
 
 
 class Lines(Database):
@@ -3554,129 +3667,7 @@ class Store(Progress):
         return len(rows)
 
 
-def incidents(config: Config, store: Store, held_after: float) -> dict[str, str]:
-    """What needs a person now, by name; each says what to do."""
-    return store.incidents(
-        outage_after=config["alert.after"],
-        held_after=held_after,
-        give_up_after=config["retry.give_up_after"],
-        silence=config["alert.silence"],
-        rereads=config["itsm.authorization"].source not in ("credential", "env"),
-    )
-
-
-# ── Web: admit, read, store, wake, answer; the operator's verbs and the control endpoint ──────
-
-
-class Refused(Error):
-    """A request that is not let in: its HTTP status and why."""
-
-    def __init__(self, status: int, why: str) -> None:
-        super().__init__(why)
-        self.status = status
-
-
-def _header(environ: Mapping[str, Any], name: str) -> str:
-    key = name.upper().replace("-", "_")
-    value = environ.get(f"HTTP_{key}", environ.get(key, ""))
-    return str(value)
-
-
-def _same(given: str, secret: Secret) -> bool:
-    wanted = secret.reveal().encode("utf-8")
-    return bool(wanted) and hmac.compare_digest(given.encode("utf-8", "replace"), wanted)
-
-
-def client_address(environ: Mapping[str, Any], trusted: Sequence[Any]) -> Any:
-    """The caller's address; behind trusted proxies, the last one that no trusted proxy added."""
-    address = ipaddress.ip_address(str(environ.get("REMOTE_ADDR", "0.0.0.0")).partition("%")[0])
-    hops = [hop.strip() for hop in _header(environ, "X-Forwarded-For").split(",") if hop.strip()]
-    while hops and any(address in network for network in trusted):
-        try:
-            address = ipaddress.ip_address(hops.pop())
-        except ValueError:
-            address = ipaddress.ip_address("0.0.0.0")  # nobody we know, and not the proxy itself
-            break
-    mapped = getattr(address, "ipv4_mapped", None)
-    return mapped or address
-
-
-def from_this_machine(environ: Mapping[str, Any], trusted: Sequence[Any]) -> bool:
-    """Whether the caller is here; not who comes through a proxy that is not trusted."""
-    behind = _header(environ, "X-Forwarded-For") or _header(environ, "Forwarded")
-    peer = client_address({"REMOTE_ADDR": environ.get("REMOTE_ADDR", "0.0.0.0")}, ())
-    forged = behind and not any(peer in network for network in trusted)
-    return not forged and bool(client_address(environ, trusted).is_loopback)
-
-
-def _basic_password(authorization: str) -> str:
-    if authorization[:6].lower() != "basic ":
-        return ""
-    try:
-        decoded = base64.b64decode(authorization[6:].strip(), validate=True).decode("utf-8")
-    except (binascii.Error, UnicodeDecodeError, ValueError):
-        return ""
-    return decoded.partition(":")[2]
-
-
-def _tokens(environ: Mapping[str, Any], query_token: bool) -> Iterator[str]:
-    """Every token a request brings."""
-    authorization = _header(environ, "Authorization")
-    if authorization[:7].lower() == "bearer ":
-        yield authorization[7:].strip()
-    yield _basic_password(authorization)
-    yield _header(environ, "X-Webhook-Token")
-    if query_token:
-        query = urllib.parse.parse_qs(environ.get("QUERY_STRING", ""), max_num_fields=50)
-        yield from query.get("token", [])
-
-
-def signature_holds(rule: Signature, environ: Mapping[str, Any], raw: bytes, now: float) -> bool:
-    """Whether the request carries the helpdesk's signature over its body, young enough."""
-    given = _header(environ, rule.header).strip()
-    timestamp = _header(environ, rule.timestamp_header) if rule.timestamp_header else ""
-    if rule.timestamp_header:
-        try:
-            age = abs(now - parse_date(timestamp, UTC).timestamp())
-        except ValueError:
-            return False
-        if rule.max_age and age > rule.max_age:
-            return False
-    signed = {
-        "{body}": raw,
-        "{timestamp}{body}": timestamp.encode("latin-1", "replace") + raw,
-        "{body}{timestamp}": raw + timestamp.encode("latin-1", "replace"),
-    }[rule.signed]
-    given = given.lower() if rule.encoding == "hex" else given
-    matches = False
-    for secret in rule.secrets:
-        digest = hmac.new(secret.reveal().encode(), signed, rule.algorithm).digest()
-        text = digest.hex() if rule.encoding == "hex" else base64.b64encode(digest).decode()
-        wanted = (rule.prefix + text).encode()
-        matches |= hmac.compare_digest(given.encode("utf-8", "replace"), wanted)
-    return matches
-
-
-def admit(config: Config, environ: Mapping[str, Any], raw: bytes, now: float) -> None:
-    """Lets a webhook in, or raises Refused (401, 403)."""
-    networks = config["access.networks"]
-    if networks:
-        try:
-            address = client_address(environ, config["server.trusted_proxy"])
-            inside = any(address in network for network in networks)
-        except ValueError:
-            inside = False
-        if not inside:
-            raise Refused(403, "this address may not post here: see [access] networks")
-    tokens, signature = config["access.token"], config["access.hmac"]
-    if not tokens and not signature:
-        return
-    for given in _tokens(environ, config["access.query_token"]):
-        if any(_same(given, secret) for secret in tokens):
-            return
-    if signature and signature_holds(signature, environ, raw, now):
-        return
-    raise Refused(401, "no valid credential: see [access] token and hmac")
+# ── Operations: what an operator asks and does; pure ───────────────────────────────────────────
 
 
 def judge_kind(config: Config, base: Webhook, fields: Mapping[str, Any]) -> Webhook:
@@ -3711,6 +3702,17 @@ def judge(config: Config, hook: Hook, reading: Reading, base: Webhook) -> Webhoo
     if not reading.kind:
         return base._replace(state="ignored", reason=f"no rule of hook {hook.name} matches")
     return judge_kind(config, base, reading.fields)
+
+
+def incidents(config: Config, store: Store, held_after: float) -> dict[str, str]:
+    """What needs a person now, by name; each says what to do."""
+    return store.incidents(
+        outage_after=config.alert.after,
+        held_after=held_after,
+        give_up_after=config.retry.give_up_after,
+        silence=config.alert.silence,
+        rereads=config.itsm.authorization.source not in ("credential", "env"),
+    )
 
 
 # The verbs: what an operator asks and does, alike from the command line and the control endpoint.
@@ -3989,7 +3991,7 @@ def health(config: Config, store: Store) -> tuple[str, dict[str, Any]]:
     age, beat = status["oldest_age"], store.board.get("beat", 0.0)
     dead = time.monotonic() - beat > 30
     word = "fail" if age > 3600 or dead or store.broken else "ok"
-    troubled = age > config["alert.after"] or store.tight or status["needs"]
+    troubled = age > config.alert.after or store.tight or status["needs"]
     if word == "ok" and (troubled or status["paused"]):
         word = "warn"
     return word, {
@@ -4093,7 +4095,7 @@ def openapi(config: Config) -> dict[str, Any]:
         "parameters": [wait],
         "requestBody": {"required": True, "content": json_object},
         "responses": answers,
-        "security": [{name: []} for name in schemes] if config["access.token"] else [],
+        "security": [{name: []} for name in schemes] if config.access.token else [],
     }
     paths = {
         hook.path: {
@@ -4107,6 +4109,120 @@ def openapi(config: Config) -> dict[str, Any]:
         "paths": paths,
         "components": {"securitySchemes": schemes},
     }
+
+
+# ── Door: admit, read, store, answer ───────────────────────────────────────────────────────────
+
+
+class Refused(Error):
+    """A request that is not let in: its HTTP status and why."""
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+def _header(environ: Mapping[str, Any], name: str) -> str:
+    key = name.upper().replace("-", "_")
+    value = environ.get(f"HTTP_{key}", environ.get(key, ""))
+    return str(value)
+
+
+def _same(given: str, secret: Secret) -> bool:
+    wanted = secret.reveal().encode("utf-8")
+    return bool(wanted) and hmac.compare_digest(given.encode("utf-8", "replace"), wanted)
+
+
+def client_address(environ: Mapping[str, Any], trusted: Sequence[Any]) -> Any:
+    """The caller's address; behind trusted proxies, the last one that no trusted proxy added."""
+    address = ipaddress.ip_address(str(environ.get("REMOTE_ADDR", "0.0.0.0")).partition("%")[0])
+    hops = [hop.strip() for hop in _header(environ, "X-Forwarded-For").split(",") if hop.strip()]
+    while hops and any(address in network for network in trusted):
+        try:
+            address = ipaddress.ip_address(hops.pop())
+        except ValueError:
+            address = ipaddress.ip_address("0.0.0.0")  # nobody we know, and not the proxy itself
+            break
+    mapped = getattr(address, "ipv4_mapped", None)
+    return mapped or address
+
+
+def from_this_machine(environ: Mapping[str, Any], trusted: Sequence[Any]) -> bool:
+    """Whether the caller is here; not who comes through a proxy that is not trusted."""
+    behind = _header(environ, "X-Forwarded-For") or _header(environ, "Forwarded")
+    peer = client_address({"REMOTE_ADDR": environ.get("REMOTE_ADDR", "0.0.0.0")}, ())
+    forged = behind and not any(peer in network for network in trusted)
+    return not forged and bool(client_address(environ, trusted).is_loopback)
+
+
+def _basic_password(authorization: str) -> str:
+    if authorization[:6].lower() != "basic ":
+        return ""
+    try:
+        decoded = base64.b64decode(authorization[6:].strip(), validate=True).decode("utf-8")
+    except (binascii.Error, UnicodeDecodeError, ValueError):
+        return ""
+    return decoded.partition(":")[2]
+
+
+def _tokens(environ: Mapping[str, Any], query_token: bool) -> Iterator[str]:
+    """Every token a request brings."""
+    authorization = _header(environ, "Authorization")
+    if authorization[:7].lower() == "bearer ":
+        yield authorization[7:].strip()
+    yield _basic_password(authorization)
+    yield _header(environ, "X-Webhook-Token")
+    if query_token:
+        query = urllib.parse.parse_qs(environ.get("QUERY_STRING", ""), max_num_fields=50)
+        yield from query.get("token", [])
+
+
+def signature_holds(rule: Signature, environ: Mapping[str, Any], raw: bytes, now: float) -> bool:
+    """Whether the request carries the helpdesk's signature over its body, young enough."""
+    given = _header(environ, rule.header).strip()
+    timestamp = _header(environ, rule.timestamp_header) if rule.timestamp_header else ""
+    if rule.timestamp_header:
+        try:
+            age = abs(now - parse_date(timestamp, UTC).timestamp())
+        except ValueError:
+            return False
+        if rule.max_age and age > rule.max_age:
+            return False
+    signed = {
+        "{body}": raw,
+        "{timestamp}{body}": timestamp.encode("latin-1", "replace") + raw,
+        "{body}{timestamp}": raw + timestamp.encode("latin-1", "replace"),
+    }[rule.signed]
+    given = given.lower() if rule.encoding == "hex" else given
+    matches = False
+    for secret in rule.secrets:
+        digest = hmac.new(secret.reveal().encode(), signed, rule.algorithm).digest()
+        text = digest.hex() if rule.encoding == "hex" else base64.b64encode(digest).decode()
+        wanted = (rule.prefix + text).encode()
+        matches |= hmac.compare_digest(given.encode("utf-8", "replace"), wanted)
+    return matches
+
+
+def admit(config: Config, environ: Mapping[str, Any], raw: bytes, now: float) -> None:
+    """Lets a webhook in, or raises Refused (401, 403)."""
+    networks = config.access.networks
+    if networks:
+        try:
+            address = client_address(environ, config.server.trusted_proxy)
+            inside = any(address in network for network in networks)
+        except ValueError:
+            inside = False
+        if not inside:
+            raise Refused(403, "this address may not post here: see [access] networks")
+    tokens, signature = config.access.token, config.access.hmac
+    if not tokens and not signature:
+        return
+    for given in _tokens(environ, config.access.query_token):
+        if any(_same(given, secret) for secret in tokens):
+            return
+    if signature and signature_holds(signature, environ, raw, now):
+        return
+    raise Refused(401, "no valid credential: see [access] token and hmac")
 
 
 ASTRAY = {404: "no such address", 405: "this address takes another method (see Allow)"}
@@ -4226,7 +4342,7 @@ class Web:
 
     def caller(self, environ: Mapping[str, Any]) -> str:
         """The address that asks, behind a trusted proxy the one that this names."""
-        return str(client_address(environ, self.config["server.trusted_proxy"]))
+        return str(client_address(environ, self.config.server.trusted_proxy))
 
     def refuse(self, error: Refused, path: str) -> bottle.HTTPResponse:
         """Turns a caller away."""
@@ -4317,7 +4433,7 @@ class Web:
         if match and receipt.state in ("pending", "held"):
             seconds = min(int(match[1]), MAX_WAIT)
             waited = self.store.wait(
-                receipt.event, seconds, max(1, self.config["server.threads"] // 2)
+                receipt.event, seconds, max(1, self.config.server.threads // 2)
             )
             if waited:
                 receipt = waited
@@ -4334,7 +4450,7 @@ class Web:
 
     def own_host(self, environ: Mapping[str, Any]) -> None:
         """Refuses a foreign, missing or doubled Host on loopback: DNS rebinding."""
-        host, _ = self.config["server.listen"]
+        host, _ = self.config.server.listen
         name = re.sub(r":[0-9]+$", "", _header(environ, "Host")).strip("[]").lower()
         if is_loopback(host) and not is_loopback(name):
             raise Refused(421, "this address is for callers on the machine itself")
@@ -4376,8 +4492,8 @@ class Web:
 
         Raises Refused (401, 403).
         """
-        environ, password = bottle.request.environ, self.config["server.admin_password"]
-        if from_this_machine(environ, self.config["server.trusted_proxy"]):
+        environ, password = bottle.request.environ, self.config.server.admin_password
+        if from_this_machine(environ, self.config.server.trusted_proxy):
             return
         if not _same(_basic_password(_header(environ, "Authorization")), password):
             admit(self.config, environ, b"", time.time())
@@ -4401,6 +4517,301 @@ class Web:
             return _reply(503, {"error": str(error)})
         response.set_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
         return response
+
+
+class _JsonError(waitress.task.ErrorTask):  # type: ignore[misc]
+    """What Waitress itself refuses (400, 413, 431, 501, 500), in JSON."""
+
+    def execute(self) -> None:
+        """Sends the error; a request that is turned away is told in the log."""
+        found = self.request.error
+        self.status = f"{found.code} {found.reason}"
+        words = f"{found.reason}: {found.body}"
+        if found.code != 500:
+            forwarded = self.request.headers.get("X_FORWARDED_FOR", "")
+            environ = {"REMOTE_ADDR": self.channel.addr[0], "HTTP_X_FORWARDED_FOR": forwarded}
+            path = self.request.path or "a request"
+            told = words.partition('"')[0]  # a quoted header may hold quotes, and credentials
+            self.channel.server.web.tell_refused(found.code, told, path, environ)
+            self.channel.refused = True
+        body = COMPACT.encode({"error": words}).encode("utf-8", "replace")
+        self.response_headers.append(("Content-Type", "application/json; charset=utf-8"))
+        self.set_close_on_finish()
+        self.content_length = len(body)
+        self.write(body)
+
+
+class _Task(waitress.task.WSGITask):  # type: ignore[misc]
+    """A request; once the server is stopping, its answer ends the connection."""
+
+    wrote_header: bool
+
+    def start(self) -> None:
+        """Begins to answer."""
+        super().start()
+        if self.channel.server.stopping:
+            self.set_close_on_finish()
+
+    def get_environment(self) -> dict[str, Any]:
+        """The request's environ; a handful's are made beforehand."""
+        if self.request.environ is None:
+            self.request.environ = super().get_environment()
+        return self.request.environ  # type: ignore[no-any-return]
+
+    def write(self, data: bytes) -> None:
+        """Sends a part of the answer; a short one goes with its head in one piece."""
+        if self.wrote_header or not data or len(data) != self.content_length:
+            super().write(data)
+            return
+        head = self.build_response_header()
+        self.wrote_header = True
+        self.content_bytes_written = len(data)
+        self.channel.write_soon(head + data)
+
+
+class _Parser(waitress.parser.HTTPRequestParser):  # type: ignore[misc]
+    """A request coming in: bounded by the size of its body, and never two of them in one."""
+
+    error: Any = None
+    environ: dict[str, Any] | None = None
+    path = ""
+
+    def received(self, data: bytes) -> int:
+        """Takes what the client sent; how much of it belongs to this request."""
+        consumed = int(super().received(data))
+        allowed = self.error is None or self.error.code == 413  # Waitress' limit is further off
+        if allowed and self.headers_finished and not self.empty:
+            size = len(self.body_rcv) if self.chunked else self.content_length
+            if size > self.adj.max_body:
+                words = f"the body is over the {self.adj.max_body} bytes of server.max_body"
+                self.error = waitress.utilities.RequestEntityTooLarge(words)
+                self.completed = True
+            elif self.chunked and "CONTENT_LENGTH" in self.headers:
+                self.headers["CONNECTION"] = "close"  # RFC 9112 6.3: nothing after it is believed
+        if self.error is not None:
+            self.expect_continue = False  # what is refused need not be sent
+        return consumed
+
+
+class _Rest(waitress.parser.HTTPRequestParser):  # type: ignore[misc]
+    """What a client still sends after it was refused: nobody reads it."""
+
+    def received(self, data: bytes) -> int:
+        """Drops it."""
+        return len(data)
+
+
+class _Channel(waitress.channel.HTTPChannel):  # type: ignore[misc]
+    """A connection that knows since when its request has been coming in, or nothing came."""
+
+    task_class = _Task
+    parser_class = _Parser
+    error_task_class = _JsonError
+    request: Any
+    will_close: bool
+    begun = 0.0
+    refused = False
+
+    @property
+    def last_activity(self) -> float:
+        """When something came or went last (monotonic)."""
+        return self._active
+
+    @last_activity.setter
+    def last_activity(self, _wall: float) -> None:
+        self._active = time.monotonic()  # Waitress goes by a clock that people set
+
+    def service(self) -> None:
+        """Answers what came in, in one of the server's threads."""
+        super().service()
+        self.server.answered = time.monotonic()
+
+    def received(self, data: bytes) -> bool:
+        """Takes what the client sent."""
+        if self.request is None:
+            self.begun = time.monotonic()
+        return bool(super().received(data))
+
+    def handle_close(self) -> None:
+        """Ends the connection. After a refusal the client's end of it may send on for a while.
+
+        Else its system would drop our answer for the reset that meets what it sends, and nobody
+        there would learn the reason (RFC 9112 9.6).
+        """
+        if not (self.refused and self.will_close):
+            super().handle_close()
+            return
+        self.refused = self.will_close = False
+        self.begun, self.request = time.monotonic(), _Rest(self.adj)
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
+
+
+REQUEST_TIME = 20  # seconds in which a request must have come in whole
+
+
+class _Handful:
+    """Webhooks that came in one round of the loop: one transaction, and one thread answers them.
+
+    Waitress would give each to a thread of its own; handing them from thread to thread would cost
+    more than all that is done with them.
+    """
+
+    MOST, LARGEST = 16, 65536  # webhooks, and bytes of each: those behind it wait for a thread
+
+    def __init__(self, web: Web) -> None:
+        self.web = web
+        self.channels: list[_Channel] = []
+
+    def takes(self, channel: _Channel) -> bool:
+        """Adds the channel's request, where it is a webhook that delays the others by little."""
+        request = channel.requests[0]
+        if (
+            request.error
+            or request.command != "POST"
+            or request.path not in self.web.hooks
+            or "PREFER" in request.headers
+            or (request.body_rcv is not None and len(request.body_rcv) > self.LARGEST)
+        ):
+            return False
+        self.channels.append(channel)
+        return True
+
+    def service(self) -> None:
+        """Stores all, then answers each; the loop is woken when all is done."""
+        server, thread = self.channels[0].server, threading.get_ident()
+        requests = [(channel.requests[0], channel) for channel in self.channels]
+        try:
+            self.web.take(
+                [
+                    (self.web.hooks[one.path], _Task(at, one).get_environment())
+                    for one, at in requests
+                ]
+            )
+        finally:
+            server.answering.add(thread)
+            try:
+                for channel in self.channels:
+                    channel.service()
+            finally:
+                server.answering.discard(thread)
+                server.pull_trigger()
+
+    def cancel(self) -> None:
+        """Ends the connections: the server is gone."""
+        for channel in self.channels:
+            channel.cancel()
+
+
+class _Server(waitress.server.TcpWSGIServer):  # type: ignore[misc]
+    """Waitress' server with our channels, and with patience where descriptors run out."""
+
+    channel_class = _Channel
+    stopping = False
+    next_channel_cleanup = math.inf  # by the wall clock; close_idle does it
+    answered = 0.0  # when a thread was done with a request (monotonic)
+
+    def __init__(self, web: Web, *arguments: Any, **named: Any) -> None:
+        self.web = web
+        self.coming = _Handful(web)  # of this round
+        self.answering: set[int] = set()  # threads that answer a handful
+        self.looping = 0  # the thread that runs the loop
+        super().__init__(web.site, {}, *arguments, **named)
+
+    def add_task(self, task: _Channel) -> None:
+        """Lets a request be answered: webhooks at the end of this round, others at once."""
+        if threading.get_ident() != self.looping or not self.coming.takes(task):
+            super().add_task(task)
+        elif len(self.coming.channels) == _Handful.MOST:
+            self.hand_over()
+
+    def hand_over(self) -> None:
+        """Ends a round of the loop, in its thread."""
+        self.looping = threading.get_ident()
+        if self.coming.channels:
+            handful, self.coming = self.coming, _Handful(self.web)
+            super().add_task(handful)
+
+    def pull_trigger(self) -> None:
+        """Wakes the loop: for a handful once."""
+        if threading.get_ident() not in self.answering:
+            super().pull_trigger()
+
+    def stuck(self, now: float) -> float:
+        """For how many seconds requests have been waiting while no thread was done with one."""
+        if not self.task_dispatcher.queue:
+            self.answered = now
+        return now - self.answered
+
+    def handle_accept(self) -> None:
+        """Takes a connection; without a free descriptor it waits in the kernel's queue."""
+        try:
+            connection, address = self.socket.accept()
+            self.set_socket_options(connection)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                time.sleep(0.05)  # or the loop would spin
+            return
+        connection.setblocking(False)
+        _Channel(self, connection, address, self.adj, map=self._map)
+
+
+def make_server(web: Web, listener: socket.socket, threads: int, max_body: int) -> _Server:
+    """A server on a listening socket, with bounds that suit a small daemon beside a helpdesk."""
+    settings = waitress.adjustments.Adjustments(
+        threads=threads,
+        ident="",
+        backlog=1024,
+        connection_limit=4000,
+        channel_timeout=REQUEST_TIME,
+        max_request_header_size=16384,
+        max_request_body_size=8 * max_body + 65536,  # chunks count with their framing; see _Parser
+        inbuf_overflow=max_body + 1,
+        clear_untrusted_proxy_headers=False,  # client_address decides whom to believe
+        asyncore_use_poll=True,
+        log_socket_errors=False,
+    )
+    settings.max_body = max_body
+    dispatcher = waitress.task.ThreadedTaskDispatcher()
+    dispatcher.set_thread_count(threads)
+    place = (listener.family, listener.type, listener.proto, listener.getsockname())
+    return _Server(
+        web,
+        True,
+        listener,
+        dispatcher=dispatcher,
+        adj=settings,
+        sockinfo=place,
+        bind_socket=False,
+    )
+
+
+def close_idle(server: Any, now: float) -> None:
+    """Closes connections that are silent or drip their request for too long (`now`: monotonic)."""
+    server.maintenance(now)
+    for channel in list(server.active_channels.values()):
+        if channel.request is not None and now - channel.begun > REQUEST_TIME:
+            channel.will_close = True
+
+
+LINGER = 0.5  # seconds in which a stopping server still answers on open connections
+
+
+def drain(server: _Server, stopped: float, now: float) -> bool:
+    """Ends connections that owe no answer; True when none is left. Times are monotonic.
+
+    For LINGER seconds each may still bring its request, and is told `Connection: close`; then
+    only those are waited for whose request is under way.
+    """
+    for channel in list(server.active_channels.values()):
+        owes = channel.requests or channel.total_outbufs_len
+        arriving = channel.request is not None and now - channel.begun < 4 * LINGER
+        if not owes and not arriving and now - stopped > LINGER:
+            channel.will_close = True
+    return not server.active_channels
+
+
+# ── Page: what a person sees in a browser ──────────────────────────────────────────────────────
 
 
 # The page: server-rendered, nothing from outside, works without JavaScript
@@ -4731,7 +5142,7 @@ def summary(config: Config, store: Store) -> tuple[str, str, str]:
     if itsm:
         since = config.clock.local(itsm["since"]).strftime("%H:%M")
         if itsm["why"] == "credential":
-            source = config["itsm.authorization"]
+            source = config.itsm.authorization
             where = (
                 source.name if source.source in ("file", "credential") else "itsm.authorization"
             )
@@ -4826,12 +5237,12 @@ class Pages:
 
     def admit(self, environ: Mapping[str, Any]) -> None:
         """From the machine itself without a password where none is set; else only with it."""
-        password = self.config["server.admin_password"]
+        password = self.config.server.admin_password
         if password:
             if not _same(_basic_password(_header(environ, "Authorization")), password):
                 raise Refused(401, "the page wants its password: see [server] admin_password")
             return
-        if not from_this_machine(environ, self.config["server.trusted_proxy"]):
+        if not from_this_machine(environ, self.config.server.trusted_proxy):
             raise Refused(403, "from another machine the page needs [server] admin_password")
 
     def show(
@@ -4918,7 +5329,7 @@ class Pages:
 
     def needs(self) -> list[dict[str, Any]]:
         """The events that need a person, each with advice and actions; one more than fit."""
-        ending = self.store.near_end(self.config["retry.give_up_after"])[: ROWS + 1]
+        ending = self.store.near_end(self.config.retry.give_up_after)[: ROWS + 1]
         rows = [
             *self.store.events("failed", limit=ROWS + 1),
             *(self.store.events("pending", numbers=ending) if ending else ()),
@@ -5076,299 +5487,7 @@ class Pages:
             raise Refused(403, "this form is not of this program's run: open the page again")
 
 
-class _JsonError(waitress.task.ErrorTask):  # type: ignore[misc]
-    """What Waitress itself refuses (400, 413, 431, 501, 500), in JSON."""
-
-    def execute(self) -> None:
-        """Sends the error; a request that is turned away is told in the log."""
-        found = self.request.error
-        self.status = f"{found.code} {found.reason}"
-        words = f"{found.reason}: {found.body}"
-        if found.code != 500:
-            forwarded = self.request.headers.get("X_FORWARDED_FOR", "")
-            environ = {"REMOTE_ADDR": self.channel.addr[0], "HTTP_X_FORWARDED_FOR": forwarded}
-            path = self.request.path or "a request"
-            told = words.partition('"')[0]  # a quoted header may hold quotes, and credentials
-            self.channel.server.web.tell_refused(found.code, told, path, environ)
-            self.channel.refused = True
-        body = COMPACT.encode({"error": words}).encode("utf-8", "replace")
-        self.response_headers.append(("Content-Type", "application/json; charset=utf-8"))
-        self.set_close_on_finish()
-        self.content_length = len(body)
-        self.write(body)
-
-
-class _Task(waitress.task.WSGITask):  # type: ignore[misc]
-    """A request; once the server is stopping, its answer ends the connection."""
-
-    wrote_header: bool
-
-    def start(self) -> None:
-        """Begins to answer."""
-        super().start()
-        if self.channel.server.stopping:
-            self.set_close_on_finish()
-
-    def get_environment(self) -> dict[str, Any]:
-        """The request's environ; a handful's are made beforehand."""
-        if self.request.environ is None:
-            self.request.environ = super().get_environment()
-        return self.request.environ  # type: ignore[no-any-return]
-
-    def write(self, data: bytes) -> None:
-        """Sends a part of the answer; a short one goes with its head in one piece."""
-        if self.wrote_header or not data or len(data) != self.content_length:
-            super().write(data)
-            return
-        head = self.build_response_header()
-        self.wrote_header = True
-        self.content_bytes_written = len(data)
-        self.channel.write_soon(head + data)
-
-
-class _Parser(waitress.parser.HTTPRequestParser):  # type: ignore[misc]
-    """A request coming in: bounded by the size of its body, and never two of them in one."""
-
-    error: Any = None
-    environ: dict[str, Any] | None = None
-    path = ""
-
-    def received(self, data: bytes) -> int:
-        """Takes what the client sent; how much of it belongs to this request."""
-        consumed = int(super().received(data))
-        allowed = self.error is None or self.error.code == 413  # Waitress' limit is further off
-        if allowed and self.headers_finished and not self.empty:
-            size = len(self.body_rcv) if self.chunked else self.content_length
-            if size > self.adj.max_body:
-                words = f"the body is over the {self.adj.max_body} bytes of server.max_body"
-                self.error = waitress.utilities.RequestEntityTooLarge(words)
-                self.completed = True
-            elif self.chunked and "CONTENT_LENGTH" in self.headers:
-                self.headers["CONNECTION"] = "close"  # RFC 9112 6.3: nothing after it is believed
-        if self.error is not None:
-            self.expect_continue = False  # what is refused need not be sent
-        return consumed
-
-
-class _Rest(waitress.parser.HTTPRequestParser):  # type: ignore[misc]
-    """What a client still sends after it was refused: nobody reads it."""
-
-    def received(self, data: bytes) -> int:
-        """Drops it."""
-        return len(data)
-
-
-class _Channel(waitress.channel.HTTPChannel):  # type: ignore[misc]
-    """A connection that knows since when its request has been coming in, or nothing came."""
-
-    task_class = _Task
-    parser_class = _Parser
-    error_task_class = _JsonError
-    request: Any
-    will_close: bool
-    begun = 0.0
-    refused = False
-
-    @property
-    def last_activity(self) -> float:
-        """When something came or went last (monotonic)."""
-        return self._active
-
-    @last_activity.setter
-    def last_activity(self, _wall: float) -> None:
-        self._active = time.monotonic()  # Waitress goes by a clock that people set
-
-    def service(self) -> None:
-        """Answers what came in, in one of the server's threads."""
-        super().service()
-        self.server.answered = time.monotonic()
-
-    def received(self, data: bytes) -> bool:
-        """Takes what the client sent."""
-        if self.request is None:
-            self.begun = time.monotonic()
-        return bool(super().received(data))
-
-    def handle_close(self) -> None:
-        """Ends the connection. After a refusal the client's end of it may send on for a while.
-
-        Else its system would drop our answer for the reset that meets what it sends, and nobody
-        there would learn the reason (RFC 9112 9.6).
-        """
-        if not (self.refused and self.will_close):
-            super().handle_close()
-            return
-        self.refused = self.will_close = False
-        self.begun, self.request = time.monotonic(), _Rest(self.adj)
-        with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_WR)
-
-
-REQUEST_TIME = 20  # seconds in which a request must have come in whole
-
-
-class _Handful:
-    """Webhooks that came in one round of the loop: one transaction, and one thread answers them.
-
-    Waitress would give each to a thread of its own; handing them from thread to thread would cost
-    more than all that is done with them.
-    """
-
-    MOST, LARGEST = 16, 65536  # webhooks, and bytes of each: those behind it wait for a thread
-
-    def __init__(self, web: Web) -> None:
-        self.web = web
-        self.channels: list[_Channel] = []
-
-    def takes(self, channel: _Channel) -> bool:
-        """Adds the channel's request, where it is a webhook that delays the others by little."""
-        request = channel.requests[0]
-        if (
-            request.error
-            or request.command != "POST"
-            or request.path not in self.web.hooks
-            or "PREFER" in request.headers
-            or (request.body_rcv is not None and len(request.body_rcv) > self.LARGEST)
-        ):
-            return False
-        self.channels.append(channel)
-        return True
-
-    def service(self) -> None:
-        """Stores all, then answers each; the loop is woken when all is done."""
-        server, thread = self.channels[0].server, threading.get_ident()
-        requests = [(channel.requests[0], channel) for channel in self.channels]
-        try:
-            self.web.take(
-                [
-                    (self.web.hooks[one.path], _Task(at, one).get_environment())
-                    for one, at in requests
-                ]
-            )
-        finally:
-            server.answering.add(thread)
-            try:
-                for channel in self.channels:
-                    channel.service()
-            finally:
-                server.answering.discard(thread)
-                server.pull_trigger()
-
-    def cancel(self) -> None:
-        """Ends the connections: the server is gone."""
-        for channel in self.channels:
-            channel.cancel()
-
-
-class _Server(waitress.server.TcpWSGIServer):  # type: ignore[misc]
-    """Waitress' server with our channels, and with patience where descriptors run out."""
-
-    channel_class = _Channel
-    stopping = False
-    next_channel_cleanup = math.inf  # by the wall clock; close_idle does it
-    answered = 0.0  # when a thread was done with a request (monotonic)
-
-    def __init__(self, web: Web, *arguments: Any, **named: Any) -> None:
-        self.web = web
-        self.coming = _Handful(web)  # of this round
-        self.answering: set[int] = set()  # threads that answer a handful
-        self.looping = 0  # the thread that runs the loop
-        super().__init__(web.site, {}, *arguments, **named)
-
-    def add_task(self, task: _Channel) -> None:
-        """Lets a request be answered: webhooks at the end of this round, others at once."""
-        if threading.get_ident() != self.looping or not self.coming.takes(task):
-            super().add_task(task)
-        elif len(self.coming.channels) == _Handful.MOST:
-            self.hand_over()
-
-    def hand_over(self) -> None:
-        """Ends a round of the loop, in its thread."""
-        self.looping = threading.get_ident()
-        if self.coming.channels:
-            handful, self.coming = self.coming, _Handful(self.web)
-            super().add_task(handful)
-
-    def pull_trigger(self) -> None:
-        """Wakes the loop: for a handful once."""
-        if threading.get_ident() not in self.answering:
-            super().pull_trigger()
-
-    def stuck(self, now: float) -> float:
-        """For how many seconds requests have been waiting while no thread was done with one."""
-        if not self.task_dispatcher.queue:
-            self.answered = now
-        return now - self.answered
-
-    def handle_accept(self) -> None:
-        """Takes a connection; without a free descriptor it waits in the kernel's queue."""
-        try:
-            connection, address = self.socket.accept()
-            self.set_socket_options(connection)
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
-                time.sleep(0.05)  # or the loop would spin
-            return
-        connection.setblocking(False)
-        _Channel(self, connection, address, self.adj, map=self._map)
-
-
-def make_server(web: Web, listener: socket.socket, threads: int, max_body: int) -> _Server:
-    """A server on a listening socket, with bounds that suit a small daemon beside a helpdesk."""
-    settings = waitress.adjustments.Adjustments(
-        threads=threads,
-        ident="",
-        backlog=1024,
-        connection_limit=4000,
-        channel_timeout=REQUEST_TIME,
-        max_request_header_size=16384,
-        max_request_body_size=8 * max_body + 65536,  # chunks count with their framing; see _Parser
-        inbuf_overflow=max_body + 1,
-        clear_untrusted_proxy_headers=False,  # client_address decides whom to believe
-        asyncore_use_poll=True,
-        log_socket_errors=False,
-    )
-    settings.max_body = max_body
-    dispatcher = waitress.task.ThreadedTaskDispatcher()
-    dispatcher.set_thread_count(threads)
-    place = (listener.family, listener.type, listener.proto, listener.getsockname())
-    return _Server(
-        web,
-        True,
-        listener,
-        dispatcher=dispatcher,
-        adj=settings,
-        sockinfo=place,
-        bind_socket=False,
-    )
-
-
-def close_idle(server: Any, now: float) -> None:
-    """Closes connections that are silent or drip their request for too long (`now`: monotonic)."""
-    server.maintenance(now)
-    for channel in list(server.active_channels.values()):
-        if channel.request is not None and now - channel.begun > REQUEST_TIME:
-            channel.will_close = True
-
-
-LINGER = 0.5  # seconds in which a stopping server still answers on open connections
-
-
-def drain(server: _Server, stopped: float, now: float) -> bool:
-    """Ends connections that owe no answer; True when none is left. Times are monotonic.
-
-    For LINGER seconds each may still bring its request, and is told `Connection: close`; then
-    only those are waited for whose request is under way.
-    """
-    for channel in list(server.active_channels.values()):
-        owes = channel.requests or channel.total_outbufs_len
-        arriving = channel.request is not None and now - channel.begun < 4 * LINGER
-        if not owes and not arriving and now - stopped > LINGER:
-            channel.will_close = True
-    return not server.active_channels
-
-
-# ── Delivery: due event -> request -> outcome; the breaker; the only threads we start ─────────
+# ── Delivery: due event to outcome; the only threads we start ──────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
@@ -5601,13 +5720,13 @@ class Wire:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.tls: dict[str, Any] = {
-            "ca_certs": config["itsm.ca_file"] or None,
-            "cert_file": config["itsm.client_cert"] or None,
-            "key_file": config["itsm.client_key"] or None,
+            "ca_certs": config.itsm.ca_file or None,
+            "cert_file": config.itsm.client_cert or None,
+            "key_file": config.itsm.client_key or None,
         }
         self.connections: dict[tuple[Any, ...], Any] = {}
         self.pools: urllib3.ProxyManager | None = None
-        if proxy := config["itsm.proxy"].reveal():
+        if proxy := config.itsm.proxy.reveal():
             auth = urllib.parse.unquote(urllib3.util.parse_url(proxy).auth or "")
             known = urllib3.make_headers(proxy_basic_auth=auth) if auth else None
             self.pools = urllib3.ProxyManager(
@@ -5791,7 +5910,7 @@ class Alerts:
 
     def look(self) -> bool:
         """Tells what is new and what is over; False where it could not. Raises StoreError."""
-        after = self.config["alert.after"]
+        after = self.config.alert.after
         now = incidents(self.config, self.store, held_after=after)
         told: dict[str, str] = json.loads(self.store.fact("told") or "{}")
         lines = [text for name, text in now.items() if name not in told]
@@ -5808,7 +5927,7 @@ class Alerts:
         try:
             answer = self.pools.request(
                 "POST",
-                self.config["alert.url"].reveal(),
+                self.config.alert.url.reveal(),
                 body=json.dumps({"text": text}).encode(),
                 headers={"Content-Type": "application/json"},
                 redirect=False,
@@ -6005,8 +6124,8 @@ class Delivery:
         self, config: Config, store: Store, jitter: Callable[[], float] = random.random
     ) -> None:
         self.config, self.store, self.jitter = config, store, jitter
-        breaker = Breaker(config["retry.first"], config["retry.probe"], jitter)
-        self.breaker, self.gate = breaker, Gate(store, breaker, config["itsm.workers"])
+        breaker = Breaker(config.retry.first, config.retry.probe, jitter)
+        self.breaker, self.gate = breaker, Gate(store, breaker, config.itsm.workers)
         self.wake = self.gate.wake
         self.fatal = ""  # why the process must end
         self._results: list[Result] = []  # not recorded yet
@@ -6030,11 +6149,11 @@ class Delivery:
         for kind in self.config.kinds.values():
             if kind.find:
                 self.store.postpone_unclear(kind.name, self.store.clock() + kind.find.after)
-        for _ in range(self.config["itsm.workers"]):
+        for _ in range(self.config.itsm.workers):
             self._workers.append(self._new_worker())
         self.store.board["beat"] = time.monotonic()
         self._watcher.start()
-        if self.config["alert.url"]:
+        if self.config.alert.url:
             self._alerter.start()
 
     def _new_worker(self) -> threading.Thread:
@@ -6104,7 +6223,7 @@ class Delivery:
     ) -> tuple[Answer, float, float]:
         """The ITSM's answer to `request`, when it began (epoch) and how long it took (seconds)."""
         at, began = time.time(), time.monotonic()
-        flight = Flight(began + self.config["itsm.timeout"])
+        flight = Flight(began + self.config.itsm.timeout)
         thread = threading.current_thread()
         self._flights[thread] = flight
         try:
@@ -6186,7 +6305,7 @@ class Delivery:
             return Verdict(
                 "held", f"{said}: it may have happened; `map` or `retry` decides", unclear=True
             )
-        if now - event.born >= self.config["retry.give_up_after"]:
+        if now - event.born >= self.config.retry.give_up_after:
             return Verdict("failed", f"given up after [retry] give_up_after: {said}")
         if outcome.name == "unclear" and kind.opens and kind.find and kind.unclear == "find":
             return Verdict(
@@ -6205,10 +6324,10 @@ class Delivery:
         """
         evidence = event.first_try is not None and max(event.first_try, now - EVIDENCE) <= others
         tries = event.tries + 1 if evidence else max(event.tries, 1)
-        if tries >= self.config["retry.tries"] and evidence:
+        if tries >= self.config.retry.tries and evidence:
             return Verdict("failed", f"failed {tries} times while others went through: {said}")
         longest = min(
-            self.config["retry.max"], self.config["retry.first"] * 2 ** min(event.attempts, 30)
+            self.config.retry.max, self.config.retry.first * 2 ** min(event.attempts, 30)
         )
         due = now + max(outcome.retry_after, longest * self.jitter())
         return Verdict("pending", said, due=due, tries=tries)
@@ -6303,7 +6422,7 @@ class Delivery:
             if now > flight.deadline:
                 flight.end()
         for since in list(self._since.values()):
-            if now - since > self.config["itsm.timeout"] + 60:
+            if now - since > self.config.itsm.timeout + 60:
                 self.fatal = "a worker hangs for a minute past its deadline"
         self.gate.nudge()
         self.record()  # what a worker holds whose next attempt takes long
@@ -6320,7 +6439,7 @@ class Delivery:
             self.store.keep_clock()
             self._near_end(turn)
         if turn % 8 == 0:
-            days = self.config["store.keep_days"]
+            days = self.config.store.keep_days
             self._retained = self.store.retain(time.time() - days * 86400, self._retained)
 
     def _credential_renewed(self) -> None:
@@ -6331,18 +6450,18 @@ class Delivery:
                 self._tell("")
             return
         with contextlib.suppress(OSError, UnicodeError):
-            if self.config["itsm.authorization"].refresh():
+            if self.config.itsm.authorization.refresh():
                 self.gate.probe_now()
 
     def _near_end(self, turn: int) -> None:
         """Warns of events that will soon be given up, once an hour."""
         if turn % 14400 == 0:
-            found = self.store.near_end(self.config["retry.give_up_after"])
+            found = self.store.near_end(self.config.retry.give_up_after)
             if found:
                 log.warning("%d events will soon be given up: see `status`", len(found))
 
 
-# ── Command line: composes the rooms; one small function per command; exit codes ──────────────
+# ── Service: put together, beside systemd ──────────────────────────────────────────────────────
 
 
 class _OneLine(logging.Formatter):
@@ -6366,20 +6485,20 @@ def start_logging(config: Config, environ: Environ) -> None:
     plain = "%(levelname)s - %(message)s"
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     handlers[0].setFormatter(_OneLine(plain if environ.get("JOURNAL_STREAM") else timed))
-    if config["log.file"]:
+    if config.log.file:
         try:
             rotating = logging.handlers.RotatingFileHandler(
-                config["log.file"],
-                maxBytes=config["log.max_bytes"],
-                backupCount=config["log.backups"],
+                config.log.file,
+                maxBytes=config.log.max_bytes,
+                backupCount=config.log.backups,
                 encoding="utf-8",
                 errors="backslashreplace",
             )
         except OSError as error:
-            raise Error(f"log.file: cannot write {config['log.file']}: {error.strerror}") from None
+            raise Error(f"log.file: cannot write {config.log.file}: {error.strerror}") from None
         rotating.setFormatter(_OneLine(timed))
         handlers.append(rotating)
-    logging.basicConfig(level=config["log.level"], handlers=handlers, force=True)
+    logging.basicConfig(level=config.log.level, handlers=handlers, force=True)
     logging.raiseExceptions = False  # a full disk under the log file is no reason to fail
     for name in ("urllib3", "waitress", "waitress.queue"):  # urllib3's DEBUG shows whole URLs
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -6454,7 +6573,7 @@ class Desk:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.remote = find_remote(config["store.path"])
+        self.remote = find_remote(config.store.path)
         self._store: Store | None = None
 
     def __enter__(self) -> Desk:
@@ -6478,7 +6597,7 @@ class Desk:
     def _opened(self, trouble: OSError | None) -> Store:
         if self._store is None:
             try:
-                self._store = Store(self.config["store.path"])
+                self._store = Store(self.config.store.path)
             except StoreError as error:
                 hint = f" (its service does not answer: {trouble})" if trouble else ""
                 raise StoreError(f"{error}{hint}") from None
@@ -6569,9 +6688,9 @@ class Service:
         self.asked_to_renew = threading.Event()
         self.renewing = threading.Event()  # a new start in the same process is due
         self._renewal = threading.Thread()  # the last one; this one was never started
-        self.store = Store(config["store.path"], create=True)
+        self.store = Store(config.store.path, create=True)
         try:
-            address = config["server.listen"]
+            address = config.server.listen
             self.kept = inherited(environ, address)
             self.listener = self.kept or listen(address)
             self.listener_name = environ.get("LISTEN_FDNAMES", "") if self.kept else OWN
@@ -6580,7 +6699,7 @@ class Service:
             self.web = Web(config, self.store, self.delivery.wake, self.key)
             Pages(self.web)
             self.server = make_server(
-                self.web, self.listener, config["server.threads"], config["server.max_body"]
+                self.web, self.listener, config.server.threads, config.server.max_body
             )
             self.address: tuple[str, int] = self.listener.getsockname()[:2]
             write_control(control_path(self.store.path), self.address, self.key)
@@ -6632,7 +6751,7 @@ class Service:
         return self._end()
 
     def _target(self) -> str:
-        parts = urllib.parse.urlsplit(self.config["itsm.url"])
+        parts = urllib.parse.urlsplit(self.config.itsm.url)
         return f"{parts.scheme}://{parts.netloc}" if parts.netloc else "the ITSM"
 
     def _counts(self) -> str:
@@ -6681,13 +6800,13 @@ class Service:
         log.info("reloading")
         usec = time.monotonic_ns() // 1000
         notify(self.environ, f"RELOADING=1\nMONOTONIC_USEC={usec}")
-        self.delivery.stop(self.config["server.stop_after"])
+        self.delivery.stop(self.config.server.stop_after)
         self.renewing.set()
         self.server.pull_trigger()
 
     def _tried(self) -> str:
         """What a trial run has against the new configuration and code, or ""."""
-        host, port = self.address if self.listener_name == OWN else self.config["server.listen"]
+        host, port = self.address if self.listener_name == OWN else self.config.server.listen
         command = [*self.trial, f"{host}:{port}"]
         try:
             trial = subprocess.run(
@@ -6704,7 +6823,7 @@ class Service:
         log.log(level, "stopping%s", trouble and f": {trouble}")
         if not self.renewing.is_set():
             notify(self.environ, "STOPPING=1")
-        began, patience = time.monotonic(), self.config["server.stop_after"]
+        began, patience = time.monotonic(), self.config.server.stop_after
         ending = threading.Thread(target=self._end_deliveries, args=(patience,), daemon=True)
         ending.start()
         self.server.stopping, self.server.accepting = True, False
@@ -6738,6 +6857,9 @@ class Service:
         environ["LISTEN_FDNAMES"] = self.listener_name
         command = [*program(), *sys.argv[1:]]
         os.execve(command[0], command, environ)
+
+
+# ── Command line: one small function per command ───────────────────────────────────────────────
 
 
 # What people see
@@ -6790,7 +6912,7 @@ def command_serve(config: Config, arguments: argparse.Namespace, environ: Enviro
     """Runs in the foreground until SIGTERM or SIGINT."""
     start_logging(config, environ)
     try:
-        remote = find_remote(config["store.path"])
+        remote = find_remote(config.store.path)
         given = {name: getattr(arguments, name) for name in OVERRIDES if hasattr(arguments, name)}
         options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
         trial = [*program(), *options, "check", "--configuration"]
@@ -6839,7 +6961,7 @@ def _existing(path: str) -> str:
 
 
 def _check_store(config: Config) -> Finding:
-    path = config["store.path"]
+    path = config.store.path
     if find_remote(path) is not None and os.path.exists(path):
         try:
             with Desk(config) as desk:
@@ -6860,7 +6982,7 @@ def _check_store(config: Config) -> Finding:
 
 
 def _check_disk(config: Config) -> Finding:
-    folder = _existing(os.path.dirname(os.path.abspath(config["store.path"])))
+    folder = _existing(os.path.dirname(os.path.abspath(config.store.path)))
     free = shutil.disk_usage(folder).free
     word = "ok" if free > 100 << 20 else "wrong"
     return (
@@ -6900,7 +7022,7 @@ def _check_versions() -> list[Finding]:
 
 def _check_reach(config: Config) -> list[Finding]:
     """What to type into the helpdesk."""
-    host, port = config["server.listen"]
+    host, port = config.server.listen
     if is_loopback(host):
         where = f"only a helpdesk on this machine reaches {host}"
     else:
@@ -6918,7 +7040,7 @@ def _check_reach(config: Config) -> list[Finding]:
 
 def _certificate(host: str, port: int, config: Config, trust: str | None) -> dict[str, Any]:
     """The server's certificate, verified as the deliveries do, or by trusting `trust` (PEM)."""
-    context = ssl.create_default_context(cafile=config["itsm.ca_file"] or None, cadata=trust)
+    context = ssl.create_default_context(cafile=config.itsm.ca_file or None, cadata=trust)
     if trust is not None:
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         context.check_hostname = False
@@ -6932,7 +7054,7 @@ def _certificate(host: str, port: int, config: Config, trust: str | None) -> dic
 def _check_certificate(config: Config, url: str) -> list[Finding]:
     """Who issued the ITSM's certificate and how long it is good; nothing behind a proxy."""
     parts = urllib.parse.urlsplit(url)
-    if parts.scheme != "https" or config["itsm.proxy"]:
+    if parts.scheme != "https" or config.itsm.proxy:
         return []
     host, port = str(parts.hostname), parts.port or 443
     try:
@@ -6957,11 +7079,11 @@ def _check_certificate(config: Config, url: str) -> list[Finding]:
 
 def _check_itsm(config: Config) -> list[Finding]:
     """Name, connection, TLS and any HTTP answer to a GET; what its clock says."""
-    url = config["itsm.check_url"] or config["itsm.url"]
+    url = config.itsm.check_url or config.itsm.url
     if not url:
         url = next(str(kind.url.parts[0]) for kind in config.kinds.values() if kind.url.parts)
-    kind = replace(next(iter(config.kinds.values())), headers=config["itsm.headers"])
-    patience = min(10.0, config["itsm.timeout"])
+    kind = replace(next(iter(config.kinds.values())), headers=config.itsm.headers)
+    patience = min(10.0, config.itsm.timeout)
     wire, flight = Wire(config), Flight(time.monotonic() + patience)
     request = Request("GET", url, (), b"")
     timer = threading.Timer(patience, flight.end)
@@ -6970,7 +7092,7 @@ def _check_itsm(config: Config) -> list[Finding]:
     answer = wire.send(flight, request, headers, fresh=True)
     timer.cancel()
     host = urllib.parse.urlsplit(url).netloc
-    proxy = urllib.parse.urlsplit(config["itsm.proxy"].reveal()).hostname
+    proxy = urllib.parse.urlsplit(config.itsm.proxy.reveal()).hostname
     via = f" through {proxy}" if proxy else ""
     findings = _check_certificate(config, url)
     if answer.status is None:
@@ -7007,7 +7129,7 @@ def _check_fields(config: Config) -> list[Finding]:
 
 
 def _check_log(config: Config) -> Finding:
-    path = config["log.file"]
+    path = config.log.file
     if not path:
         return "ok", "log", "to stderr"
     folder = os.path.dirname(os.path.abspath(path))
@@ -7025,7 +7147,7 @@ def _check_places(config: Config, address: str) -> None:
     for word, _, found in (_check_store(config), _check_log(config)):
         if word == "wrong":
             raise Error(found)
-    host, port = config["server.listen"]
+    host, port = config.server.listen
     ours = address.endswith(f":{port}")  # then only the host can be tried
     listen((host, 0 if ours else port)).close()
 
@@ -7333,7 +7455,7 @@ def command_export(desk: Desk, arguments: argparse.Namespace) -> int:
 
 def command_backup(desk: Desk, arguments: argparse.Namespace) -> int:
     """Copies the file, consistently, while the service runs or not; replaces an older copy."""
-    target, store = os.path.abspath(arguments.file), os.path.abspath(desk.config["store.path"])
+    target, store = os.path.abspath(arguments.file), os.path.abspath(desk.config.store.path)
     if target in (store, f"{store}-wal", control_path(store)) or os.path.isdir(target):
         raise ConfigError(f"{target}: name another file for the copy")
     found = desk.call("backup")
@@ -7584,8 +7706,8 @@ def command_demo(arguments: argparse.Namespace, environ: Environ) -> int:
             "store.path": os.path.join(folder, "demo.db"),
         }
         config = load_config("", overrides, {})
-        patience = {"retry.first": 0.3, "retry.max": 1.0, "retry.probe": 0.5}
-        service = Service(replace(config, options={**config.options, **patience}), {})
+        quick = replace(config.retry, first=0.3, max=1.0, probe=0.5)
+        service = Service(replace(config, retry=quick), {})
         runner = threading.Thread(target=service.run, daemon=True)
         runner.start()
         try:

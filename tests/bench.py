@@ -1261,9 +1261,8 @@ def main(argv: Sequence[str]) -> int:
         program = pathlib.Path(folder) / "hd_itsm.py"  # a copy: edits meanwhile change no figure
         shutil.copyfile(arguments.program, program)
         bench = Bench(arguments.quick, program, pathlib.Path(folder))
-        defaults = {(row.section, row.key): row.default for row in load_program(program).OPTIONS}
-        bench.threads = defaults["server", "threads"]
-        bench.workers = defaults["itsm", "workers"]
+        defaults = load_program(program).load_config("", {}, {}, complete=False)
+        bench.threads, bench.workers = defaults.server.threads, defaults.itsm.workers
         print(machine(bench))
         print_row("measure", "ours", "bare", "ratio", "goal", "met")
         troubles = 0

@@ -9,15 +9,11 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import hd_itsm
 from hd_itsm import (
-    HOOK_OPTIONS,
-    KIND_OPTIONS,
-    OPTIONS,
     Config,
     ConfigError,
     Secret,
@@ -26,6 +22,7 @@ from hd_itsm import (
     sample_config,
 )
 from itsm import Itsm
+from rows import NAMED_OPTIONS, OPTIONS, Row, flat
 from service import Service, opening, settings
 
 NOTHING: Mapping[str, str] = {}
@@ -173,10 +170,10 @@ def test_the_whole_configuration_as_the_contract_prints_it_loads(folder: Path) -
     toml = WHOLE.replace("/etc/hd_itsm.token", str(folder / "token"))
     config = load(folder, toml, complete=True)
     assert config.warnings == ()
-    assert config["server.listen"] == ("127.0.0.1", 8080)
-    assert config["itsm.authorization"].reveal() == "Basic abc"
-    assert config["retry.give_up_after"] == 7 * 86400
-    assert config["retry.max"] == 300
+    assert config.server.listen == ("127.0.0.1", 8080)
+    assert config.itsm.authorization.reveal() == "Basic abc"
+    assert config.retry.give_up_after == 7 * 86400
+    assert config.retry.max == 300
     assert config.tables["users"] == {"홍길동": "gdhong", "*": "{}"}
     assert set(config.hooks) == {"itsm_new", "itsm_ass", "itsm_com", "glpi"}
     assert config.hooks["glpi"].path == "/glpi"
@@ -194,11 +191,11 @@ def test_what_the_contract_prints_as_defaults_are_the_defaults(folder: Path) -> 
     (folder / "token").write_text("Basic abc", encoding="utf-8")
     printed = load(folder, WHOLE.replace("/etc/hd_itsm.token", str(folder / "token")))
     bare = load_config("", {}, {}, complete=False)
-    different = {key for key in bare.options if bare[key] != printed[key]}
+    different = {key for key, value in flat(bare).items() if value != flat(printed)[key]}
     secrets = {"server.admin_password", "access.token", "alert.url", "itsm.proxy"}
     assert different - secrets == {"itsm.url", "itsm.authorization"}
-    assert not bare["access.token"]
-    assert not bare["server.admin_password"]
+    assert not bare.access.token
+    assert not bare.server.admin_password
 
 
 def test_without_a_file_the_built_in_hooks_and_kinds_are_there(folder: Path) -> None:
@@ -269,7 +266,7 @@ def test_a_warning_tells_of_a_built_in_hook_that_lacks_what_a_kind_uses(folder: 
 
 def test_everything_else_merges_key_by_key(folder: Path) -> None:
     config = load(folder, "[retry]\nmax = 5\n[values]\nservice = 'S'\nmine = 3\n")
-    assert (config["retry.max"], config["retry.first"], config["itsm.timeout"]) == (5, 1, 60)
+    assert (config.retry.max, config.retry.first, config.itsm.timeout) == (5, 1, 60)
     assert config.values == {"item_id": "", "service": "S", "mine": 3}
 
 
@@ -419,25 +416,23 @@ def test_a_misspelt_word_comes_with_a_hint(folder: Path, toml: str, key: str, hi
     assert any(hint in line for line in lines), lines
 
 
-@pytest.mark.parametrize("option", OPTIONS, ids=lambda row: f"{row.section}.{row.key}")
+@pytest.mark.parametrize("row", OPTIONS, ids=lambda row: row.name)
 @pytest.mark.parametrize("bad", ["[[1]]", "1.5e300", "{ surprise = { x = 1 } }"])
-def test_a_wrong_type_is_one_problem_at_its_key(folder: Path, option: Any, bad: str) -> None:
-    found = problems(folder, f"[{option.section}]\n{option.key} = {bad}")
-    key = f"{option.section}.{option.key}"
+def test_a_wrong_type_is_one_problem_at_its_key(folder: Path, row: Row, bad: str) -> None:
+    found = problems(folder, f"[{row.section}]\n{row.key} = {bad}")
+    key = f"{row.name}"
     assert len([line for line in found if line.startswith(f"{key}: ")]) == 1, found
 
 
-@pytest.mark.parametrize(
-    "option", [*HOOK_OPTIONS, *KIND_OPTIONS], ids=lambda row: f"{row.section}.{row.key}"
-)
+@pytest.mark.parametrize("row", NAMED_OPTIONS, ids=lambda row: row.name)
 @pytest.mark.parametrize("bad", ["[[1]]", "1.5e300", "{ surprise = { x = 1 } }", "'['"])
 def test_a_wrong_type_in_a_hook_or_kind_is_told_without_a_crash(
-    folder: Path, option: Any, bad: str
+    folder: Path, row: Row, bad: str
 ) -> None:
     harmless = ("body", "form_field", "delivery_id")
-    found = problems(folder, f"[{option.section}.x]\n{option.key} = {bad}")
-    told = any(line.startswith(f"{option.section}.x") for line in found)
-    assert told or option.key in harmless
+    found = problems(folder, f"[{row.section}.x]\n{row.key} = {bad}")
+    told = any(line.startswith(f"{row.section}.x") for line in found)
+    assert told or row.key in harmless
 
 
 @pytest.mark.parametrize("table", ["server", "itsm", "values", "tables", "hooks", "kinds", "log"])
@@ -564,7 +559,7 @@ def test_a_file_that_is_no_toml_is_told_with_its_name(folder: Path, content: byt
 def test_a_byte_order_mark_is_no_problem(folder: Path) -> None:
     path = folder / "bom.toml"
     path.write_bytes(b"\xef\xbb\xbf" + URL.encode())
-    assert load_config(str(path), {}, {})["itsm.url"] == "https://itsm.example.com/api"
+    assert load_config(str(path), {}, {}).itsm.url == "https://itsm.example.com/api"
 
 
 def test_the_command_prints_the_list_and_ends_with_2(
@@ -588,7 +583,7 @@ def test_the_command_prints_the_list_and_ends_with_2(
      ("'1.5h'", 5400)],
 )  # fmt: skip
 def test_a_duration(folder: Path, text: str, seconds: float) -> None:
-    assert load(folder, f"[retry]\ngive_up_after = {text}")["retry.give_up_after"] == seconds
+    assert load(folder, f"[retry]\ngive_up_after = {text}").retry.give_up_after == seconds
 
 
 @pytest.mark.parametrize(
@@ -615,7 +610,7 @@ def test_a_count_is_a_whole_number_from_1(folder: Path, text: str) -> None:
      ("127.9.9.9:80", ("127.9.9.9", 80))],
 )  # fmt: skip
 def test_loopback_needs_no_access(folder: Path, listen: str, address: tuple[str, int]) -> None:
-    assert load(folder, f"[server]\nlisten = '{listen}'")["server.listen"] == address
+    assert load(folder, f"[server]\nlisten = '{listen}'").server.listen == address
 
 
 BEYOND = [
@@ -716,14 +711,15 @@ def test_a_secret_may_be_text_a_file_a_variable_or_a_credential(folder: Path) ->
         ("{ credential = 'itsm' }", "from credential"),
     ):
         config = load(folder, f"{URL}authorization = {given}", environ=environ, complete=True)
-        assert config["itsm.authorization"].reveal() == text
+        assert config.itsm.authorization.reveal() == text
 
 
 def test_every_secret_of_the_configuration_can_be_had(folder: Path) -> None:
     config = hiding(folder)
-    assert [one.reveal() for one in config["access.token"]] == [f"{WORD}-2", f"{WORD}-7"]
-    assert config["server.admin_password"].reveal() == f"{WORD}-1"
-    assert config["access.hmac"].secrets[0].reveal() == f"{WORD}-3"
+    assert [one.reveal() for one in config.access.token] == [f"{WORD}-2", f"{WORD}-7"]
+    assert config.server.admin_password.reveal() == f"{WORD}-1"
+    assert config.access.hmac
+    assert config.access.hmac.secrets[0].reveal() == f"{WORD}-3"
     assert config.kinds["new"].headers["X-Key"].reveal() == f"{WORD}-6"
     scope = config.scope({"technician": "kim"}, 1, "T", 0.0, "R")
     body = json.loads(hd_itsm.translate(config.kinds["assign"], scope).body)
@@ -732,8 +728,8 @@ def test_every_secret_of_the_configuration_can_be_had(folder: Path) -> None:
 
 def test_no_secret_shows_in_any_text_of_the_configuration(folder: Path) -> None:
     config = hiding(folder)
-    secrets = [value for value in config.options.values() if isinstance(value, Secret)]
-    for thing in (config, *config.kinds.values(), *secrets, config["access.hmac"], config.options):
+    secrets = [value for value in flat(config).values() if isinstance(value, Secret)]
+    for thing in (config, *config.kinds.values(), *secrets, config.access.hmac, config.access):
         assert WORD not in repr(thing)
         assert WORD not in str(thing)
         assert WORD not in f"{thing}"
@@ -778,7 +774,7 @@ def test_no_problem_shows_a_secret(folder: Path, toml: str) -> None:
 def test_a_file_that_changes_is_read_anew(folder: Path) -> None:
     path = folder / "key"
     path.write_text("first\n", encoding="utf-8")
-    secret = load(folder, f"[itsm]\nauthorization = {{ file = '{path}' }}")["itsm.authorization"]
+    secret = load(folder, f"[itsm]\nauthorization = {{ file = '{path}' }}").itsm.authorization
     assert secret.reveal() == "first"
     assert secret.refresh() is False
     path.write_text("the second\n", encoding="utf-8")
@@ -794,7 +790,7 @@ def test_a_file_that_changes_is_read_anew(folder: Path) -> None:
 def test_a_file_that_goes_leaves_the_last_known_secret(folder: Path) -> None:
     path = folder / "key"
     path.write_text("known", encoding="utf-8")
-    secret = load(folder, f"[itsm]\nauthorization = {{ file = '{path}' }}")["itsm.authorization"]
+    secret = load(folder, f"[itsm]\nauthorization = {{ file = '{path}' }}").itsm.authorization
     assert secret.reveal() == "known"
     path.unlink()
     assert secret.reveal() == "known"
@@ -893,10 +889,10 @@ def test_overrides_come_before_the_file_and_are_checked_alike(folder: Path) -> N
         "itsm.url": "http://127.0.0.1:1/x",
     }
     config = load(folder, URL + "[store]\npath = 'a.db'\nkeep_days = 5", overrides)
-    assert config["server.listen"] == ("127.0.0.1", 9)
-    assert config["store.path"] == "other.db"
-    assert config["store.keep_days"] == 5
-    assert config["itsm.url"] == "http://127.0.0.1:1/x"
+    assert config.server.listen == ("127.0.0.1", 9)
+    assert config.store.path == "other.db"
+    assert config.store.keep_days == 5
+    assert config.itsm.url == "http://127.0.0.1:1/x"
     with pytest.raises(ConfigError, match=r"server\.listen"):
         load(folder, URL, {"server.listen": "0.0.0.0:9"})
 
@@ -910,9 +906,9 @@ def test_under_systemd_the_file_is_in_the_state_directory(
     folder: Path, store: str, path: str
 ) -> None:
     environ = {"STATE_DIRECTORY": "/var/lib/x"}
-    assert load(folder, store, environ=environ)["store.path"] == path
+    assert load(folder, store, environ=environ).store.path == path
     config = load(folder, store, {"store.path": "quick.db"}, environ)
-    assert config["store.path"] == str(folder / "quick.db")
+    assert config.store.path == str(folder / "quick.db")
 
 
 # ---- The sample ----------------------------------------------------------------------------------
@@ -934,19 +930,19 @@ def rows_of(sample: str) -> list[tuple[str, str]]:
 
 def test_every_option_is_in_the_sample_once() -> None:
     rows = rows_of(sample_config())
-    for option in OPTIONS:
-        assert rows.count((option.section, option.key)) == 1, option.key
+    for row in OPTIONS:
+        assert rows.count((row.section, row.key)) == 1, row.key
 
 
 def test_every_line_of_the_sample_says_what_it_is_for() -> None:
     sample = sample_config()
-    for option in OPTIONS:
+    for row in OPTIONS:
         (line,) = [
             line
             for line in sample.splitlines()
-            if option.sentence in line and re.match(rf"(# )?{option.key} = ", line)
+            if row.option.sentence in line and re.match(rf"(# )?{row.key} = ", line)
         ]
-        assert line.endswith(option.sentence)
+        assert line.endswith(row.option.sentence)
 
 
 def test_the_sample_is_the_default_until_it_is_changed(folder: Path) -> None:
@@ -959,7 +955,7 @@ def test_the_sample_is_the_default_until_it_is_changed(folder: Path) -> None:
     toml = sample_config().replace("/etc/hd_itsm.token", str(folder / "token"))
     config = load(folder, toml, complete=True)
     bare = load_config("", {}, {}, complete=False)
-    different = {key for key in bare.options if str(bare[key]) != str(config[key])}
+    different = {key for key, value in flat(bare).items() if str(value) != str(flat(config)[key])}
     assert different == {"itsm.url"}
 
 
@@ -967,16 +963,16 @@ def test_with_every_line_uncommented_the_sample_loads(folder: Path) -> None:
     (folder / "token").write_text("Basic abc", encoding="utf-8")
     toml = COMMENTED.sub("", sample_config())
     tables = tomllib.loads(toml)
-    for option in OPTIONS:
-        assert option.key in tables[option.section], option.key
+    for row in OPTIONS:
+        assert row.key in tables[row.section], row.name
     (folder / "alert").write_text("https://chat.example.com/hook", encoding="utf-8")
     toml = toml.replace("/etc/hd_itsm.alert", str(folder / "alert"))
     toml = re.sub(r'"/etc/[\w./]+"', f'"{folder / "token"}"', toml)
     config = load(folder, toml, complete=True)
-    for option in OPTIONS:
-        if not option.sample:
-            default = load_config("", {}, {}, complete=False)[f"{option.section}.{option.key}"]
-            assert str(config[f"{option.section}.{option.key}"]) == str(default), option.key
+    bare = flat(load_config("", {}, {}, complete=False))
+    for row in OPTIONS:
+        if not row.option.sample:
+            assert str(flat(config)[row.name]) == str(bare[row.name]), row.name
 
 
 def test_init_writes_the_sample_for_the_owner_alone_and_never_over_a_file(
@@ -989,9 +985,3 @@ def test_init_writes_the_sample_for_the_owner_alone_and_never_over_a_file(
     assert hd_itsm.main(["init", "new.toml"]) == 1
     assert (folder / "new.toml").read_text(encoding="utf-8") == "mine"
     assert "new.toml" in capsys.readouterr().err
-
-
-def test_every_reader_that_an_option_names_is_there() -> None:
-    for option in (*OPTIONS, *HOOK_OPTIONS, *KIND_OPTIONS):
-        assert option.reads in hd_itsm.READERS
-        hd_itsm.READERS[option.reads](option.default)

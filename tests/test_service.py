@@ -1319,9 +1319,9 @@ def seconds(text: str) -> float:
 
 
 def test_the_units_times_leave_room_for_the_programs_own() -> None:
-    from hd_itsm import OPTIONS  # the one figure both must agree on
+    from rows import OPTIONS  # the one figure both must agree on
 
-    stop_after = next(float(row.default) for row in OPTIONS if row.key == "stop_after")
+    stop_after = next(float(row.option.default) for row in OPTIONS if row.key == "stop_after")
     unit = directives()
     assert seconds(unit["TimeoutStopSec"][0]) >= stop_after + 5
     assert seconds(unit["WatchdogSec"][0]) >= stop_after + 15  # a reload feeds nothing meanwhile
