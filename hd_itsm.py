@@ -18,14 +18,19 @@ Page) and delivering are siblings that meet only in the file.
   Tables         what it does when, as plain rows
   Reading        bytes to fields: repairs, paths, dates
   Translation    fields to a request: templates and filters
+  Options        what may be configured: secrets, readers, tables of options
   Configuration  TOML to one frozen object, or all that is wrong with it
   File           the SQLite file: open, migrate, transact, keep time and room
+  Records        what goes into the file and comes out of it
   Events         intake, line, outcomes, questions, a person's acts: every other statement
   Operations     what an operator asks and does, alike for command line, control and page
   Door           admit, read, store, answer
   Page           what a person sees in a browser
+  Wire           one HTTP exchange, with a deadline, for every request we make
+  Outcomes       what an answer means
   Delivery       due event -> request -> outcome; the only threads we start
   Service        the daemon put together; control file, sockets, systemd, reload
+  Demo           the life of tickets against a practice ITSM
   Command line   one function per command
 """
 
@@ -39,6 +44,7 @@ from __future__ import annotations
 import argparse
 import base64
 import binascii
+import codecs
 import collections
 import contextlib
 import csv
@@ -57,6 +63,7 @@ import io
 import ipaddress
 import itertools
 import json
+import keyword
 import logging
 import logging.handlers
 import math
@@ -79,11 +86,13 @@ import tomllib
 import unicodedata
 import urllib.parse
 import uuid
+import zlib
 import zoneinfo
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
-from typing import Any, NamedTuple, TypeVar
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import bottle
 import urllib3
@@ -173,19 +182,23 @@ KINDS: dict[str, dict[str, Any]] = {
     },
 }
 
-# HTTP status -> outcome, first row that matches. `credential`: everything waits, no ticket is to
-# blame. What no row knows means "later": a wrong "failed" needs a person, a wrong "later" time.
-ANSWERS: tuple[tuple[int, int, str], ...] = (
-    (200, 299, "delivered"),
-    (401, 401, "credential"),
-    (407, 407, "credential"),
-    (403, 405, "later"),  # the door, not the ticket
-    (408, 408, "later"),
-    (410, 410, "later"),
-    (425, 425, "later"),
-    (429, 429, "later"),
-    (400, 499, "failed"),
-    (504, 504, "unclear"),
+# HTTP status -> outcome, and whether the request may have happened all the same; first row that
+# matches. `credential`: everything waits, no ticket is to blame. What no row knows means "later":
+# a wrong "failed" needs a person, a wrong "later" time.
+ANSWERS: tuple[tuple[int, int, str, bool], ...] = (
+    (200, 299, "delivered", True),
+    (300, 399, "later", True),  # forms answer with the way to what they made
+    (401, 401, "credential", False),
+    (407, 407, "credential", False),
+    (403, 405, "later", False),  # the door, not the ticket
+    (408, 408, "later", False),
+    (410, 410, "later", False),
+    (425, 425, "later", False),
+    (429, 429, "later", False),
+    (400, 499, "failed", False),
+    (500, 500, "later", True),  # made first, failed then; so do gateways that lose patience
+    (502, 502, "later", True),
+    (504, 504, "unclear", True),
 )
 
 DATE_FORMATS = (  # .NET's general formats; 오전 and 오후 are read as AM and PM before these apply
@@ -208,7 +221,10 @@ COMPUTED = (
     "expected_date",
     "hours",
     "minutes",
+    "idempotency_key",
 )
+
+NEEDS_DATE = ("hours", "minutes")  # of COMPUTED those that a field `date` must be there for
 
 MAX_ID = 200  # characters of a ticket id or request id
 MAX_DEPTH = 100  # levels of nesting in a webhook's JSON
@@ -218,6 +234,7 @@ MAX_WAIT = 30  # seconds a caller may ask for with Prefer: wait
 MAX_RETRY_AFTER = 3600.0  # seconds a Retry-After is honoured for, and the farthest due time kept
 
 
+HELD_AFTER = 60.0  # seconds for which an event may wait for its opening before a person is told
 EVIDENCE = 300.0  # seconds for which another ticket's success speaks against a failing one
 
 
@@ -274,6 +291,7 @@ STRICT, LENIENT = (
     for strict in (True, False)
 )
 COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+COMPACT_ASCII = json.JSONEncoder(separators=(",", ":"))  # good in every encoding
 
 
 def _clean(value: Any) -> Any:
@@ -429,10 +447,13 @@ def _mended(text: str, known: frozenset[str]) -> str:
     return "".join(mended)
 
 
+JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"?|[{}\[\],]', re.DOTALL)
+
+
 def _closed(text: str) -> str:
     """`text` with the brackets it left open closed; what follows its object is cut off."""
     open_ones: list[str] = []
-    for match in re.finditer(r'"(?:[^"\\]|\\.)*+"?|[{}\[\]]', text, re.DOTALL):
+    for match in JSON_TOKEN.finditer(text):
         token = match[0]
         if token in "{[":
             open_ones.append("}" if token == "{" else "]")
@@ -449,6 +470,14 @@ def recover(text: str, known: frozenset[str]) -> dict[str, Any] | None:
     if start < 0 or not known:
         return None
     return _parsed(_closed(_mended(text[start:], known)), strict=False)
+
+
+def parse_beginning(text: str) -> Any:
+    """The JSON value that `text` begins, up to its last whole member; MISSING for none."""
+    ends = [match.start() for match in JSON_TOKEN.finditer(text) if match[0] == ","]
+    with contextlib.suppress(ValueError, Unreadable):
+        return parse_json(_closed(text[: ends[-1]] if ends else text))
+    return MISSING
 
 
 def read_body(raw: bytes, known: frozenset[str]) -> tuple[dict[str, Any], str]:
@@ -483,7 +512,7 @@ def read_body(raw: bytes, known: frozenset[str]) -> tuple[dict[str, Any], str]:
 
 
 class Step(NamedTuple):
-    """One step of a path: `key` "name", `any`, or `where` name=value."""
+    """One step: `key` "name", `any`, `where` name=value; `header` and `body` stand alone."""
 
     does: str
     name: str
@@ -498,10 +527,17 @@ Path = tuple[Step, ...]
 
 
 def parse_path(text: str) -> Path:
-    """A path of SPEC's grammar: a.b, a.0, a.-1, a[role=assigned].name, a.*.key, "quoted key".
+    """A path: a.b, a.0, a.-1, a[role=assigned].name, a.*.key, "quoted key", "@header:NAME".
 
     Raises ValueError with what is wrong.
     """
+    if text.startswith("@"):
+        if text == "@body":
+            return (Step("body", ""),)
+        match = re.fullmatch(r"@(header|query):\s*([^\s:]+)", text)
+        if not match:
+            raise ValueError(f"{text!r} must be like @header:NAME, @query:NAME or @body")
+        return (Step("header", match[2].lower() if match[1] == "header" else f"?{match[2]}"),)
     steps, at = [], 0
     while at < len(text):
         match = PATH_STEP.match(text, at)
@@ -532,34 +568,64 @@ def as_text(value: Any) -> str:
     return str(value) if isinstance(value, int | float) else COMPACT.encode(value)
 
 
-def _at_step(value: Any, step: Step) -> Iterable[Any]:
-    """The elements of `value` that one step of a path means."""
+def _at_step(value: Any, step: Step) -> Iterable[tuple[Any, Any]]:
+    """The elements of `value` that one step of a path means, each with its key or index.
+
+    A text that holds a JSON object or list is looked into.
+    """
+    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+        with contextlib.suppress(ValueError, Unreadable):
+            value = parse_json(value)
     if step.does == "key":
         if isinstance(value, dict):
-            return (value[step.name],) if step.name in value else ()
+            return ((step.name, value[step.name]),) if step.name in value else ()
         if isinstance(value, list) and re.fullmatch(r"-?[0-9]{1,6}", step.name):
-            place = int(step.name)
-            return (value[place],) if -len(value) <= place < len(value) else ()
+            index = int(step.name)
+            return ((index, value[index]),) if -len(value) <= index < len(value) else ()
         return ()
     if not isinstance(value, dict | list):
         return ()
     if step.does == "any":
-        return value.values() if isinstance(value, dict) else value
+        return value.items() if isinstance(value, dict) else enumerate(value)
     return [
-        element
-        for element in ([value] if isinstance(value, dict) else value)
+        (index, element)
+        for index, element in enumerate([value] if isinstance(value, dict) else value)
         if isinstance(element, dict)
         and step.name in element
         and as_text(element[step.name]) == step.value
     ]
 
 
-def find_all(value: Any, path: Path) -> list[Any]:
-    """Every element of `value` that `path` means."""
-    found: Iterable[Any] = _at_step(value, path[0])
-    for step in path[1:]:
-        found = [element for one in found for element in _at_step(one, step)]
-    return list(found)
+def locate(value: Any, path: Path) -> list[tuple[tuple[Any, ...], Any]]:
+    """Every element of `value` that `path` means, behind the keys and indexes that lead to it."""
+    places: list[tuple[tuple[Any, ...], Any]] = [((), value)]
+    for step in path:
+        places = [
+            ((*keys, key), element)
+            for keys, parent in places
+            for key, element in _at_step(parent, step)
+        ]
+    return places
+
+
+Headers = Mapping[str, str]  # lower-case name -> value; "?name" -> a field of the query
+
+
+class Message(NamedTuple):
+    """What paths read: the JSON of a webhook or of an answer, and what came with it."""
+
+    body: Any  # MISSING where it is no JSON
+    headers: Headers = MappingProxyType({})
+    text: str = ""  # the body of an answer, where it is no JSON
+
+    def elements(self, path: Path) -> list[Any]:
+        """Every element that `path` means."""
+        name = path[0].name
+        if path[0].does == "header":
+            return [self.headers[name]] if name in self.headers else []
+        if path[0].does == "body":
+            return [self.text.strip() if self.body is MISSING else self.body]
+        return [element for _, element in locate(self.body, path)]
 
 
 def present(value: Any) -> bool:
@@ -571,55 +637,83 @@ def present(value: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """Where one field of a hook is: the first path whose value is present wins."""
+    """Where a value is: the first path at which one is present wins."""
 
     paths: tuple[Path, ...]
-    match: re.Pattern[str] | None = None
+    match: re.Pattern[str] | None = None  # its first group is the value
 
-    def read(self, found: dict[str, Any]) -> Any:
-        """The field's value in a webhook's object, or MISSING."""
-        value = self._first(found)
-        if self.match is None or value is MISSING:
-            return value
-        group = self.match.search(as_text(value))
-        return group[1] if group else MISSING
-
-    def _first(self, found: dict[str, Any]) -> Any:
+    def read(self, message: Message) -> Any:
+        """The value, or MISSING; null or empty only where no path has something."""
         value: Any = MISSING
-        for path in self.paths:
-            for candidate in find_all(found, path):
-                if present(candidate):
-                    return candidate
-                if value is MISSING and not (isinstance(candidate, str) and candidate):
-                    value = candidate  # null or empty: kept, unless a later path has something
+        for candidate in self.values(message):
+            if present(candidate):
+                return candidate
+            if value is MISSING and not (isinstance(candidate, str) and candidate):
+                value = candidate
         return value
 
-
-Headers = Mapping[str, str]  # lower-case name -> value
+    def values(self, message: Message) -> Iterator[Any]:
+        """All that stands at the paths, in their order."""
+        for path in self.paths:
+            for element in message.elements(path):
+                if self.match is None:
+                    yield element
+                elif group := self.match.search(as_text(element)):
+                    yield group[1]
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """A path (or "@header:NAME") and what must be there: any of some texts, "*", "~PATTERN"."""
+    """A path and what must be there: any of some texts, patterns, elements of the same message.
+
+    None: present and not empty.
+    """
 
     path: Path
-    header: str
-    wanted: tuple[str | re.Pattern[str] | None, ...]  # None: present and not empty
+    wanted: tuple[str | re.Pattern[str] | Path | None, ...]
 
-    def holds(self, found: Any, headers: Headers) -> bool:
+    def holds(self, message: Message) -> bool:
         """Whether an element that the path means is as wanted."""
-        if self.header:
-            elements: Iterable[Any] = (headers.get(self.header, MISSING),)
-        else:
-            elements = find_all(found, self.path)
-        return any(
-            (wanted is None and present(element))
-            or (isinstance(wanted, re.Pattern) and wanted.search(as_text(element)) is not None)
-            or (isinstance(wanted, str) and as_text(element) == wanted)
-            for element in elements
-            if element is not MISSING
-            for wanted in self.wanted
-        )
+        return any(self.accepts(element, message) for element in message.elements(self.path))
+
+    def accepts(self, element: Any, message: Message) -> bool:
+        """Whether an element of `message` is as wanted."""
+        return any(self._is(element, wanted, message) for wanted in self.wanted)
+
+    def _is(self, element: Any, wanted: Any, message: Message) -> bool:
+        if wanted is None:
+            return present(element)
+        if isinstance(wanted, re.Pattern):
+            return wanted.search(as_text(element)) is not None
+        if isinstance(wanted, tuple):
+            return any(as_text(element) == as_text(other) for other in message.elements(wanted))
+        return bool(as_text(element) == wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What follows where its conditions fit: the kind of a webhook, or what an answer means."""
+
+    result: str
+    when: tuple[Condition, ...] = ()
+    unless: tuple[Condition, ...] = ()
+    statuses: frozenset[int] = frozenset()  # of an answer; empty: any
+
+    def fits(self, message: Message, status: int) -> bool:
+        """Whether all of `when` hold, and not all of `unless`."""
+        if self.statuses and status not in self.statuses:
+            return False
+        if self.unless and all(condition.holds(message) for condition in self.unless):
+            return False
+        return all(condition.holds(message) for condition in self.when)
+
+
+def first_that_fits(rules: Sequence[Rule], message: Message, status: int = 0) -> int:
+    """The number of the rule that decides, from 1; 0 where none fits."""
+    for number, rule in enumerate(rules, 1):
+        if rule.fits(message, status):
+            return number
+    return 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -628,17 +722,16 @@ class Hook:
 
     name: str
     path: str
-    kind: str
     fields: Mapping[str, Field]
-    rules: tuple[tuple[str, tuple[Condition, ...]], ...]
+    rules: tuple[Rule, ...]  # a hook with one kind has one rule, which always fits
     delivery_id: str
-    known: frozenset[str]
-    headers: tuple[str, ...]  # lower-case names that its rules read
+    known: frozenset[str]  # keys of its body that its paths name
+    headers: tuple[str, ...]  # lower-case names that its paths read
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds its events may have."""
-        return (self.kind,) if self.kind else tuple(dict.fromkeys(kind for kind, _ in self.rules))
+        return tuple(dict.fromkeys(rule.result for rule in self.rules))
 
 
 class Reading(NamedTuple):
@@ -649,7 +742,7 @@ class Reading(NamedTuple):
     fields: dict[str, Any]
     repaired: str
     problem: str = ""
-    rule: int = 0  # the rule that matched, from 1; 0 where the hook has a fixed kind
+    rule: int = 0  # the rule that fits, from 1; 0 for none
     found: Mapping[str, Any] = {}  # the whole object
 
 
@@ -667,13 +760,11 @@ def read_webhook(hook: Hook, raw: bytes, headers: Headers) -> Reading:
         found, repaired = read_body(raw, hook.known)
     except Unreadable as error:
         return Reading("", "", {}, "", str(error))
-    fields = {name: rule.read(found) for name, rule in hook.fields.items()}
+    message = Message(found, headers)
+    fields = {name: field.read(message) for name, field in hook.fields.items()}
     fields = {name: value for name, value in fields.items() if value is not MISSING}
-    kind, number = hook.kind, 0
-    for position, (name, conditions) in enumerate(hook.rules, 1):
-        if all(condition.holds(found, headers) for condition in conditions):
-            kind, number = name, position
-            break
+    number = first_that_fits(hook.rules, message)
+    kind = hook.rules[number - 1].result if number else ""
     ticket = read_id(fields.get("ticket_id"))
     problem = ""
     if kind and not ticket:
@@ -862,23 +953,58 @@ class Clock(NamedTuple):
         return moment.astimezone(self.zone)
 
 
+def look_up(table: Mapping[str, Any], name: str, value: Any) -> Any:
+    """What `table` says for `value`; its "*" row serves what is not listed."""
+    text = as_text(value)
+    if text in table and text != "*":
+        return table[text]
+    if "*" not in table:
+        raise Untranslatable(f'{text[:60]!r} is not in [tables.{name}], which has no "*" row')
+    default = table["*"]
+    return default.replace("{}", text) if isinstance(default, str) else default
+
+
+OMIT = Missing()  # a key or list element that is to be left out
+
+
+def not_asked(lookup: Any, scope: Any) -> Any:
+    """What stands for a look-up's value where nobody is asked; good as a number too."""
+    return "0"
+
+
 class Scope(NamedTuple):
-    """What placeholders may name: an event's fields, the constants, and what is computed."""
+    """What placeholders may name: an event's fields, constants, look-ups, and what is computed.
+
+    `ask` brings the value of a look-up whose placeholders stand in the scope it is given; a filter
+    gives it `value`. It raises Untranslatable where there is none.
+    """
 
     fields: Mapping[str, Any]
     values: Mapping[str, Any]
-    tables: Mapping[str, Mapping[str, str]]
+    tables: Mapping[str, Mapping[str, Any]]
     clock: Clock
     event: int
     ticket: str
     received: float
     request_id: str | None
+    idempotency_key: str = ""
+    lookups: Mapping[str, Any] = MappingProxyType({})  # name -> Lookup
+    ask: Callable[[Any, Any], Any] = not_asked  # (Lookup, Scope)
 
     def get(self, name: str) -> Any:
         """The value of `name`, or MISSING. Raises Untranslatable for a date that is none."""
         if name in COMPUTED:
             return self._computed(name)
-        return self.fields.get(name, self.values.get(name, MISSING))
+        value = self.fields.get(name, self.values.get(name, MISSING))
+        if value is MISSING and name in self.lookups:
+            return self.ask(self.lookups[name], self)
+        return value
+
+    def filtered(self, name: str, value: Any) -> Any:
+        """What the table or the look-up `name` makes of a value. Raises Untranslatable."""
+        if name in self.tables:
+            return look_up(self.tables[name], name, value)
+        return self.ask(self.lookups[name], self._replace(fields={**self.fields, "value": value}))
 
     def _computed(self, name: str) -> Any:
         received = self.clock.local(self.received)
@@ -889,6 +1015,8 @@ class Scope(NamedTuple):
                 return self.ticket
             case "event":
                 return self.event
+            case "idempotency_key":
+                return self.idempotency_key
             case "received":
                 return received.isoformat(timespec="seconds")
             case "today":
@@ -916,20 +1044,27 @@ def _filter_number(value: Any, argument: str, scope: Scope) -> Any:
     raise Untranslatable(f"{text[:60]!r} is no number")
 
 
-def _filter_date(value: Any, argument: str, scope: Scope) -> str:
+def _moment(value: Any, scope: Scope) -> datetime:
+    if isinstance(value, datetime):
+        return value
     try:
-        moment = parse_date(value, scope.clock.zone, scope.clock.formats)
+        return parse_date(value, scope.clock.zone, scope.clock.formats)
     except ValueError as error:
         raise Untranslatable(f"{error}; see [time] date_formats") from None
+
+
+def _filter_date(value: Any, argument: str, scope: Scope) -> str:
+    moment = _moment(value, scope)
     try:
-        return scope.clock.local(moment).strftime(argument)
+        if not isinstance(value, datetime):  # else `utc` chose the zone
+            moment = scope.clock.local(moment)
+        return moment.strftime(argument)
     except (ValueError, OverflowError):
         raise Untranslatable(f"{as_text(value)[:60]!r} is too far away for a calendar") from None
 
 
-def _filter_or(value: Any, argument: str, scope: Scope) -> Any:
-    return value if present(value) else argument
-
+NOT_IN_XML = re.compile("[^\\t\\n\\r\\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+DEFAULTS = ("or", "or_null", "or_omit")  # filters for what is missing, null or empty
 
 FILTERS: dict[str, Callable[[Any, str, Scope], Any]] = {
     "text": lambda value, argument, scope: as_text(value),
@@ -939,19 +1074,20 @@ FILTERS: dict[str, Callable[[Any, str, Scope], Any]] = {
     "bytes": lambda value, argument, scope: (
         as_text(value).encode("utf-8", "replace")[: int(argument)].decode("utf-8", "ignore")
     ),
+    "utc": lambda value, argument, scope: _moment(value, scope).astimezone(UTC),
     "date": _filter_date,
-    "or": _filter_or,
+    "epoch": lambda value, argument, scope: int(_moment(value, scope).timestamp()),
+    "epoch_ms": lambda value, argument, scope: round(_moment(value, scope).timestamp() * 1000),
+    "line": lambda value, argument, scope: " ".join(as_text(value).split()),
+    "bmp": lambda value, argument, scope: re.sub("[^\0-\uffff]", "", as_text(value)),
+    "xml": lambda value, argument, scope: html.escape(NOT_IN_XML.sub("", as_text(value))),
+    "to_html": lambda value, argument, scope: "<br>".join(
+        html.escape(as_text(value), quote=False).splitlines()
+    ),
+    "or": lambda value, argument, scope: value if present(value) else argument,
+    "or_null": lambda value, argument, scope: value if present(value) else None,
+    "or_omit": lambda value, argument, scope: value if present(value) else OMIT,
 }
-
-
-def look_up(table: Mapping[str, str], name: str, value: Any) -> str:
-    """What `table` says for `value`; its "*" row serves what is not listed."""
-    text = as_text(value)
-    if text in table and text != "*":
-        return table[text]
-    if "*" not in table:
-        raise Untranslatable(f'{text[:60]!r} is not in [tables.{name}], which has no "*" row')
-    return table["*"].replace("{}", text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -965,14 +1101,16 @@ class Placeholder:
         """Its value in `scope`, with its JSON type. Raises Untranslatable."""
         value = scope.get(self.name)
         for name, argument in self.filters:
-            if value is MISSING and name != "or":
+            if value is MISSING and name not in DEFAULTS:
                 continue
             if name in FILTERS:
                 value = FILTERS[name](value, argument, scope)
             else:
-                value = look_up(scope.tables[name], name, value)
+                value = scope.filtered(name, value)
+        if isinstance(value, datetime):
+            value = value.isoformat(timespec="seconds")
         if value is MISSING:
-            missing = "date" if self.name in ("hours", "minutes") else self.name
+            missing = "date" if self.name in NEEDS_DATE else self.name
             raise Untranslatable(
                 f"field {missing} is missing; {{{self.name}|or:...}} would allow it"
             )
@@ -1043,9 +1181,11 @@ def render_tree(tree: Tree, scope: Scope) -> Any:
     if isinstance(tree, Template):
         return tree.render(scope)
     if isinstance(tree, dict):
-        return {key: render_tree(element, scope) for key, element in tree.items()}
+        rendered = {key: render_tree(element, scope) for key, element in tree.items()}
+        return {key: value for key, value in rendered.items() if value is not OMIT}
     if isinstance(tree, list):
-        return [render_tree(element, scope) for element in tree]
+        elements = [render_tree(element, scope) for element in tree]
+        return [value for value in elements if value is not OMIT]
     return tree
 
 
@@ -1058,67 +1198,43 @@ def templates_in(tree: Tree) -> Iterator[Template]:
             yield from templates_in(element)
 
 
-@dataclass(frozen=True, slots=True)
-class Find:
-    """How to ask the ITSM whether a create that got no answer happened after all."""
-
-    url: Template
-    request_id: tuple[Path, ...]
-    after: float  # seconds to wait before asking: a create given up on may still happen
+def placeholders_in(tree: Tree) -> Iterator[Placeholder]:
+    """Every placeholder of a tree."""
+    for template in templates_in(tree):
+        yield from (part for part in template.parts if isinstance(part, Placeholder))
 
 
-@dataclass(frozen=True)
-class Kind:
-    """What an event of this kind becomes at the ITSM, and how its answer is read."""
+class Hidden(Protocol):
+    """A secret: nothing but `reveal` gives its text."""
 
-    name: str
-    opens: bool
-    method: str
-    url: Template
-    headers: Mapping[str, Any]  # name -> Template or Secret
-    body: Tree
-    form_field: str
-    request_id: tuple[Path, ...]
-    ok: tuple[Condition, ...]
-    refused: tuple[Condition, ...]
-    answers: Mapping[int, str]
-    again: str
-    unclear: str
-    find: Find | None
-    then: str
+    def reveal(self) -> str:
+        """The text."""
 
-    @functools.cached_property
-    def placeholders(self) -> tuple[Placeholder, ...]:
-        """Every placeholder in its URLs, headers and body."""
-        find = self.find.url if self.find else None
-        templates = templates_in([self.url, find, dict(self.headers), self.body])
-        return tuple(
-            part for one in templates for part in one.parts if isinstance(part, Placeholder)
-        )
 
-    @functools.cached_property
-    def names(self) -> frozenset[str]:
-        """The fields that make a difference to its request."""
-        names = {part.name for part in self.placeholders}
-        return frozenset(names | {"date"} if names & {"hours", "minutes"} else names)
-
-    @functools.cached_property
-    def needs(self) -> bool:
-        """Whether it cannot be rendered without the ticket's request id."""
-        return any(
-            part.name == "request_id" and not any(name == "or" for name, _ in part.filters)
-            for part in self.placeholders
-        )
+TELLTALE = re.compile(r"(?i)authorization|cookie|token|secret|passw|api.?key|credential")
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One HTTP request for the ITSM, without the headers that hold secrets."""
+    """One HTTP request, ready to be sent. It does not print: its headers may be secrets."""
 
     method: str
-    url: str
-    headers: tuple[tuple[str, str], ...]
-    body: bytes
+    url: str = field(repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    body: bytes = field(default=b"", repr=False)
+    secret: frozenset[str] = frozenset()  # names of the headers that nobody may see
+
+    def as_json(self) -> dict[str, Any]:
+        """It as people may see it."""
+        return {
+            "method": self.method,
+            "url": self.url,
+            "headers": {
+                name: "***" if name in self.secret or TELLTALE.search(name) else value
+                for name, value in self.headers.items()
+            },
+            "body": next(decode_body(self.body))[0] if self.body else "",
+        }
 
 
 def _url(template: Template, scope: Scope) -> str:
@@ -1133,51 +1249,164 @@ def _url(template: Template, scope: Scope) -> str:
             raise Untranslatable(f"{{{part.name}}} is empty: the URL would lead elsewhere")
         pieces.append(urllib.parse.quote(text, safe=""))
     url = "".join(pieces)
-    for segment in urllib.parse.urlsplit(url).path.split("/"):
-        if urllib.parse.unquote(segment) in (".", ".."):
-            raise Untranslatable(f"{segment!r} as a segment of the URL would lead elsewhere")
+    path = urllib.parse.urlsplit(url).path
+    for _ in range(2):  # a server may split it before it decodes it, or after
+        for segment in re.split(r"[/\\]", path):
+            if segment in (".", ".."):
+                raise Untranslatable(f"{segment!r} as a segment of the URL would lead elsewhere")
+        path = urllib.parse.unquote(path)
     return url
 
 
-def find_request(find: Find, scope: Scope) -> Request:
-    """The question whether the ticket of `scope` is known to the ITSM. Raises Untranslatable."""
-    return Request("GET", _url(find.url, scope), (), b"")
+@dataclass(frozen=True)
+class RequestTemplate:
+    """A request as it is configured, before an event fills it in.
 
+    `body`: a JSON tree, a text, or MISSING for none; `form` takes its place where there is one.
+    """
 
-def render(kind: Kind, scope: Scope) -> tuple[str, list[tuple[str, str]], Any]:
-    """URL, headers and content of the request that an event becomes. Raises Untranslatable."""
-    headers = []
-    for name, value in kind.headers.items():
-        if isinstance(value, Template):
-            text = value.text(scope)
+    method: str
+    url: Template
+    headers: Mapping[str, Template | Hidden] = field(default_factory=dict)
+    body: Tree = MISSING
+    form: Mapping[str, Tree] = field(default_factory=dict)
+    encoding: str = "utf-8"
+
+    @functools.cached_property
+    def placeholders(self) -> tuple[Placeholder, ...]:
+        """Every placeholder of it."""
+        tree = [self.url, dict(self.headers), self.body, dict(self.form)]
+        return tuple(placeholders_in(tree))
+
+    def parts(self, scope: Scope) -> tuple[str, dict[str, str], Any]:
+        """URL, headers and content in `scope`, the content not yet encoded.
+
+        Raises Untranslatable.
+        """
+        headers: dict[str, str] = {}
+        for name, value in self.headers.items():
+            if not isinstance(value, Template):
+                headers[name] = value.reveal()
+                continue
+            rendered = value.render(scope)
+            if rendered is OMIT:
+                continue
+            text = as_text(rendered)
             if CONTROL.search(text):
                 raise Untranslatable(f"header {name} would hold control characters")
-            headers.append((name, text.encode().decode("latin-1")))
-    content = MISSING if kind.method in ("GET", "HEAD") else render_tree(kind.body, scope)
-    return _url(kind.url, scope), headers, content
+            headers[name] = text.encode().decode("latin-1")
+        content: Any = MISSING
+        if self.method not in ("GET", "HEAD"):
+            content = render_tree(dict(self.form) or self.body, scope)
+        content = MISSING if content is OMIT else content
+        return _url(self.url, scope), headers, content
+
+    def render(self, scope: Scope) -> Request:
+        """The request in `scope`. Raises Untranslatable."""
+        url, headers, content = self.parts(scope)
+        body, content_type = b"", ""
+        if content is not MISSING and self.form:
+            pairs = {
+                name: COMPACT.encode(value) if isinstance(value, dict | list) else as_text(value)
+                for name, value in content.items()
+            }
+            body = urllib.parse.urlencode(pairs, encoding=self.encoding, errors="replace").encode()
+            content_type = "application/x-www-form-urlencoded"
+        elif isinstance(content, str):
+            body, content_type = content.encode(self.encoding, "replace"), "text/plain"
+        elif content is not MISSING:
+            encoder = COMPACT if self.encoding == "utf-8" else COMPACT_ASCII
+            body, content_type = encoder.encode(content).encode(), "application/json"
+        named = {name.lower() for name in headers}
+        if content_type and "content-type" not in named:
+            charset = "" if self.form else f"; charset={self.encoding}"
+            headers["Content-Type"] = content_type + charset
+        hidden = (name for name, value in self.headers.items() if not isinstance(value, Template))
+        return Request(self.method, url, headers, body, frozenset(hidden))
 
 
-def translate(kind: Kind, scope: Scope) -> Request:
-    """The request that an event becomes. Raises Untranslatable."""
-    url, headers, content = render(kind, scope)
-    body = b"" if content is MISSING else COMPACT.encode(content).encode()
-    content_type = "application/json; charset=utf-8"
-    if kind.form_field:
-        body = urllib.parse.urlencode({kind.form_field: body}).encode()
-        content_type = "application/x-www-form-urlencoded"
-    return Request(
-        kind.method,
-        url,
-        (("Content-Type", content_type), *headers) if body else tuple(headers),
-        body,
-    )
+@dataclass(frozen=True, eq=False)
+class Lookup:
+    """A question to the ITSM, and where the value it is asked for stands in the answer."""
+
+    name: str
+    request: RequestTemplate
+    answers: tuple[Rule, ...]
+    value: Field
+    when: tuple[tuple[Path, tuple[Any, ...]], ...]  # what a hit must hold; Templates among it
+    otherwise: Any = MISSING  # the value where there is none
+    keep_for: float | Field = 0.0  # seconds a value is good for, or where the answer says it
+
+    @functools.cached_property
+    def placeholders(self) -> tuple[Placeholder, ...]:
+        """Every placeholder of it."""
+        conditions = placeholders_in([list(wanted) for _, wanted in self.when])
+        return (*self.request.placeholders, *conditions)
+
+    def conditions(self, scope: Scope) -> tuple[Condition, ...]:
+        """What a hit must hold, in `scope`. Raises Untranslatable."""
+        return tuple(
+            Condition(
+                path,
+                tuple(part.text(scope) if isinstance(part, Template) else part for part in wanted),
+            )
+            for path, wanted in self.when
+        )
 
 
-# ── Configuration: TOML to one frozen object, or all that is wrong with it ─────────────────────
+@dataclass(frozen=True)
+class Kind:
+    """What an event of this kind becomes at the ITSM, and how its answer is read."""
+
+    name: str
+    opens: bool
+    request: RequestTemplate
+    answers: tuple[Rule, ...]
+    request_id: Field
+    again: str  # "ignore" or "send"
+    when_unclear: str  # "retry", "hold" or "find"
+    find: Lookup | None
+    find_after: float  # seconds to wait before asking: a create given up on may still happen
+    verify: Lookup | None  # asked after a 2xx: whether it was done indeed
+    then: str
+    asks: tuple[Lookup, ...] = ()  # those that its request needs, and those that they need
+
+    @functools.cached_property
+    def placeholders(self) -> tuple[Placeholder, ...]:
+        """Every placeholder in its requests."""
+        asked = [*self.asks, *filter(None, (self.find, self.verify))]
+        further = (part for lookup in asked for part in lookup.placeholders)
+        return (*self.request.placeholders, *further)
+
+    @functools.cached_property
+    def names(self) -> frozenset[str]:
+        """The fields that make a difference to its request."""
+        names = {part.name for part in self.placeholders}
+        return frozenset(names | {"date"} if names & {*NEEDS_DATE} else names)
+
+    @functools.cached_property
+    def waits_for_id(self) -> bool:
+        """Whether it cannot be rendered without the ticket's request id."""
+        asked = (part for lookup in self.asks for part in lookup.placeholders)
+        return any(
+            part.name == "request_id" and not any(name in DEFAULTS for name, _ in part.filters)
+            for part in (*self.request.placeholders, *asked)
+        )
+
+
+# ── Options: what may be configured: secrets, readers, tables ──────────────────────────────────
 
 
 class ConfigError(Error):
     """All problems of a configuration, one per line."""
+
+
+class Mistakes(ValueError):
+    """What is wrong with a value, one by one; `rest` is what can be used of it all the same."""
+
+    def __init__(self, problems: Sequence[str], rest: Any) -> None:
+        super().__init__("; ".join(problems))
+        self.problems, self.rest = problems, rest
 
 
 Address = tuple[str, int]  # host and port
@@ -1185,6 +1414,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 Environ = Mapping[str, str]
+T = TypeVar("T")
 
 
 def _hint(word: str, known: Iterable[str]) -> str:
@@ -1275,6 +1505,19 @@ def _table(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("must be a table { name = value }")
     return value
+
+
+def _each(rows: Iterable[tuple[str, Any]], read: Callable[[Any], T]) -> dict[str, T]:
+    """Every row as `read` makes it. Raises Mistakes with all that are wrong."""
+    problems, values = [], {}
+    for name, row in rows:
+        try:
+            values[name] = read(row)
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        raise Mistakes(problems, values)
+    return values
 
 
 def _read_text(value: Any) -> str:
@@ -1383,15 +1626,20 @@ def _read_secrets(value: Any) -> tuple[Secret, ...]:
 
 
 def _read_headers(value: Any) -> dict[str, Template | Secret]:
-    headers: dict[str, Template | Secret] = {}
-    for name, text in _table(value).items():
+    seen: set[str] = set()
+
+    def read(row: tuple[str, Any]) -> Template | Secret:
+        name, text = row
         if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name):
-            raise ValueError(f"{name!r} is no header name")
+            raise ValueError("is no header name")
         if name.lower() in ("content-length", "transfer-encoding", "host", "connection"):
-            raise ValueError(f"{name} is set by the program itself")
-        secret = isinstance(text, dict)
-        headers[name] = _read_secret(text) if secret else parse_template(as_text(text))
-    return headers
+            raise ValueError("is set by the program itself")
+        if name.lower() in seen:
+            raise ValueError("stands there twice: header names are one whatever their case")
+        seen.add(name.lower())
+        return _read_secret(text) if isinstance(text, dict) else parse_template(as_text(text))
+
+    return _each(((row[0], row) for row in _table(value).items()), read)
 
 
 def _read_hmac(value: Any) -> Signature | None:
@@ -1420,15 +1668,7 @@ def _read_hmac(value: Any) -> Signature | None:
     return Signature(secrets=secrets, max_age=max_age, **texts) if secrets else None
 
 
-def _read_paths(value: Any) -> tuple[Path, ...]:
-    texts = [value] if isinstance(value, str) else _texts(value)
-    location = (Step("header", "location"),)
-    return tuple(
-        location if text.lower() == "@location" else parse_path(text) for text in texts if text
-    )
-
-
-def _wanted(value: Any) -> str | re.Pattern[str] | None:
+def _wanted(value: Any) -> str | re.Pattern[str] | Path | None:
     if isinstance(value, dict | list):
         raise ValueError('a condition is a text, a number, a list of them, "*" or "~PATTERN"')
     text = as_text(value)
@@ -1437,33 +1677,96 @@ def _wanted(value: Any) -> str | re.Pattern[str] | None:
             return re.compile(text[1:])
         except re.error as error:
             raise ValueError(f"{text!r} is no regular expression: {error}") from None
+    if text.startswith("@body:"):
+        return parse_path(text.removeprefix("@body:"))
     return None if text == "*" else text
 
 
-def _read_conditions(value: Any) -> dict[str, Condition]:
-    conditions = {}
+def _read_conditions(value: Any) -> tuple[Condition, ...]:
+    conditions = []
     for where, wanted in _table(value).items():
-        header = where[8:].strip().lower() if where.lower().startswith("@header:") else ""
         values = wanted if isinstance(wanted, list) else [wanted]
-        path = () if header else parse_path(where)
-        conditions[where] = Condition(path, header, tuple(_wanted(one) for one in values))
-    return conditions
+        if not values:
+            raise ValueError(f"{where!r}: an empty list can never fit")
+        conditions.append(Condition(parse_path(where), tuple(_wanted(text) for text in values)))
+    return tuple(conditions)
 
 
-def _read_answers(value: Any) -> dict[int, str]:
-    answers = {}
-    for status, outcome in _table(value).items():
-        if not re.fullmatch(r"[1-5][0-9]{2}", status):
-            raise ValueError(f"{status!r} is no HTTP status")
-        if outcome not in ("delivered", "failed", "later"):
-            raise ValueError(f'{status}: must be "delivered", "failed" or "later"')
-        answers[int(status)] = outcome
-    return answers
+def _read_hits(value: Any) -> tuple[tuple[Path, tuple[Any, ...]], ...]:
+    """Conditions whose texts are templates."""
+    return tuple(
+        (
+            condition.path,
+            tuple(
+                parse_template(wanted) if isinstance(wanted, str) else wanted
+                for wanted in condition.wanted
+            ),
+        )
+        for condition in _read_conditions(value)
+    )
+
+
+def _only(row: Mapping[str, Any], *known: str) -> None:
+    for key in row:
+        if key not in known:
+            raise ValueError(f"unknown key {key!r}{_hint(key, known)}: {', '.join(known)}")
+
+
+def _read_statuses(value: Any) -> frozenset[int]:
+    statuses: set[int] = set()
+    for status in value if isinstance(value, list) else [value]:
+        text = as_text(status)
+        if re.fullmatch("[1-5]xx", text):
+            statuses |= {*range(int(text[0]) * 100, int(text[0]) * 100 + 100)}
+        elif re.fullmatch("[1-5][0-9]{2}", text):
+            statuses.add(int(text))
+        else:
+            raise ValueError(f'{text!r} is no HTTP status: 404, "4xx" or a list of them')
+    if not statuses:
+        raise ValueError("status: an empty list can never fit")
+    return frozenset(statuses)
+
+
+MEANS = ("delivered", "failed", "later", "credential", "unclear")
+
+
+def _read_rules(value: Any, what: str, *further: str) -> tuple[Rule, ...]:
+    """Rules whose key `what` says what follows."""
+    if not isinstance(value, list):
+        raise ValueError(f"must be a list of {{ {what}, when }}")
+
+    def read(row: Any) -> Rule:
+        _only(_table(row), what, "when", "unless", *further)
+        if not isinstance(row.get(what), str) or not row[what]:
+            raise ValueError(f"{what} is missing: what follows where it fits?")
+        if what == "means" and row[what] not in MEANS:
+            raise ValueError(f"means {row[what]!r}{_hint(row[what], MEANS)}: {', '.join(MEANS)}")
+        return Rule(
+            row[what],
+            _read_conditions(row.get("when", {})),
+            _read_conditions(row.get("unless", {})),
+            _read_statuses(row["status"]) if "status" in row else frozenset(),
+        )
+
+    rows = ((f"rule {number}", row) for number, row in enumerate(value, 1))
+    try:
+        return tuple(_each(rows, read).values())
+    except Mistakes as mistakes:
+        raise Mistakes(mistakes.problems, tuple(mistakes.rest.values())) from None
+
+
+def _read_kind_rules(value: Any) -> tuple[Rule, ...]:
+    return _read_rules(value, "kind")
+
+
+def _read_answers(value: Any) -> tuple[Rule, ...]:
+    return _read_rules(value, "means", "status")
 
 
 def _one_of(value: Any, *allowed: str) -> str:
     if value not in allowed:
-        raise ValueError(f"must be one of {', '.join(allowed)}")
+        hint = _hint(value, allowed) if isinstance(value, str) else ""
+        raise ValueError(f"must be one of {', '.join(allowed)}{hint}")
     return str(value)
 
 
@@ -1472,7 +1775,11 @@ def _read_level(value: Any) -> str:
 
 
 def _read_zone(value: Any) -> tzinfo | None:
-    return local_zone(_read_text(value))
+    try:
+        return local_zone(_read_text(value))
+    except ValueError as error:
+        hint = _hint(value, zoneinfo.available_timezones()) if isinstance(value, str) else ""
+        raise ValueError(f"{error}{hint}") from None
 
 
 def _read_route(value: Any) -> str:
@@ -1487,10 +1794,7 @@ def _read_route(value: Any) -> str:
 def _read_field(value: Any) -> Field:
     match = None
     if isinstance(value, dict):
-        if unknown := set(value) - {"path", "match"}:
-            raise ValueError(
-                f"unknown key {min(unknown)!r}{_hint(min(unknown), ('path', 'match'))}"
-            )
+        _only(value, "path", "match")
         with_match = value.get("match", "")
         try:
             match = re.compile(_read_text(with_match)) if with_match else None
@@ -1503,31 +1807,35 @@ def _read_field(value: Any) -> Field:
     return Field(tuple(parse_path(path) for path in paths), match)
 
 
+def _read_value(value: Any) -> Field | None:
+    return None if value == "" else _read_field(value)
+
+
+def _read_keep_for(value: Any) -> float | Field:
+    if isinstance(value, str) and not re.match("[0-9]", value):
+        return _read_field(value)
+    return _read_duration(value)
+
+
+def _read_otherwise(value: Any) -> Any:
+    if isinstance(value, dict | list):
+        raise ValueError("must be text, a number, true or false")
+    return MISSING if value is None else value
+
+
+def _read_authorization(value: Any) -> Secret | Template:
+    if isinstance(value, str) and re.search(r"\{\w", value):
+        return parse_template(value)
+    return _read_secret(value)
+
+
 def _read_fields(value: Any) -> dict[str, Field]:
-    fields = {}
-    for name, where in _table(value).items():
-        if not re.fullmatch(r"[^\W\d]\w*", name):
-            raise ValueError(f"{name!r} is no field name (letters, digits, _)")
-        try:
-            fields[name] = _read_field(where)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-    return fields
+    def read(row: tuple[str, Any]) -> Field:
+        if not re.fullmatch(r"[^\W\d]\w*", row[0]):
+            raise ValueError("is no field name (letters, digits, _)")
+        return _read_field(row[1])
 
-
-def _read_rules(value: Any) -> list[tuple[str, dict[str, Condition]]]:
-    if not isinstance(value, list):
-        raise ValueError("must be a list of { kind, when }")
-    rules = []
-    for number, rule in enumerate(value, 1):
-        try:
-            if unknown := set(_table(rule)) - {"kind", "when"}:
-                raise ValueError(f"unknown key {min(unknown)!r}")
-            kind = _read_text(rule.get("kind"))
-            rules.append((kind, _read_conditions(rule.get("when", {}))))
-        except ValueError as error:
-            raise ValueError(f"rule {number}: {error}") from None
-    return rules
+    return _each(((row[0], row) for row in _table(value).items()), read)
 
 
 def _read_method(value: Any) -> str:
@@ -1542,40 +1850,40 @@ def _read_unclear(value: Any) -> str:
     return _one_of(value, "retry", "hold", "find")
 
 
-def _read_find(value: Any) -> Find | None:
-    if not _table(value):
-        return None
-    if unknown := set(value) - {"url", "request_id", "after"}:
-        known = ("url", "request_id", "after")
-        raise ValueError(f"unknown key {min(unknown)!r}{_hint(min(unknown), known)}")
-    if not value.get("url") or not value.get("request_id"):
-        raise ValueError("needs url and request_id")
-    url = parse_template(_read_template_url(value["url"]))
-    after = _read_duration(value.get("after", 60.0))
-    return Find(url, _read_paths(value["request_id"]), after)
-
-
-def _texts_in(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for one in value.values() if isinstance(value, dict) else value:
-            yield from _texts_in(one)
-
-
 def _read_template(value: Any) -> Tree:
-    problems = []
-    for text in _texts_in(value):
+    """The templates of a tree, all that are wrong in one list; what is right is read anyway."""
+    problems: list[str] = []
+
+    def read(part: Any) -> Tree:
+        if isinstance(part, dict):
+            return {key: read(element) for key, element in part.items()}
+        if isinstance(part, list):
+            return [read(element) for element in part]
         try:
-            parse_template(text)
+            return parse_tree(part)
         except ValueError as error:
-            problems.append(f"{text!r} {error}")
+            problems.append(f"{part!r} {error}")
+            return ""
+
+    tree = read(value)
     if problems:
-        raise ValueError("; ".join(problems))
-    return parse_tree(value)
+        raise Mistakes(problems, tree)
+    return tree
 
 
-T = TypeVar("T")
+def _read_body(value: Any) -> Tree:
+    return MISSING if value is None else _read_template(value)
+
+
+def _read_form(value: Any) -> Mapping[str, Tree]:
+    return dict(_read_template(_table(value)))
+
+
+def _read_encoding(value: Any) -> str:
+    try:
+        return codecs.lookup(_read_text(value)).name
+    except LookupError:
+        raise ValueError(f'no encoding {value!r}: write it like "utf-8" or "cp949"') from None
 
 
 @dataclass(frozen=True)
@@ -1652,8 +1960,8 @@ class ItsmOptions:
     """Where tickets go."""
 
     url: str = option(_read_url, "", "where requests go", '"https://itsm.example.com/api"')
-    authorization: Secret = option(
-        _read_secret,
+    authorization: Secret | Template = option(
+        _read_authorization,
         "",
         "the Authorization header as it is sent: text, { file = }, { env = }, { credential = }",
         '{ file = "/etc/hd_itsm.token" }',
@@ -1669,26 +1977,14 @@ class ItsmOptions:
     proxy: Secret = option(
         _read_secret, "", "HTTP proxy towards the ITSM", '"http://proxy.example.com:3128"'
     )
-    request_id: tuple[Path, ...] = option(
-        _read_paths, "result.request_id", "where the request id is in the answer"
+    request_id: Field = option(
+        _read_field, "result.request_id", "where the request id is in the answer"
     )
-    ok: Mapping[str, Condition] = option(
-        _read_conditions,
-        {},
-        "conditions a 2xx answer must meet to count",
-        '{ "result.code" = ["0", "00"] }',
-    )
-    refused: Mapping[str, Condition] = option(
-        _read_conditions,
-        {},
-        "conditions that make a 2xx answer a refusal",
-        '{ "*" = "~(?i)permission denied|does not exist" }',
-    )
-    answers: Mapping[int, str] = option(
+    answers: tuple[Rule, ...] = option(
         _read_answers,
-        {},
-        "what a status means, where README's table is wrong",
-        '{ "404" = "failed", "400" = "later" }',
+        [],
+        "rules for what its answers mean, where README's table is wrong",
+        '[ { means = "failed", status = 200, when = { "*" = "~(?i)permission denied" } } ]',
     )
     check_url: str = option(_read_url, "", "what `check` may GET; empty: url")
 
@@ -1771,45 +2067,67 @@ class HookOptions:
     fields: Mapping[str, Field] = option(
         _read_fields, {}, "name = path, list of paths, or { path, match }"
     )
-    rules: Sequence[tuple[str, Mapping[str, Condition]]] = option(
-        _read_rules, [], "{ kind, when } in order; the first that holds decides"
+    rules: tuple[Rule, ...] = option(
+        _read_kind_rules, [], "{ kind, when, unless } in order; the first that fits decides"
     )
     delivery_id: str = option(_read_text, "", "header that names a delivery, for duplicates")
 
 
 @dataclass(frozen=True)
-class KindOptions:
-    """[kinds.NAME]: what an event becomes at the ITSM."""
+class RequestOptions:
+    """What every request is described by."""
 
-    opens: bool = option(_read_flag, False, "its answer brings the ticket's request id")
     method: str = option(_read_method, "POST", "HTTP method")
     url: str = option(_read_template_url, "", "where it goes; empty: itsm.url")
     headers: Mapping[str, Template | Secret] = option(_read_headers, {}, "further headers")
-    body: Tree = option(_read_template, {}, "the JSON to send, with {placeholders}")
-    form_field: str = option(_read_text, "", "send the JSON inside this form field")
-    request_id: tuple[Path, ...] = option(
-        _read_paths, "", "where the id is; empty: itsm.request_id"
+    body: Tree = option(_read_body, None, "what to send: a table is JSON, a text goes as it is")
+    form: Mapping[str, Tree] = option(
+        _read_form, {}, "form fields instead of a body; a table among them goes as JSON"
     )
-    ok: Mapping[str, Condition] = option(
-        _read_conditions, {}, "as itsm.ok; comes before it, key by key"
-    )
-    refused: Mapping[str, Condition] = option(_read_conditions, {}, "as itsm.refused")
-    answers: Mapping[int, str] = option(_read_answers, {}, "as itsm.answers")
+    encoding: str = option(_read_encoding, "utf-8", "of what is sent")
+    answers: tuple[Rule, ...] = option(_read_answers, [], "come before itsm.answers")
+
+
+@dataclass(frozen=True)
+class KindOptions(RequestOptions):
+    """[kinds.NAME]: what an event becomes at the ITSM."""
+
+    opens: bool = option(_read_flag, False, "its answer brings the ticket's request id")
+    request_id: Field | None = option(_read_value, "", "where the id is; empty: itsm.request_id")
     again: str = option(_read_again, "ignore", 'a second opening: "ignore" or "send"')
     unclear: str = option(
         _read_unclear,
         "retry",
-        'no answer came to an opening: "retry", "hold" for a person, or "find"',
+        'nobody can say whether it happened: "retry", "hold" for a person, or "find"',
     )
-    find: Find | None = option(
-        _read_find, {}, "{ url, request_id, after }: how to look the ticket up before a second try"
+    find: str = option(_read_text, "", 'the look-up that is asked where unclear = "find"')
+    find_after: float = option(
+        _read_duration, "60s", "it is asked no sooner: a create given up on may still happen"
+    )
+    verify: str = option(
+        _read_text, "", "a look-up asked after a 2xx; what its `when` demands must hold"
     )
     then: str = option(_read_text, "", "a further kind delivered right after this one")
 
 
+@dataclass(frozen=True)
+class LookupOptions(RequestOptions):
+    """[lookups.NAME]: a question to the ITSM."""
+
+    method: str = option(_read_method, "GET", "HTTP method")
+    value: Field | None = option(_read_value, "", "where what is asked for is in the answer")
+    when: tuple[tuple[Path, tuple[Any, ...]], ...] = option(
+        _read_hits, {}, "what a hit must hold, where the question may bring others too"
+    )
+    or_: Any = option(_read_otherwise, None, "the value where there is none; else the event fails")
+    keep_for: float | Field = option(
+        _read_keep_for, 0, "how long a value is good for, or the path of its seconds in the answer"
+    )
+
+
 def options_of(table: type) -> dict[str, Option]:
     """The keys of a table of options."""
-    return {one.name: one.metadata["option"] for one in fields(table)}
+    return {one.name.rstrip("_"): one.metadata["option"] for one in fields(table)}
 
 
 SECTIONS: Mapping[str, type[Any]] = {
@@ -1865,6 +2183,9 @@ def sample_config() -> str:
     return "\n".join([*lines, "", SAMPLE_TAIL])
 
 
+# ── Configuration: TOML to one frozen object, or all that is wrong with it ─────────────────────
+
+
 @dataclass(frozen=True)
 class Config:
     """Everything configured, checked: the tables of options, and what is named by the operator."""
@@ -1878,9 +2199,11 @@ class Config:
     alert: AlertOptions
     time: TimeOptions
     values: Mapping[str, Any]
-    tables: Mapping[str, Mapping[str, str]]
+    tables: Mapping[str, Mapping[str, Any]]
     hooks: Mapping[str, Hook]
     kinds: Mapping[str, Kind]
+    lookups: Mapping[str, Lookup]
+    knock: RequestTemplate  # asks whether the ITSM is there
     source: str  # the file it came from, "" for none
     warnings: tuple[str, ...] = ()
     secrets: tuple[Secret, ...] = ()
@@ -1889,6 +2212,12 @@ class Config:
     def clock(self) -> Clock:
         """What translation must know of time."""
         return Clock(self.time.zone, self.time.due_days, self.time.date_formats)
+
+    @property
+    def credential(self) -> Secret:
+        """What [itsm] authorization shows to the ITSM; an empty one where it is a template."""
+        login = self.itsm.authorization
+        return login if isinstance(login, Secret) else Secret("text", "")
 
     def mask(self, text: str) -> str:
         """`text` without the secrets that somebody else put into it."""
@@ -1908,6 +2237,7 @@ class Config:
         ticket: str,
         received: float,
         request_id: str | None,
+        idempotency_key: str = "",
         masked: bool = False,
     ) -> Scope:
         """What the placeholders of one event may name; `masked` shows no secret."""
@@ -1917,7 +2247,18 @@ class Config:
                 name: ("***" if masked else value.reveal()) if isinstance(value, Secret) else value
                 for name, value in values.items()
             }
-        return Scope(fields, values, self.tables, self.clock, event, ticket, received, request_id)
+        return Scope(
+            fields,
+            values,
+            self.tables,
+            self.clock,
+            event,
+            ticket,
+            received,
+            request_id,
+            idempotency_key,
+            self.lookups,
+        )
 
 
 def _secrets_in(value: Any) -> Iterator[Secret]:
@@ -1945,6 +2286,42 @@ def admits(access: AccessOptions) -> bool:
     return bool(access.token or access.networks or access.hmac)
 
 
+def _origin(url: str) -> tuple[str, str, int | None]:
+    """Scheme, host and port of a URL (or of its template): to whom a request goes."""
+    parts = urllib.parse.urlsplit(url.partition("{")[0])
+    try:
+        port = parts.port
+    except ValueError:
+        port = -1
+    return (
+        parts.scheme,
+        (parts.hostname or "").lower(),
+        port or {"https": 443, "http": 80}.get(parts.scheme),
+    )
+
+
+def merge_headers(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """All headers; of one name, whatever its case (RFC 9110 5.1), the last layer's counts."""
+    merged = {name.lower(): (name, value) for layer in layers for name, value in layer.items()}
+    return dict(merged.values())
+
+
+OUR_HEADERS = {
+    "Accept": parse_template("application/json"),
+    "Accept-Encoding": parse_template("identity"),
+    "User-Agent": parse_template(f"hd_itsm/{__version__}"),
+}
+IDEMPOTENCY = {"Idempotency-Key": parse_template("{idempotency_key}")}
+
+
+def _as_given(value: Any) -> str:
+    """A wrong value, to stand behind what it should be; "" for one that says nothing."""
+    if isinstance(value, dict) or (isinstance(value, str) and value == ""):
+        return ""
+    text = as_text(value) if isinstance(value, bool) else repr(value)
+    return f", not {re.sub('//.*@', '//***@', text)[:60]}"
+
+
 class _Loader:
     """Reads one configuration and collects what is wrong with it."""
 
@@ -1958,12 +2335,22 @@ class _Loader:
         """Notes a problem under its key."""
         self.problems.append(f"{key}: {what}")
 
+    def told(self, key: str) -> bool:
+        """Whether something is wrong at this key or below it, so that nothing more is told."""
+        return any(text.startswith((f"{key}:", f"{key}.")) for text in self.problems)
+
     def read(self, key: str, how: Callable[[Any], T], given: Any, default: Any) -> T:
         """What `how` makes of a value; of the default where the value is wrong."""
         try:
             value = how(given)
+        except Mistakes as mistakes:
+            for problem in mistakes.problems:
+                self.wrong(key, problem)
+            value = mistakes.rest
         except ValueError as error:
-            self.wrong(key, str(error))
+            hidden = how in (_read_secret, _read_secrets, _read_authorization, _read_hmac)
+            shown = "" if hidden else _as_given(given)
+            self.wrong(key, f"{error}{shown}")
             value = how(default)
         for secret in _secrets_in(value):
             secret.bind(self.environ)
@@ -1981,14 +2368,16 @@ class _Loader:
                 self.wrong(f"{name}.{key}", f"unknown key{_hint(key, rows)}")
         return options(
             **{
-                key: self.read(f"{name}.{key}", row.read, given.get(key, row.default), row.default)
+                f"{key}_" if keyword.iskeyword(key) else key: self.read(
+                    f"{name}.{key}", row.read, given.get(key, row.default), row.default
+                )
                 for key, row in rows.items()
             }
         )
 
     def load(self, source: str) -> Config:
         """All of it; look at `problems` before use."""
-        allowed = [*SECTIONS, "values", "tables", "hooks", "kinds"]
+        allowed = [*SECTIONS, "values", "tables", "hooks", "kinds", "lookups"]
         for name in self.given:
             if name not in allowed:
                 self.wrong(name, f"unknown table{_hint(name, allowed)}")
@@ -1996,13 +2385,26 @@ class _Loader:
             name: self.table(name, options, self.given.get(name, {}))
             for name, options in SECTIONS.items()
         }
+        itsm: ItsmOptions = sections["itsm"]
+        lookups = {
+            name: self.lookup(name, row, itsm) for name, row in self.named("lookups", {}).items()
+        }
+        before = self.asked_by("itsm.authorization", placeholders_in(itsm.authorization), lookups)
+        lookups |= {
+            name: replace(lookup, request=self.logged_in(lookup.request, itsm))
+            for name, lookup in lookups.items()
+            if lookup not in before  # else it would need itself
+        }
+        kinds = {
+            name: self.kind(name, row, itsm, lookups)
+            for name, row in self.named("kinds", KINDS).items()
+        }
         config = Config(
             **sections,
             hooks={name: self.hook(name, row) for name, row in self.named("hooks", HOOKS).items()},
-            kinds={
-                name: self.kind(name, row, sections["itsm"])
-                for name, row in self.named("kinds", KINDS).items()
-            },
+            kinds=kinds,
+            lookups=lookups,
+            knock=self.knock(itsm, kinds.values()),
             tables=self.tables(),
             values=self.values(),
             source=source,
@@ -2025,47 +2427,134 @@ class _Loader:
     def hook(self, name: str, given: Any) -> Hook:
         """One hook from its table."""
         row = self.table(f"hooks.{name}", HookOptions, given)
-        rules = tuple((kind, tuple(when.values())) for kind, when in row.rules)
-        conditions = [condition for _, when in rules for condition in when]
-        paths = [path for rule in row.fields.values() for path in rule.paths]
-        paths += [condition.path for condition in conditions]
-        if "ticket_id" not in row.fields:
-            self.wrong(f"hooks.{name}.fields", "ticket_id is missing: where is the ticket's id?")
-        if bool(row.kind) == bool(rules):
+        rules = row.rules or ((Rule(row.kind),) if row.kind else ())
+        if bool(row.kind) == bool(row.rules) and not self.told(f"hooks.{name}"):
             self.wrong(f"hooks.{name}", "needs either kind or rules")
+        if "ticket_id" not in row.fields and not self.told(f"hooks.{name}.fields"):
+            self.wrong(f"hooks.{name}.fields", "ticket_id is missing: where is the ticket's id?")
+        paths = [path for place in row.fields.values() for path in place.paths]
+        for rule in rules:
+            for condition in (*rule.when, *rule.unless):
+                paths.append(condition.path)
+                paths += [wanted for wanted in condition.wanted if isinstance(wanted, tuple)]
+        steps = [step for path in paths for step in path]
         return Hook(
             name=name,
             path=row.path or f"/{name}",
-            kind=row.kind,
             fields=row.fields,
             rules=rules,
             delivery_id=row.delivery_id.lower(),
-            known=frozenset(step.name for path in paths for step in path if step.does != "any"),
-            headers=tuple({condition.header for condition in conditions if condition.header}),
+            known=frozenset(step.name for step in steps if step.does in ("key", "where")),
+            headers=tuple({step.name for step in steps if step.does == "header"}),
         )
 
-    def kind(self, name: str, given: Any, itsm: ItsmOptions) -> Kind:
+    def request(
+        self, key: str, row: RequestOptions, itsm: ItsmOptions, further: Mapping[str, Template]
+    ) -> RequestTemplate:
+        """A request from its table. Secrets of [itsm] go to the host of itsm.url alone."""
+        url = row.url or itsm.url.replace("{", "{{").replace("}", "}}")
+        at_home = _origin(url) == _origin(itsm.url)
+        common = {
+            name: value
+            for name, value in itsm.headers.items()
+            if at_home or isinstance(value, Template)
+        }
+        if row.form and row.body is not MISSING:
+            self.wrong(f"{key}.form", "stands beside a body: a request has one or the other")
+        return RequestTemplate(
+            method=row.method,
+            url=parse_template(url),
+            headers=merge_headers(OUR_HEADERS, further, common, row.headers),
+            body=row.body,
+            form=row.form,
+            encoding=row.encoding,
+        )
+
+    def logged_in(self, request: RequestTemplate, itsm: ItsmOptions) -> RequestTemplate:
+        """The request with itsm.authorization, where it goes to the host of itsm.url."""
+        to = _origin("".join(part for part in request.url.parts if isinstance(part, str)))
+        if not itsm.authorization or to != _origin(itsm.url):
+            return request
+        login = {"Authorization": itsm.authorization}
+        return replace(request, headers=merge_headers(login, request.headers))
+
+    def kind(
+        self, name: str, given: Any, itsm: ItsmOptions, lookups: Mapping[str, Lookup]
+    ) -> Kind:
         """One kind from its table, completed by what [itsm] says."""
-        row = self.table(f"kinds.{name}", KindOptions, given)
-        url = parse_template(row.url or itsm.url.replace("{", "{{").replace("}", "}}"))
-        if row.unclear == "find" and row.find is None:
-            self.wrong(f"kinds.{name}.find", 'is missing: unclear = "find" needs it')
+        key = f"kinds.{name}"
+        row = self.table(key, KindOptions, given)
+        if row.unclear == "find" and not row.find:
+            self.wrong(f"{key}.find", 'is missing: unclear = "find" needs the name of a look-up')
+        for what, asked in (("find", row.find), ("verify", row.verify)):
+            if asked and asked not in lookups:
+                self.wrong(f"{key}.{what}", f"no look-up {asked!r}{_hint(asked, lookups)}")
+        if row.find in lookups and not lookups[row.find].value.paths:
+            self.wrong(f"lookups.{row.find}.value", "is missing: where is the request id?")
+        if row.verify in lookups and not lookups[row.verify].when:
+            self.wrong(
+                f"lookups.{row.verify}.when", "is missing: what must hold when it was done?"
+            )
+        if row.unclear == "find" and not row.opens:
+            self.wrong(f"{key}.unclear", '"find" is for a kind that opens: "retry" or "hold"')
+        request = self.logged_in(self.request(key, row, itsm, IDEMPOTENCY), itsm)
         return Kind(
             name=name,
             opens=row.opens,
-            method=row.method,
-            url=url,
-            headers={**itsm.headers, **row.headers},
-            body=row.body,
-            form_field=row.form_field,
+            request=request,
+            answers=(*row.answers, *itsm.answers),
             request_id=row.request_id or itsm.request_id,
-            ok=tuple({**itsm.ok, **row.ok}.values()),
-            refused=tuple({**itsm.refused, **row.refused}.values()),
-            answers={**itsm.answers, **row.answers},
             again=row.again,
-            unclear=row.unclear,
-            find=row.find,
+            when_unclear=row.unclear,
+            find=lookups.get(row.find),
+            find_after=row.find_after,
+            verify=lookups.get(row.verify),
             then=row.then,
+            asks=self.asked_by(key, request.placeholders, lookups),
+        )
+
+    def asked_by(
+        self, key: str, placeholders: Iterable[Placeholder], lookups: Mapping[str, Lookup]
+    ) -> tuple[Lookup, ...]:
+        """The look-ups that these placeholders need, and those that they need in turn."""
+        asked: dict[str, Lookup] = {}
+
+        def follow(parts: Iterable[Placeholder], above: tuple[str, ...]) -> None:
+            for part in parts:
+                for name in (part.name, *(name for name, _ in part.filters)):
+                    if name in above:
+                        self.wrong(key, f"look-up {name} needs itself: {' -> '.join(above)}")
+                    elif name in lookups and name not in asked:
+                        asked[name] = lookups[name]
+                        follow(lookups[name].placeholders, (*above, name))
+
+        follow(placeholders, ())
+        return tuple(asked.values())
+
+    def knock(self, itsm: ItsmOptions, kinds: Iterable[Kind]) -> RequestTemplate:
+        """A GET that asks for nothing: of check_url, of itsm.url, or where the first kind goes."""
+        url = itsm.check_url or itsm.url.replace("{", "{{").replace("}", "}}")
+        beginnings = (kind.request.url.parts[0] for kind in kinds if kind.request.url.parts)
+        url = url or next((part for part in beginnings if isinstance(part, str)), "")
+        request = self.request("itsm", replace(KindOptions(), method="GET", url=url), itsm, {})
+        return self.logged_in(request, itsm)
+
+    def lookup(self, name: str, given: Any, itsm: ItsmOptions) -> Lookup:
+        """One look-up from its table."""
+        key = f"lookups.{name}"
+        row = self.table(key, LookupOptions, given)
+        if name in FILTERS or name in COMPUTED:
+            self.wrong(key, "has the name of something built in")
+        if row.value is None and not row.when and not self.told(key):
+            self.wrong(f"{key}.value", "is missing: where is what is asked for in the answer?")
+        return Lookup(
+            name=name,
+            request=self.request(key, row, itsm, {}),
+            answers=(*row.answers, *itsm.answers),
+            value=row.value or Field(()),
+            when=row.when,
+            otherwise=row.or_,
+            keep_for=row.keep_for,
         )
 
     def values(self) -> dict[str, Any]:
@@ -2085,9 +2574,9 @@ class _Loader:
             values[name] = value
         return values
 
-    def tables(self) -> dict[str, dict[str, str]]:
+    def tables(self) -> dict[str, dict[str, Any]]:
         """[tables.*], each a filter."""
-        found: dict[str, dict[str, str]] = {}
+        found: dict[str, dict[str, Any]] = {}
         given = self.given.get("tables", {})
         if not isinstance(given, dict):
             self.wrong("tables", "must be tables like [tables.users]")
@@ -2095,12 +2584,14 @@ class _Loader:
         for name, rows in given.items():
             if name in FILTERS:
                 self.wrong(f"tables.{name}", "has the name of a built-in filter")
+            if name in self.named("lookups", {}):
+                self.wrong(f"tables.{name}", "is a look-up too: a filter has one meaning")
             if not isinstance(rows, dict):
                 self.wrong(f"tables.{name}", "must be a table of texts")
                 continue
             if any(isinstance(value, dict | list) for value in rows.values()):
                 self.wrong(f"tables.{name}", "must hold texts only")
-            found[name] = {key: as_text(value) for key, value in rows.items()}
+            found[name] = dict(rows)
         return found
 
     def agree(self, config: Config) -> None:
@@ -2113,7 +2604,7 @@ class _Loader:
         for row in kinds.values():
             if row.then and (problem := self.then_problem(row, kinds)):
                 self.wrong(f"kinds.{row.name}.then", f"kind {row.then!r} {problem}")
-            self.placeholders(row, config.values, config.tables, hooks)
+            self.placeholders(row, config)
         self.openings(hooks, kinds)
         paths = collections.Counter(hook.path for hook in hooks.values())
         for hook in hooks.values():
@@ -2130,7 +2621,7 @@ class _Loader:
     def openings(self, hooks: Mapping[str, Hook], kinds: Mapping[str, Kind]) -> None:
         """Whether what needs a request id can ever get one from the ITSM."""
         heard = {name for hook in hooks.values() for name in hook.kinds if name in kinds}
-        needy = [name for name, kind in kinds.items() if name in heard and kind.needs]
+        needy = [name for name, kind in kinds.items() if name in heard and kind.waits_for_id]
         if needy and not any(kinds[name].opens for name in heard):
             self.warnings.append(
                 f"kinds: no hook leads to a kind with `opens = true`, so no ticket gets a request"
@@ -2151,45 +2642,49 @@ class _Loader:
             name = kinds[name].then
         return ""
 
-    def placeholders(
-        self,
-        kind: Kind,
-        values: Mapping[str, Any],
-        tables: Mapping[str, Any],
-        hooks: Mapping[str, Hook],
-    ) -> None:
+    def placeholders(self, kind: Kind, config: Config) -> None:
         """Whether each placeholder of a kind has a source and each of its filters exists."""
         key = f"kinds.{kind.name}"
-        sources = [hook for hook in hooks.values() if self.leads_to(hook, kind.name)]
+        sources = [hook for hook in config.hooks.values() if self.leads_to(hook, kind.name)]
         for part in kind.placeholders:
-            for name, argument in part.filters:
-                if name not in FILTERS and name not in tables:
-                    known = [*FILTERS, *tables]
-                    self.wrong(key, f"{{{part.name}|{name}}}: no such filter{_hint(name, known)}")
-                if name in ("max", "bytes") and not re.fullmatch(r"[0-9]{1,9}", argument):
-                    self.wrong(key, f"{{{part.name}|{name}:{argument}}}: needs a number")
-                if name == "date" and "%" not in argument:
-                    self.wrong(key, f"{{{part.name}|date:{argument}}}: needs a format like %Y%m%d")
-            optional = any(name == "or" for name, _ in part.filters)
-            if part.name in values or part.name in COMPUTED[:-2]:
+            self.filters(key, part, config)
+            always = part.name in COMPUTED and part.name not in NEEDS_DATE
+            if always or part.name in (*config.values, *config.lookups, "value"):
                 continue
-            wanted = "date" if part.name in COMPUTED else part.name
-            mine = self.given.get("hooks", {})
-            given = [hook for hook in sources if isinstance(mine, dict) and hook.name in mine]
-            for hook in sources:
-                if wanted not in hook.fields and not optional:
-                    known = [*hook.fields, *values, *COMPUTED]
-                    what = f"{{{part.name}}}: hook {hook.name} has no such field"
-                    if given and hook not in given:  # built in, and the file brings its own
-                        self.warnings.append(f"{key}: {what}; what it receives will fail")
-                    else:
-                        self.wrong(key, what + _hint(part.name, known))
-            if (
-                not sources
-                and not optional
-                and wanted not in {f for h in hooks.values() for f in h.fields}
-            ):
-                self.wrong(key, f"{{{part.name}}}: no hook has such a field")
+            optional = any(name in DEFAULTS for name, _ in part.filters)
+            wanted = "date" if part.name in NEEDS_DATE else part.name
+            if not optional:
+                self.source(key, part.name, wanted, sources, config)
+
+    def source(
+        self, key: str, name: str, wanted: str, sources: Sequence[Hook], config: Config
+    ) -> None:
+        """Whether every hook that leads to a kind has the field that it wants."""
+        mine = self.given.get("hooks", {})
+        given = [hook for hook in sources if isinstance(mine, dict) and hook.name in mine]
+        for hook in sources:
+            if wanted in hook.fields or self.told(f"hooks.{hook.name}"):
+                continue
+            what = f"{{{name}}}: hook {hook.name} has no such field"
+            if given and hook not in given:  # built in, and the file brings its own
+                self.warnings.append(f"{key}: {what}; what it receives will fail")
+            else:
+                known = [*hook.fields, *config.values, *config.lookups, *COMPUTED]
+                self.wrong(key, what + _hint(name, known))
+        if not sources and not any(wanted in hook.fields for hook in config.hooks.values()):
+            self.wrong(key, f"{{{name}}}: no hook has such a field")
+
+    def filters(self, key: str, part: Placeholder, config: Config) -> None:
+        """Whether the filters of a placeholder exist and can work."""
+        for name, argument in part.filters:
+            shown = f"{{{part.name}|{name}{argument and ':'}{argument}}}"
+            if name not in (*FILTERS, *config.tables, *config.lookups):
+                known = [*FILTERS, *config.tables, *config.lookups]
+                self.wrong(key, f"{shown}: no such filter{_hint(name, known)}")
+            if name in ("max", "bytes") and not re.fullmatch(r"[0-9]{1,9}", argument):
+                self.wrong(key, f"{shown}: needs a number")
+            if name == "date" and "%" not in argument:
+                self.wrong(key, f"{shown}: needs a format like %Y%m%d")
 
     def leads_to(self, hook: Hook, kind: str) -> bool:
         """Whether events of `hook` may become `kind`, by `then` too."""
@@ -2254,8 +2749,10 @@ def load_config(
     loader = _Loader(tables, environ)
     config = loader.load(path)
     if complete:
-        if not config.itsm.url and any(
-            not "".join(map(str, kind.url.parts)) for kind in config.kinds.values()
+        if (
+            not config.itsm.url
+            and not loader.told("itsm.url")
+            and any(not kind.request.url.parts for kind in config.kinds.values())
         ):
             loader.wrong("itsm.url", "is missing: where does the ITSM take requests?")
         for key, secret in loader.secrets:
@@ -2277,43 +2774,14 @@ def no_such_kind(name: str) -> str:
     return f"kind {name} is not configured: add [kinds.{name}], then retry"
 
 
-def outgoing_headers(
-    config: Config, kind: Kind, request: Request, key: str, masked: bool = False
-) -> dict[str, str]:
-    """All headers of a request; `key` is the event's Idempotency-Key, `masked` shows no secret."""
-    headers = {
-        "Accept": "application/json",
-        "Accept-Encoding": "identity",
-        "User-Agent": f"hd_itsm/{__version__}",
-        "Idempotency-Key": key,
-    }
-    if config.itsm.authorization:
-        headers["Authorization"] = "***" if masked else config.itsm.authorization.reveal()
-    for name, value in kind.headers.items():
-        if isinstance(value, Secret):
-            headers[name] = "***" if masked else value.reveal()
-    return headers | dict(request.headers)
-
-
-def preview(config: Config, kind: Kind, scope: Scope, key: str) -> dict[str, Any]:
-    """A request as it would be sent, secrets masked, for people. Raises Untranslatable."""
-    request = translate(kind, scope)
-    return {
-        "method": request.method,
-        "url": request.url,
-        "headers": outgoing_headers(config, kind, request, key, masked=True),
-        "body": request.body.decode(),
-    }
-
-
 # ── File: the SQLite file: open, migrate, transact, keep time and room ─────────────────────────
 
 
-class StoreError(Error):
+class FileError(Error):
     """The file cannot be opened or used; the text says what to do."""
 
 
-class StoreFull(StoreError):
+class FileFull(FileError):
     """There is no room now, on the disk or in memory: nothing was stored, later it may be."""
 
     def __init__(self, what: str = "the disk is full") -> None:
@@ -2332,7 +2800,7 @@ MIGRATIONS = (  # entry n brings a file of version n to n + 1; never change one 
     """
     CREATE TABLE events (
         event INTEGER PRIMARY KEY,    -- its number: 1, 2, 3
-        place INTEGER NOT NULL,       -- in the ticket's line; a `then` event has its parent's
+        rank INTEGER NOT NULL,        -- in the ticket's line; a `then` event has its parent's
         parent INTEGER,               -- the event that a `then` event follows
         ticket TEXT,                  -- NULL where none could be read
         kind TEXT NOT NULL,
@@ -2340,12 +2808,11 @@ MIGRATIONS = (  # entry n brings a file of version n to n + 1; never change one 
         state TEXT NOT NULL,
         reason TEXT NOT NULL DEFAULT '',
         opens INTEGER NOT NULL,       -- 1: its answer brings the request id
-        needs INTEGER NOT NULL,       -- 1: it waits for the request id
-        unclear INTEGER NOT NULL DEFAULT 0,  -- 1: an attempt may have happened at the ITSM
+        waits_for_id INTEGER NOT NULL,       -- 1: it cannot go without the request id
+        may_have_happened INTEGER NOT NULL DEFAULT 0,  -- 1: an attempt may have been carried out
         received REAL NOT NULL,       -- wall clock, epoch seconds
         settled REAL,                 -- wall clock of its last change of state
         born REAL NOT NULL,           -- service clock of its receipt
-        due REAL,                     -- service clock of its next try; NULL: not first in line
         tries INTEGER NOT NULL DEFAULT 0,     -- attempts that count against it
         attempts INTEGER NOT NULL DEFAULT 0,  -- all attempts
         first_try REAL,               -- service clock of its first attempt that meant "later"
@@ -2355,60 +2822,71 @@ MIGRATIONS = (  # entry n brings a file of version n to n + 1; never change one 
         repaired TEXT NOT NULL,
         digest BLOB NOT NULL,         -- of what a duplicate has in common with it
         fields TEXT NOT NULL,         -- JSON
-        headers TEXT NOT NULL,        -- JSON: those that the hook's rules read
+        headers TEXT NOT NULL,        -- JSON: those that the hook's paths read
         raw BLOB NOT NULL             -- the record: all else is derived from it
     );
-    CREATE INDEX events_ticket ON events (ticket, place, event) WHERE ticket IS NOT NULL;
-    CREATE INDEX events_due ON events (due) WHERE due IS NOT NULL;
+    CREATE INDEX events_ticket ON events (ticket, rank, event) WHERE ticket IS NOT NULL;
+    CREATE INDEX events_pending ON events (ticket, waits_for_id, rank, event)
+        WHERE state = 'pending';
+    CREATE INDEX events_held ON events (ticket, waits_for_id) WHERE state = 'held';
+    CREATE INDEX events_openings ON events (ticket, rank, event) WHERE opens = 1;
     CREATE INDEX events_open ON events (state, event)  -- OR, not IN: SQLite proves only that
         WHERE state = 'pending' OR state = 'held' OR state = 'failed';
-    CREATE INDEX events_line ON events (ticket, place, event) WHERE state IN ('pending', 'held');
-    CREATE INDEX events_delivery ON events (delivery_id, hook) WHERE delivery_id IS NOT NULL;
+    CREATE INDEX events_delivery ON events (delivery_id, ticket) WHERE delivery_id IS NOT NULL;
     CREATE INDEX events_unreadable ON events (digest) WHERE ticket IS NULL;
+    CREATE TABLE tickets (            -- one row for each: no two of its events can be due
+        ticket TEXT PRIMARY KEY,
+        request_id TEXT CHECK (request_id != ''),  -- NULL: none yet
+        since REAL,                   -- of the request id: wall clock, epoch seconds
+        origin TEXT,                  -- 'itsm', 'hand' or 'import'
+        latest INTEGER,               -- its latest event that a webhook brought, duplicates apart
+        head INTEGER,                 -- the event of its line that may go
+        due REAL                      -- service clock of the head's next try
+    ) WITHOUT ROWID;
+    CREATE INDEX tickets_due ON tickets (due) WHERE due IS NOT NULL;
+    CREATE INDEX tickets_request ON tickets (request_id) WHERE request_id IS NOT NULL;
     CREATE TABLE attempts (
         event INTEGER NOT NULL,
         attempt INTEGER NOT NULL,     -- 1, 2, 3
         at REAL NOT NULL,             -- wall clock, epoch seconds
         duration REAL,                -- seconds
-        status INTEGER,               -- of the ITSM's answer; NULL: none came
+        status INTEGER,               -- of the answer; NULL: none came
         outcome TEXT NOT NULL,        -- 'sent' until it is known
         reason TEXT NOT NULL,
         answer TEXT NOT NULL,         -- the beginning of what the ITSM said
+        asked TEXT NOT NULL,          -- the look-up that was asked; '' for the event's own request
         PRIMARY KEY (event, attempt)
     ) WITHOUT ROWID;
-    CREATE TABLE mappings (
-        ticket TEXT PRIMARY KEY,
-        request_id TEXT NOT NULL CHECK (request_id != ''),
-        since REAL NOT NULL,          -- wall clock, epoch seconds
-        origin TEXT NOT NULL          -- 'itsm', 'hand' or 'import'
-    ) WITHOUT ROWID;
-    CREATE INDEX mappings_request ON mappings (request_id);
     CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-    CREATE TABLE hours (              -- what happened in each hour, for the page
-        hour INTEGER PRIMARY KEY,     -- epoch seconds / 3600
-        received INTEGER NOT NULL,
-        delivered INTEGER NOT NULL,
-        failed INTEGER NOT NULL
-    );
+    CREATE TABLE counts (             -- hour 0: how many there are now, or were ever
+        hour INTEGER NOT NULL,        -- epoch seconds / 3600: how many there were in it
+        name TEXT NOT NULL,
+        count INTEGER NOT NULL,
+        PRIMARY KEY (hour, name)
+    ) WITHOUT ROWID;
     """,
 )
+OURS = frozenset(re.findall(r"CREATE (?:TABLE|INDEX) (\w+)", " ".join(MIGRATIONS)))
+
+
+# ── File · open and migrate ────────────────────────────────────────────────────────────────────
 
 
 def _refuse_foreign(path: str) -> None:
-    """Raises StoreError where the file is not ours or newer, before SQLite could touch it."""
+    """Raises FileError where the file is not ours or newer, before SQLite could touch it."""
     try:
         with open(path, "rb") as file:
             header = file.read(100)
     except OSError as error:
-        raise StoreError(f"{path}: cannot be read: {error.strerror}") from None
+        raise FileError(f"{path}: cannot be read: {error.strerror}") from None
     keep = "keep a copy of it; restore a backup, or move it away to begin anew"
     if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
-        raise StoreError(f"{path} is damaged or no SQLite file: {keep}")
+        raise FileError(f"{path} is damaged or no SQLite file: {keep}")
     version, application = (int.from_bytes(header[at : at + 4], "big") for at in (60, 68))
     if application != APPLICATION_ID:
-        raise StoreError(f"{path} is an SQLite file of another program: name another [store] path")
+        raise FileError(f"{path} is an SQLite file of another program: name another [store] path")
     if version > len(MIGRATIONS):
-        raise StoreError(
+        raise FileError(
             f"{path} was written by a newer hd_itsm (file version {version}, this program knows"
             f" {len(MIGRATIONS)}): run the newer one, or restore a backup made before the upgrade"
         )
@@ -2417,11 +2895,21 @@ def _refuse_foreign(path: str) -> None:
 def _migrate(connection: sqlite3.Connection) -> None:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > len(MIGRATIONS):  # its header may still be in the log that a crash left
-        raise StoreError("the file was written by a newer hd_itsm: run that one")
+        raise FileError("the file was written by a newer hd_itsm: run that one")
     for number, statements in enumerate(MIGRATIONS[version:], version + 1):
         connection.executescript(
             f"BEGIN IMMEDIATE; {statements}; PRAGMA user_version = {number}; COMMIT;"
         )
+
+
+def _refuse_additions(connection: sqlite3.Connection, path: str) -> None:
+    """Raises FileError for a trigger, a view or a table that nobody here made: they would run."""
+    for kind, name in connection.execute("SELECT type, name FROM sqlite_master"):
+        if kind not in ("table", "index") or (name not in OURS and not name.startswith("sqlite_")):
+            raise FileError(
+                f"{path} holds a {kind} {name!r} that is not this program's: somebody changed the"
+                " file; restore a backup, or move it away and `import` your last `export`"
+            )
 
 
 def _sync_directory(path: str) -> None:
@@ -2433,12 +2921,17 @@ def _sync_directory(path: str) -> None:
             os.close(directory)
 
 
+def new_file(path: str) -> int:
+    """A descriptor of a file that was not there, for nobody else to read. Raises OSError."""
+    return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)  # follows no link
+
+
 def _create(path: str) -> None:
     """Makes a new file under another name first: a half-made one never stands at `path`."""
     new = f"{path}.new.{os.getpid()}"
     try:
         os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
-        os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        os.close(new_file(new))
         with contextlib.closing(sqlite3.connect(new, isolation_level=None)) as connection:
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             _migrate(connection)
@@ -2446,31 +2939,37 @@ def _create(path: str) -> None:
             os.link(new, path)  # unlike a rename, never over a file that came to be meanwhile
         _sync_directory(path)
     except (OSError, sqlite3.Error) as error:
-        raise StoreError(f"{path}: cannot be created: {error}") from None
+        raise FileError(f"{path}: cannot be created: {error}") from None
     finally:
         with contextlib.suppress(OSError):
             os.unlink(new)
 
 
-def _open_error(path: str, error: sqlite3.Error) -> StoreError:
+def _open_error(path: str, error: sqlite3.Error) -> FileError:
     name = getattr(error, "sqlite_errorname", "")
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return StoreError(f"{path} is in use by another process: only one may hold it; stop it")
+        return FileError(f"{path} is in use by another process: only one may hold it; stop it")
     if name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM", "SQLITE_AUTH")):
-        return StoreError(f"{path}: {error}: directory and file must be writable for us")
+        return FileError(f"{path}: {error}: directory and file must be writable for us")
     if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
         words = "is the disk full, read-only or broken? Look after it, then start again"
-        return StoreError(f"{path}: {error}: {words}")
-    return StoreError(
+        return FileError(f"{path}: {error}: {words}")
+    return FileError(
         f"{path} is damaged ({error}): keep a copy of it; restore a backup, or move it away and"
         " `import` the mappings of your last `export`"
     )
 
 
-def _connect(path: str) -> sqlite3.Connection:
-    """The one connection, holding the file alone. Raises StoreError."""
-    connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+def _connect(path: str, patience: float) -> sqlite3.Connection:
+    """The one connection, holding the file alone; waits so many seconds for who holds it now.
+
+    Raises FileError.
+    """
+    connection = sqlite3.connect(
+        path, timeout=patience, isolation_level=None, check_same_thread=False
+    )
     try:
+        connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")  # before WAL: then no -shm exists
         mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         connection.execute("PRAGMA synchronous = FULL")
@@ -2479,13 +2978,15 @@ def _connect(path: str) -> sqlite3.Connection:
         connection.execute("COMMIT")
         sync = connection.execute("PRAGMA synchronous").fetchone()[0]
         if (mode, sync) != ("wal", 2):
-            raise StoreError(f"{path}: SQLite refuses durable mode (journal {mode}, sync {sync})")
+            raise FileError(f"{path}: SQLite refuses durable mode (journal {mode}, sync {sync})")
         if os.stat(path).st_size <= SMALL_FILE:
-            found = connection.execute("PRAGMA quick_check(3)").fetchall()
-            if found != [("ok",)]:
-                raise sqlite3.DatabaseError(" ".join(found[0][0].split()))
+            complaints = connection.execute("PRAGMA quick_check(3)").fetchall()
+            if complaints != [("ok",)]:
+                raise sqlite3.DatabaseError(" ".join(complaints[0][0].split()))
         _migrate(connection)
-    except StoreError:
+        _refuse_additions(connection, path)
+        connection.execute("PRAGMA busy_timeout = 0")
+    except FileError:
         connection.close()
         raise
     except sqlite3.Error as error:
@@ -2493,6 +2994,9 @@ def _connect(path: str) -> sqlite3.Connection:
         raise _open_error(path, error) from None
     connection.row_factory = sqlite3.Row
     return connection
+
+
+# ── File · transactions, facts, counts, the clock, room ──────────────────────────────────────────
 
 
 class _Write:
@@ -2509,46 +3013,10 @@ class _Write:
         self.turn.acquire()
 
 
-NO_TALLY: dict[str, Any] = {
-    "counts": {},  # state -> events in it
-    "hour": 0,  # epoch seconds / 3600; of these three:
-    "received": 0,
-    "delivered": 0,
-    "failed": 0,
-    "repaired": 0,  # webhooks ever
-    "last_delivery": 0.0,  # epoch seconds
-}
-
-
-class Tallies:
-    """What happened since the start, for /metrics: counters by name and labels, and durations."""
-
-    BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)  # seconds
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.counters: collections.Counter[tuple[str, str]] = collections.Counter()
-        self.durations: collections.Counter[float] = collections.Counter()
-        self.seconds = 0.0
-
-    def count(self, name: str, label: str = "") -> None:
-        """One more of `name`; `label` is the value of its one label."""
-        with self._lock:
-            self.counters[name, label] += 1
-
-    def attempt(self, outcome: str, seconds: float) -> None:
-        """One more attempt, with its outcome and how long it took."""
-        with self._lock:
-            self.counters["attempts", outcome] += 1
-            self.seconds += seconds
-            bucket = next((one for one in self.BUCKETS if seconds <= one), math.inf)
-            self.durations[bucket] += 1
-
-
-class Database:
+class File:
     """The open file: transactions, facts, the service clock, room for a full disk.
 
-    `_lock` guards the connection and all attributes; who holds it waits for nothing but the disk
+    `lock` guards the connection and all attributes; who holds it waits for nothing but the disk
     and takes no other lock. Writers queue their operation; one of them leads: it runs all that
     wait in one transaction, commits once (group commit), lets the others go and hands the lead to
     the first that came meanwhile. `_queue_lock` guards the queue and `_led`, for moments only.
@@ -2557,42 +3025,42 @@ class Database:
     ages are measured with it, so that no jump of the wall clock delays or gives up an event.
     """
 
-    def __init__(self, path: str, create: bool = False) -> None:
+    PATIENCE = 5.0  # seconds to wait for another process that holds the file
+
+    def __init__(self, path: str, create: bool = False, patience: float = PATIENCE) -> None:
         if create and not os.path.exists(path):
             _create(path)
         if not os.path.exists(path):
-            raise StoreError(f"no file {path}: start the service once, or name it with --db")
+            raise FileError(f"no file {path}: start the service once, or name it with --db")
         _refuse_foreign(path)
         self.path = path
-        self._db = _connect(path)
-        for leftover in glob.glob(f"{glob.escape(path)}.new.*"):  # of a start that was killed
-            with contextlib.suppress(OSError):
-                os.unlink(leftover)
-        self._lock = threading.Lock()
+        self._db = _connect(path, patience)
+        for pattern in ("new.*", "backup.*", "reserve.new"):  # left by what was killed
+            for leftover in glob.glob(f"{glob.escape(path)}.{pattern}"):
+                with contextlib.suppress(OSError):
+                    os.unlink(leftover)
+        self.lock = threading.Lock()
         self._queue_lock = threading.Lock()
         self._queue: list[_Write] = []
         self._led = False  # whether somebody leads
-        self._last: int | None = None  # the last event's number, where it is known
-        self._moved: collections.Counter[str] = collections.Counter()  # state -> more of them
-        self._hour: collections.Counter[str] = collections.Counter()  # received, delivered, failed
-        self._settled: list[int] = []  # events that a transaction settled
-        self._waiters: dict[int, list[threading.Event]] = {}
-        self._facts = dict(tuple(row) for row in self._db.execute("SELECT name, value FROM facts"))
+        self._after: list[Callable[[], None]] = []  # what a commit makes true
+        self.after_rollback: Callable[[], None] = lambda: None
+        self._counting: collections.Counter[tuple[int, str]] = collections.Counter()
+        rows = self.read("SELECT name, count FROM counts WHERE hour = 0")
+        self._counts: dict[str, int] = {row["name"]: row["count"] for row in rows}
+        self._soon: collections.Counter[str] = collections.Counter()  # not yet kept
+        self._soon_lock = threading.Lock()  # guards it; taken last
+        self._facts = {row["name"]: row["value"] for row in self.read("SELECT * FROM facts")}
         self.broken = ""  # why nothing can be written any more; the process must end
-        self.leaving = False  # the program is about to end
-        self.tight = False  # the disk is full: outcomes only, no webhooks
-        self.tally = {**NO_TALLY, **json.loads(self.fact("tally") or "{}")}
-        self.edits = 0  # how often a person changed events: what was read before is old then
-        self.board: dict[str, Any] = {}  # what Delivery tells and Web shows, in memory only
-        self.tallies = Tallies()
+        self.full = False  # the disk is full: outcomes only, no webhooks
         self._started = time.monotonic()
         self._base = float(self.fact("clock") or 0) + self._away()
 
     def close(self) -> None:
         """Keeps the clock and closes the file; a second call does nothing."""
-        with contextlib.suppress(StoreError, sqlite3.ProgrammingError):
+        with contextlib.suppress(FileError, sqlite3.ProgrammingError):
             self.keep_clock()
-        with self._lock:
+        with self.lock:
             self._db.close()
 
     def _away(self) -> float:
@@ -2614,34 +3082,106 @@ class Database:
 
     def keep_facts(self, **facts: str) -> None:
         """Keeps facts that must outlive the process."""
-        self._write(lambda: self._set_facts(facts))
+        self.write(lambda: self.set_facts(facts))
 
-    def _set_facts(self, facts: Mapping[str, str]) -> None:
+    def set_facts(self, facts: Mapping[str, str]) -> None:
+        """The same, within a transaction; they are believed once it is committed."""
         for name, value in facts.items():
-            self._sql(
+            self.execute(
                 "INSERT INTO facts (name, value) VALUES (:name, :value)"
                 " ON CONFLICT (name) DO UPDATE SET value = excluded.value",
                 name=name,
                 value=value,
             )
-            self._facts[name] = value
+        self.after_commit(lambda: self._facts.update(facts))
 
-    def _sql(self, sql: str, **arguments: Any) -> sqlite3.Cursor:
+    CALLERS = 50  # names that `count_soon` tells apart
+
+    def count(self, name: str, more: int = 1, hourly: bool = False) -> None:
+        """Counts, in a transaction, what must outlive the process: for good, or in this hour."""
+        self._counting[int(time.time()) // 3600 if hourly else 0, name] += more
+
+    def count_to(self, name: str, total: int) -> None:
+        """Sets a count instead of adding to it: the moment of something (ms since the epoch)."""
+        self._counting[0, name] = total - self.counted(name)
+
+    def count_soon(self, name: str) -> None:
+        """Counts something in this hour, kept with the next transaction or `flush`.
+
+        No transaction for each: whoever is turned away must not make us write.
+        """
+        with self._soon_lock:
+            apart = name in self._soon or len(self._soon) < self.CALLERS
+            self._soon[name if apart else f"{name.partition(':')[0]}: others"] += 1
+
+    def flush(self) -> None:
+        """Keeps what was counted since, if anything."""
+        if self._soon:
+            self.write(lambda: None)
+
+    def counted(self, name: str) -> int:
+        """How many there are, or were ever."""
+        return self._counts.get(name, 0)
+
+    def hours(self, first: int) -> dict[int, dict[str, int]]:
+        """What was counted in each hour (epoch seconds / 3600) from `first` on."""
+        hours: dict[int, dict[str, int]] = {}
+        for row in self.read("SELECT * FROM counts WHERE hour >= :first", first=first):
+            hours.setdefault(row["hour"], {})[row["name"]] = row["count"]
+        return hours
+
+    def _keep_counts(self) -> None:
+        """Keeps what this transaction counted, in it; one statement for all."""
+        with self._soon_lock:
+            for name, more in self._soon.items():
+                self.count(name, more, hourly=True)
+            self._soon.clear()
+        changes = [(hour, name, more) for (hour, name), more in self._counting.items() if more]
+        self._counting.clear()
+        if not changes:
+            return
+        self.execute_row(
+            f"INSERT INTO counts VALUES {', '.join(['(?, ?, ?)'] * len(changes))}"
+            " ON CONFLICT (hour, name) DO UPDATE SET count = count + excluded.count",
+            [value for change in changes for value in change],
+        )
+
+        def believe() -> None:
+            for hour, name, more in changes:
+                if not hour:
+                    self._counts[name] = self._counts.get(name, 0) + more
+
+        self.after_commit(believe)
+
+    def execute(self, sql: str, **arguments: Any) -> sqlite3.Cursor:
+        """One statement, within a transaction or under `lock`."""
         return self._db.execute(sql, arguments)
 
-    def _row(self, sql: str, **arguments: Any) -> sqlite3.Row | None:
-        return self._db.execute(sql, arguments).fetchone()  # type: ignore[no-any-return]
+    def execute_row(self, sql: str, values: Sequence[Any]) -> sqlite3.Cursor:
+        """One statement whose arguments go by their place."""
+        return self._db.execute(sql, values)
 
-    def _read(self, sql: str, **arguments: Any) -> list[dict[str, Any]]:
-        """The rows of a question, outside of any transaction."""
-        with self._lock:
+    def row(self, sql: str, **arguments: Any) -> Any:
+        """The first row of a question, None for none; within a transaction or under `lock`."""
+        return self._db.execute(sql, arguments).fetchone()
+
+    def read(self, sql: str, **arguments: Any) -> list[dict[str, Any]]:
+        """The rows of a question, outside of any transaction. Raises FileError."""
+        with self.lock:
             try:
                 return [dict(row) for row in self._db.execute(sql, arguments)]
             except sqlite3.Error as error:
-                raise self._failed(error) from None
+                raise self.failed(error) from None
 
-    def _write(self, operation: Callable[[], Any]) -> Any:
-        """Runs `operation` in a transaction and returns its result once that is on the disk."""
+    def after_commit(self, what: Callable[[], None]) -> None:
+        """Something that becomes true when the transaction under way is on the disk."""
+        self._after.append(what)
+
+    def write(self, operation: Callable[[], T]) -> T:
+        """Runs `operation` in a transaction and returns its result once that is on the disk.
+
+        Raises FileError, and what the operation raises: then nothing of it was done.
+        """
         entry = _Write(operation)
         with self._queue_lock:
             self._queue.append(entry)
@@ -2652,26 +3192,17 @@ class Database:
             self._lead(entry)
         if entry.error is not None:
             raise entry.error
-        return entry.result
-
-    def _edit(self, operation: Callable[[], Any]) -> Any:
-        """Carries out what a person wants, as `_write` does."""
-
-        def counted() -> Any:
-            self.edits += 1
-            return operation()
-
-        return self._write(counted)
+        return entry.result  # type: ignore[no-any-return]
 
     def _lead(self, leader: _Write) -> None:
         """Carries out what waits, in one transaction, and hands the lead on."""
-        with self._lock:
+        with self.lock:
             with self._queue_lock:
                 batch, self._queue = self._queue, []
             self._transact(batch)
             if leader.error is not None and len(batch) > 1 and not self.broken:
-                for one in batch:  # one bad operation must not take the others with it
-                    self._transact([one])
+                for entry in batch:  # one bad operation must not take the others with it
+                    self._transact([entry])
         with self._queue_lock:
             successor = self._queue[0] if self._queue else None
             self._led = successor is not None
@@ -2682,84 +3213,60 @@ class Database:
             successor.turn.release()
 
     def _transact(self, batch: list[_Write]) -> None:
-        self._moved.clear()
-        self._hour.clear()
-        self._settled.clear()
+        self._after.clear()
         error: BaseException | None = None
         try:
             if self.broken:
-                raise StoreError(self.broken)
+                raise FileError(self.broken)
             self._db.execute("BEGIN IMMEDIATE")
             for entry in batch:
                 entry.result = entry.operation()
-            tally = self._new_tally() if self._moved or self._hour else self.tally
+            self._keep_counts()
             self._db.execute("COMMIT")
-            self.tally = tally
-        except sqlite3.Error as found:
-            error = self._failed(found)
-        except BaseException as found:
-            error = found
-        if error is not None:
-            self._last = None
+        except sqlite3.Error as trouble:
+            error = self.failed(trouble)
+        except BaseException as trouble:
+            error = trouble
+        if error is None:
+            for what in self._after:
+                what()
+        else:
             with contextlib.suppress(sqlite3.Error):
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
-        if error is None:
-            for waiter in (one for event in self._settled for one in self._waiters.get(event, ())):
-                waiter.set()
+            self._counting.clear()
+            self.after_rollback()
         for entry in batch:
             entry.error, entry.done = error, True
 
-    @property
-    def counts(self) -> collections.Counter[str]:
-        """How many events are in each state."""
-        return collections.Counter(self.tally["counts"])
-
-    def _new_tally(self) -> dict[str, Any]:
-        """The tally with what this transaction adds, kept with it."""
-        now = time.time()
-        counts = self.counts
-        counts.update(self._moved)
-        tally = {**self.tally, "counts": counts}
-        if tally["hour"] != int(now) // 3600:
-            self._sql(
-                "INSERT OR REPLACE INTO hours VALUES (:hour, :received, :delivered, :failed)",
-                **{name: tally[name] for name in ("hour", "received", "delivered", "failed")},
-            )
-            tally |= {"hour": int(now) // 3600, "received": 0, "delivered": 0, "failed": 0}
-        for name in ("received", "delivered", "failed", "repaired"):
-            tally[name] += self._hour[name]
-        if self._hour["delivered"]:
-            tally["last_delivery"] = now
-        self._set_facts({"tally": json.dumps(tally)})
-        return tally
-
-    def _failed(self, error: sqlite3.Error) -> Error:
+    def failed(self, error: sqlite3.Error) -> Error:
         """What a failed statement or commit means for the file from now on."""
         name = getattr(error, "sqlite_errorname", "")
         if name == "SQLITE_FULL":
-            if not self.tight:
+            if not self.full:
                 log.error("%s: the disk is full: webhooks get 503 until there is room", self.path)
-            self.tight = True
+            self.full = True
             with contextlib.suppress(OSError):
                 os.unlink(self.path + ".reserve")
-            return StoreFull()
+            return FileFull()
         if name == "SQLITE_NOMEM":
-            return StoreFull("out of memory")
+            return FileFull("out of memory")
         if not name.startswith(FATAL):
-            return StoreError(f"{self.path}: {error}")
+            return FileError(f"{self.path}: {error}")
         # After a failed write or fsync nobody knows what is on the disk: only a new start does.
         self.broken = f"{self.path} cannot be written any more: {error} ({name})"
         log.critical("%s: ending; look after the disk", self.broken)
-        return StoreError(self.broken)
+        return FileError(self.broken)
 
     def keep_reserve(self) -> None:
         """Sets room aside for a full disk; when that works again, webhooks are taken again."""
         reserve, new = self.path + ".reserve", self.path + ".reserve.new"
-        if self.broken or (not self.tight and os.path.exists(reserve)):
+        if self.broken or (not self.full and os.path.exists(reserve)):
             return
         try:
-            with open(new, "wb", opener=lambda at, how: os.open(at, how, 0o600)) as file:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(new)
+            with os.fdopen(new_file(new), "wb") as file:
                 file.write(b"\0" * RESERVE)
                 file.flush()
                 os.fsync(file.fileno())
@@ -2768,19 +3275,37 @@ class Database:
             with contextlib.suppress(OSError):
                 os.unlink(new)
             return
-        if self.tight:
-            self.tight = False
+        if self.full:
+            self.full = False
             log.info("%s: there is room on the disk again: webhooks are taken", self.path)
 
+    def backup(self, path: str) -> int:
+        """Writes a consistent, checked copy while work goes on; its size in bytes.
 
-# ── Events: intake, line, outcomes, questions, a person's acts ─────────────────────────────────
+        Not under `lock`: SQLite copies in steps and takes in what changes between them. Raises
+        FileError, also where something stands at `path`.
+        """
+        try:
+            os.close(new_file(path))
+            with contextlib.closing(sqlite3.connect(path)) as copy:
+                self._db.backup(copy, pages=256, sleep=0.005)
+                complaints = copy.execute("PRAGMA integrity_check(3)").fetchall()
+            if complaints != [("ok",)]:
+                raise FileError(f"{path}: the copy is damaged ({complaints}): look after the disk")
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+            return os.stat(path).st_size
+        except (OSError, sqlite3.Error) as error:
+            raise FileError(f"{path}: cannot be written: {error}") from None
 
+
+# ── Records: what goes into the file and comes out of it ───────────────────────────────────────
 
 WAITS = "waits for the request id of its ticket; no opening event is pending"
 
 
-class Webhook(NamedTuple):
-    """What Web gives to the store: a webhook that was read, or why it could not be."""
+class NewEvent(NamedTuple):
+    """What is to be stored: a webhook as it was read, or why it could not be; what follows one."""
 
     hook: str
     raw: bytes
@@ -2795,9 +3320,9 @@ class Webhook(NamedTuple):
     repaired: str = ""
     delivery_id: str | None = None
     opens: bool = False
-    needs: bool = False
+    waits_for_id: bool = False
     again: str = "ignore"  # from here on not kept
-    used: str = ""  # what of the fields makes a difference to the request
+    used: str = ""  # what of the fields makes a difference to what is sent
 
     @property
     def digest(self) -> bytes:
@@ -2806,11 +3331,11 @@ class Webhook(NamedTuple):
         return hashlib.sha256(f"{self.kind or self.hook}\0".encode() + what).digest()
 
 
-KEPT = Webhook._fields[:-2]  # columns of the same names
+KEPT = NewEvent._fields[:-2]  # columns of the same names
 
 
 class Receipt(NamedTuple):
-    """What the store made of a webhook; for a duplicate, `event` is the first one's number."""
+    """What became of a webhook; for a duplicate, `event` is the first one's number."""
 
     event: int
     state: str
@@ -2827,7 +3352,7 @@ class Event:
     kind: str
     hook: str
     opens: int
-    unclear: int
+    may_have_happened: int
     received: float
     born: float
     tries: int
@@ -2848,10 +3373,11 @@ class Attempt:
     outcome: str
     reason: str
     answer: str = ""
+    asked: str = ""  # the look-up that was asked; "": the event's own request
 
 
 class Verdict(NamedTuple):
-    """What the store is to make of an event after an attempt."""
+    """What is to become of an event after its attempts."""
 
     state: str  # pending, held, failed or delivered
     reason: str
@@ -2859,82 +3385,147 @@ class Verdict(NamedTuple):
     tries: int = 0
     request_id: str = ""  # for delivered, of a kind that opens
     then: str = ""  # a kind to be delivered next
-    then_needs: bool = False
-    unclear: bool = False
+    then_waits_for_id: bool = False
+    may_have_happened: bool = False
 
 
-class Result(NamedTuple):
-    """An attempt (None: there was none) and what it makes of its event."""
+@dataclass
+class Pulse:
+    """What the deliveries and the service tell the others, in memory only."""
 
-    event: Event
-    attempt: Attempt | None
-    verdict: Verdict
+    beat: float = 0.0  # monotonic; when the watch over the deliveries last went round; 0: never
+    next_probe: float = 0.0  # service clock
+    reload: str = ""  # why the last reload was refused
 
 
-class Lines(Database):
-    """The lines of the tickets: how events join them, move from state to state, and go on.
+class SinceStart:
+    """What happened since the start, for /metrics: counters by name and label, and durations."""
 
-    Only the first event of a ticket's line has a due time. Methods with an underscore run inside a
-    transaction.
+    BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)  # seconds
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counters: collections.Counter[tuple[str, str]] = collections.Counter()
+        self._durations: collections.Counter[float] = collections.Counter()
+        self._seconds = 0.0
+
+    def count(self, name: str, label: str = "") -> None:
+        """One more of `name`; `label` is the value of its one label."""
+        with self._lock:
+            self._counters[name, label] += 1
+
+    def attempt(self, outcome: str, seconds: float) -> None:
+        """One more attempt, with its outcome and how long it took."""
+        with self._lock:
+            self._counters["attempts", outcome] += 1
+            self._seconds += seconds
+            bucket = next((limit for limit in self.BUCKETS if seconds <= limit), math.inf)
+            self._durations[bucket] += 1
+
+    def snapshot(self) -> tuple[dict[tuple[str, str], int], dict[float, int], float]:
+        """Counters, durations by bucket (seconds), and the sum of all durations (seconds)."""
+        with self._lock:
+            return dict(self._counters), dict(self._durations), self._seconds
+
+
+# ── Events: intake, line, outcomes, questions, a person's acts ─────────────────────────────────
+
+
+class Events:
+    """All that is known of tickets, on a file: their lines, and how their events move.
+
+    Only the head of a ticket's line has a due time: it stands in the ticket's one row. Methods
+    with an underscore run within a transaction.
     """
 
+    def __init__(self, file: File) -> None:
+        self.file = file
+        self.pulse, self.since_start = Pulse(), SinceStart()
+        self.edits = 0  # how often a person changed events: what was read before is old then
+        self.leaving = False  # the program is about to end
+        self._last: int | None = None  # the last event's number, where it is known
+        self._waiters: dict[int, list[threading.Event]] = {}
+        file.after_rollback = self._forget_last
+
+    def _forget_last(self) -> None:
+        self._last = None
+
+    @property
+    def counts(self) -> collections.Counter[str]:
+        """How many events are in each state."""
+        return collections.Counter({state: self.file.counted(state) for state in STATES})
+
+    # ── Events · the line of a ticket ──────────────────────────────────────────────────────────
+
     def _request_id(self, ticket: str) -> str | None:
-        row = self._row("SELECT request_id FROM mappings WHERE ticket = :ticket", ticket=ticket)
+        row = self.file.row("SELECT request_id FROM tickets WHERE ticket = :t", t=ticket)
         return row["request_id"] if row else None
 
     def _map(self, ticket: str, request_id: str, origin: str, since: float) -> None:
-        self._sql(
-            "INSERT INTO mappings VALUES (:ticket, :request_id, :since, :origin)"
+        """Sets a request id; one that a person gave is changed by a person alone."""
+        self.file.execute(
+            "INSERT INTO tickets (ticket, request_id, since, origin)"
+            " VALUES (:ticket, :request_id, :since, :origin)"
             " ON CONFLICT (ticket) DO UPDATE SET request_id = excluded.request_id,"
-            " since = excluded.since, origin = excluded.origin",
+            " since = excluded.since, origin = excluded.origin"
+            " WHERE excluded.origin != 'itsm' OR coalesce(origin, 'itsm') = 'itsm'",
             ticket=ticket,
             request_id=request_id,
             since=since,
             origin=origin,
         )
 
-    def _insert(
-        self, webhook: Webhook, parent: sqlite3.Row | None = None, due: float | None = None
-    ) -> int:
-        return self._insert_all([webhook], parent, due)
+    def _insert(self, new: NewEvent, parent: Any = None, due: float | None = None) -> int:
+        return self._insert_all([new], parent, due)
 
     def _insert_all(
-        self,
-        webhooks: Sequence[Webhook],
-        parent: sqlite3.Row | None = None,
-        due: float | None = None,
+        self, news: Sequence[NewEvent], parent: Any = None, due: float | None = None
     ) -> int:
-        """Makes each webhook an event, by one statement; the number of the first.
+        """Makes each an event, by one statement; the number of the first. `due`: as heads.
 
         One, because each statement lets other threads run and waits for its turn again.
         """
         if self._last is None:
-            found = self._row("SELECT coalesce(max(event), 0) AS last FROM events")
-            self._last = found["last"] if found else 0
-        first, born = self._last + 1, self.clock()
+            self._last = self.file.row("SELECT coalesce(max(event), 0) AS last FROM events")[
+                "last"
+            ]
+        first, born = self._last + 1, self.file.clock()
         values: list[Any] = []
-        for number, webhook in enumerate(webhooks, first):
-            values += (number, parent["place"] if parent else number)
-            values += (parent["event"] if parent else None, born, due, str(uuid.uuid4()))
-            values += (webhook.digest, *webhook[: len(KEPT)])
-            self._moved[webhook.state] += 1
-            self._hour["received"] += parent is None
-            self._hour["repaired"] += bool(webhook.repaired)
-            self._hour[webhook.state] += 1
-        row = f"({', '.join('?' * (7 + len(KEPT)))})"
-        self._db.execute(
-            "INSERT INTO events (event, place, parent, born, due, idempotency_key, digest,"
-            f" {', '.join(KEPT)}) VALUES {', '.join([row] * len(webhooks))}",
+        tickets: list[Any] = []
+        for number, new in enumerate(news, first):
+            values += (number, parent["rank"] if parent else number)
+            values += (parent["event"] if parent else None, born, str(uuid.uuid4()))
+            values += (new.digest, *new[: len(KEPT)])
+            self.file.count(new.state)
+            self.file.count("received", parent is None, hourly=True)
+            if new.state == "failed":
+                self.file.count("failed", hourly=True)
+            if new.repaired:
+                self.file.count("repaired")
+            if new.ticket is not None and parent is None and new.state != "ignored":
+                tickets += (new.ticket, number, number if due is not None else None, due)
+        row = f"({', '.join('?' * (6 + len(KEPT)))})"
+        self.file.execute_row(
+            "INSERT INTO events (event, rank, parent, born, idempotency_key, digest,"
+            f" {', '.join(KEPT)}) VALUES {', '.join([row] * len(news))}",
             values,
         )
-        self._last += len(webhooks)
+        if tickets:
+            self.file.execute_row(
+                "INSERT INTO tickets (ticket, latest, head, due)"
+                f" VALUES {', '.join(['(?, ?, ?, ?)'] * (len(tickets) // 4))}"
+                " ON CONFLICT (ticket) DO UPDATE SET latest = excluded.latest,"
+                " head = coalesce(excluded.head, head), due = coalesce(excluded.due, due)",
+                tickets,
+            )
+        self._last += len(news)
         return first
 
     def _move(self, event: int, leaves: str, enters: str, reason: str, **columns: Any) -> bool:
         """Moves an event from one state to another; False where it was not in the first."""
-        columns = {"due": None, "settled": time.time(), **columns}
+        columns = {"settled": time.time(), **columns}
         sets = "".join(f", {name} = :{name}" for name in columns)
-        changed = self._sql(
+        changed = self.file.execute(
             f"UPDATE events SET state = :enters, reason = :reason{sets}"
             " WHERE event = :event AND state = :leaves",
             event=event,
@@ -2943,261 +3534,323 @@ class Lines(Database):
             reason=reason,
             **columns,
         ).rowcount
-        if changed:
-            self._moved[leaves] -= 1
-            self._moved[enters] += 1
-            self._hour[enters] += leaves != enters
-            if enters not in ("pending", "held"):
-                self._settled.append(event)
-        return bool(changed)
+        if not changed:
+            return False
+        self.file.count(leaves, -1)
+        self.file.count(enters)
+        if leaves != enters and enters in ("delivered", "failed"):
+            self.file.count(enters, hourly=True)
+        if enters == "delivered":
+            self.file.count_to("last_delivery", round(time.time() * 1000))
+        if enters not in ("pending", "held"):
+            self.file.after_commit(lambda: self._wake_waiters(event))
+        return True
 
-    def _set_due(self, event: int, due: float | None) -> None:
-        self._sql("UPDATE events SET due = :due WHERE event = :event", due=due, event=event)
+    def _wake_waiters(self, event: int) -> None:
+        for waiter in self._waiters.get(event, ()):
+            waiter.set()
 
-    def _arrange(self, ticket: str) -> None:
-        """Gives the first event of the ticket's line its due time, and no other.
-
-        Without a request id the first is an opening event, or one that needs no id; the others
-        wait: pending while an opening event is, held where none is. Where the opening failed, all
-        wait.
-        """
-        line = self._sql(
-            "SELECT event, state, opens, needs, unclear, due FROM events WHERE ticket = :ticket"
-            " AND state IN ('pending', 'held') ORDER BY place, event",
+    def _first(self, ticket: str, condition: str) -> Any:
+        """The first pending event of a ticket's line that fits, None for none."""
+        return self.file.row(
+            "SELECT event, rank FROM events WHERE ticket = :ticket AND state = 'pending'"
+            f" AND {condition} ORDER BY rank, event LIMIT 1",
             ticket=ticket,
-        ).fetchall()
-        mapped = not line or self._request_id(ticket) is not None
-        opening = any(row["opens"] and row["state"] == "pending" for row in line)
-        free = not mapped and any(not row["needs"] and not row["opens"] for row in line)
-        barred = free and self._opening_failed(ticket)
-        head = None
-        for row in line:
-            if row["state"] == "held" and row["unclear"]:
-                continue  # a person decides
-            waits = not mapped and not row["opens"] and (row["needs"] or barred)
-            state = "held" if waits and not opening else "pending"
-            if row["state"] != state:
-                self._move(row["event"], row["state"], state, WAITS if state == "held" else "")
-            if head is None and not waits:
-                head = row["event"]
-                if row["due"] is None:
-                    self._set_due(head, self.clock())
-            elif row["due"] is not None:
-                self._set_due(row["event"], None)
+        )
 
     def _opening_failed(self, ticket: str) -> bool:
-        row = self._row(
+        """Whether the opening that a ticket waits for needs a person."""
+        row = self.file.row(
             "SELECT 1 FROM events WHERE ticket = :ticket AND opens = 1"
-            " AND (state = 'failed' OR (state = 'held' AND unclear = 1)) LIMIT 1",
+            " AND (state = 'failed' OR (state = 'held' AND may_have_happened = 1)) LIMIT 1",
             ticket=ticket,
         )
         return row is not None
 
-    def receive(self, webhooks: Sequence[Webhook]) -> list[Receipt | Exception]:
+    def _arrange(
+        self, ticket: str, postponed: int | None = None, due: float | None = None
+    ) -> None:
+        """Gives the head of the ticket's line its due time: `due`, if it is the one postponed.
+
+        Without a request id the head is an opening event, or one that needs no id; the others
+        wait: pending while an opening event is, held where none is. Where the opening failed, all
+        wait. Each question is answered from an index: the length of the line costs nothing.
+        """
+        line = self.file.row(
+            "SELECT request_id, head, due FROM tickets WHERE ticket = :t", t=ticket
+        )
+        if line["request_id"] is not None:
+            self._release(ticket)
+            first = [self._first(ticket, f"waits_for_id = {waits}") for waits in (0, 1)]
+        else:
+            opening, barred = self._first(ticket, "opens = 1"), self._opening_failed(ticket)
+            if opening is not None:
+                self._release(ticket)
+            elif barred:
+                self._switch(ticket, "pending", "held", WAITS, "opens = 0")
+            else:
+                self._switch(ticket, "pending", "held", WAITS, "waits_for_id = 1")
+                self._release(ticket, "waits_for_id = 0")
+            first = [opening, None if barred else self._first(ticket, "waits_for_id = 0")]
+        heads = ((row["rank"], row["event"]) for row in first if row is not None)
+        number = min(heads, default=(0, None))[1]
+        if number is None:
+            due = None
+        elif number != postponed:
+            due = line["due"] if number == line["head"] else None
+        if number is not None and due is None:
+            due = self.file.clock()
+        if (number, due) != (line["head"], line["due"]):
+            self.file.execute(
+                "UPDATE tickets SET head = :head, due = :due WHERE ticket = :ticket",
+                ticket=ticket,
+                head=number,
+                due=due,
+            )
+
+    def _release(self, ticket: str, which: str = "waits_for_id >= 0") -> None:
+        """Lets events of a ticket wait in line that were held for the request id."""
+        self._switch(ticket, "held", "pending", "", f"{which} AND may_have_happened = 0")
+
+    def _switch(self, ticket: str, leaves: str, enters: str, reason: str, which: str) -> None:
+        changed = self.file.execute(
+            "UPDATE events SET state = :enters, reason = :reason, settled = :now"
+            f" WHERE ticket = :ticket AND state = '{leaves}' AND {which}",
+            ticket=ticket,
+            enters=enters,
+            reason=reason,
+            now=time.time(),
+        ).rowcount
+        self.file.count(leaves, -changed)
+        self.file.count(enters, changed)
+
+    # ── Events · intake ────────────────────────────────────────────────────────────────────────
+
+    def receive(self, news: Sequence[NewEvent]) -> list[Receipt | Exception]:
         """Stores webhooks as events, or knows them for duplicates; returns when that is durable.
 
-        One transaction for all. For each its receipt, or why it was not stored: StoreFull,
-        StoreError or what SQLite refuses.
+        One transaction for all. For each its receipt, or why it was not stored: FileFull,
+        FileError or what SQLite refuses.
         """
-        if self.tight:
-            return [StoreFull() for _ in webhooks]
+        if self.file.full:
+            return [FileFull() for _ in news]
         try:
-            return self._write(lambda: self._receive(webhooks))  # type: ignore[no-any-return]
+            return list(self.file.write(lambda: self._receive(news)))
         except Exception as error:
-            if len(webhooks) == 1 or self.tight or self.broken:
-                return [error for _ in webhooks]
-            return [self.receive([one])[0] for one in webhooks]  # a bad one takes no other
+            if len(news) == 1 or self.file.full or self.file.broken:
+                return [error for _ in news]
+            return [self.receive([new])[0] for new in news]  # a bad one takes no other along
 
-    def _receive(self, webhooks: Sequence[Webhook]) -> list[Receipt | Exception]:
-        plain = self._plain(webhooks)
-        first = self._insert_all([*plain.values()], due=self.clock()) if plain else 0
-        numbers = {place: number for number, place in enumerate(plain, first)}
+    def _receive(self, news: Sequence[NewEvent]) -> list[Receipt]:
+        fresh = self._fresh_openings(news)
+        first = self._insert_all([*fresh.values()], due=self.file.clock()) if fresh else 0
+        numbers = {index: number for number, index in enumerate(fresh, first)}
         return [
-            Receipt(numbers[place], "pending", "", None)
-            if place in numbers
-            else self._receive_one(webhook)
-            for place, webhook in enumerate(webhooks)
+            Receipt(numbers[index], "pending", "", None)
+            if index in numbers
+            else self._receive_one(new)
+            for index, new in enumerate(news)
         ]
 
-    def _plain(self, webhooks: Sequence[Webhook]) -> dict[int, Webhook]:
-        """By their places those that open a ticket which nobody has heard of."""
+    def _fresh_openings(self, news: Sequence[NewEvent]) -> dict[int, NewEvent]:
+        """By their index those that open a ticket which nobody has heard of."""
         met: set[str | None] = set()
-        plain: dict[int, Webhook] = {}
-        for place, one in enumerate(webhooks):
-            new = one.ticket is not None and one.ticket not in met
-            if new and one.opens and one.state == "pending" and not one.delivery_id:
-                plain[place] = one
-            met.add(one.ticket)
-        if not plain:
+        fresh: dict[int, NewEvent] = {}
+        for index, new in enumerate(news):
+            first = new.ticket is not None and new.ticket not in met
+            if first and new.opens and new.state == "pending" and not new.delivery_id:
+                fresh[index] = new
+            met.add(new.ticket)
+        if not fresh:
             return {}
-        tickets = [one.ticket for one in plain.values()]
-        known = self._db.execute(
-            f"SELECT column1 FROM (VALUES {', '.join(['(?)'] * len(tickets))})"
-            " WHERE EXISTS (SELECT 1 FROM events WHERE ticket = column1)"
-            " OR EXISTS (SELECT 1 FROM mappings WHERE ticket = column1)",
+        tickets = [new.ticket for new in fresh.values()]
+        rows = self.file.execute_row(
+            f"SELECT ticket FROM tickets WHERE ticket IN ({', '.join('?' * len(tickets))})",
             tickets,
-        ).fetchall()
-        old = {row["column1"] for row in known}
-        return {place: one for place, one in plain.items() if one.ticket not in old}
-
-    def _receive_one(self, webhook: Webhook) -> Receipt:
-        if webhook.ticket is None:
-            return self._receive_unreadable(webhook)
-        request_id, seen = self._db.execute(
-            "SELECT (SELECT request_id FROM mappings WHERE ticket = :ticket),"
-            " EXISTS (SELECT 1 FROM events WHERE ticket = :ticket)",
-            {"ticket": webhook.ticket},
-        ).fetchone()
-        if webhook.state != "ignored" and (seen or webhook.delivery_id or request_id):
-            first, reason = self._duplicate(webhook, request_id)
-            if first and first["state"] == "failed" and not first["attempts"]:
-                if webhook.state == "failed":  # refused with 400 then, and now again
-                    return Receipt(first["event"], "failed", webhook.reason, request_id)
-            elif reason:
-                number = self._insert(webhook._replace(state="ignored", reason=reason))
-                return Receipt(first["event"] if first else number, "ignored", reason, request_id)
-        if webhook.state != "pending":
-            return Receipt(self._insert(webhook), webhook.state, webhook.reason, request_id)
-        if (webhook.opens or request_id) and not (seen and self._has_line(webhook.ticket)):
-            return Receipt(self._insert(webhook, due=self.clock()), "pending", "", request_id)
-        return self._join(self._insert(webhook), webhook, request_id)
-
-    def _has_line(self, ticket: str) -> bool:
-        row = self._row(
-            "SELECT 1 FROM events WHERE ticket = :ticket AND state IN ('pending', 'held') LIMIT 1",
-            ticket=ticket,
         )
-        return row is not None
+        old = {row["ticket"] for row in rows}
+        return {index: new for index, new in fresh.items() if new.ticket not in old}
 
-    def _receive_unreadable(self, webhook: Webhook) -> Receipt:
-        first = self._row(
+    def _receive_one(self, new: NewEvent) -> Receipt:
+        if new.ticket is None:
+            return self._receive_unreadable(new)
+        line = self.file.row(
+            "SELECT request_id, latest FROM tickets WHERE ticket = :ticket", ticket=new.ticket
+        )
+        request_id = line["request_id"] if line else None
+        if new.state != "ignored" and (line or new.delivery_id):
+            first, reason = self._duplicate(new, line)
+            if first and first["state"] == "failed" and not first["attempts"]:
+                if new.state == "failed":  # refused with 400 then, and now again
+                    return Receipt(first["event"], "failed", new.reason, request_id)
+            elif reason:
+                number = self._insert(new._replace(state="ignored", reason=reason))
+                return Receipt(first["event"] if first else number, "ignored", reason, request_id)
+        number = self._insert(new)
+        if new.state != "pending":
+            return Receipt(number, new.state, new.reason, request_id)
+        self._arrange(new.ticket)
+        row = self.file.row("SELECT state, reason FROM events WHERE event = :event", event=number)
+        return Receipt(number, row["state"], row["reason"], request_id)
+
+    def _receive_unreadable(self, new: NewEvent) -> Receipt:
+        first = self.file.row(
             "SELECT event, reason FROM events WHERE digest = :digest AND ticket IS NULL"
             " AND state = 'failed'",
-            digest=webhook.digest,
+            digest=new.digest,
         )
-        if first and webhook.state == "failed":
+        if first and new.state == "failed":
             return Receipt(first["event"], "failed", first["reason"], None)
-        return Receipt(self._insert(webhook), webhook.state, webhook.reason, None)
+        return Receipt(self._insert(new), new.state, new.reason, None)
 
-    def _duplicate(
-        self, webhook: Webhook, request_id: str | None
-    ) -> tuple[sqlite3.Row | None, str]:
-        """The event that `webhook` repeats, and the reason to ignore it ("" for none)."""
-        if webhook.opens and webhook.again == "ignore":
-            first = self._row(
-                "SELECT event, state, attempts FROM events WHERE ticket = :ticket AND opens = 1"
-                " AND state IN ('pending', 'held', 'delivered') ORDER BY place, event LIMIT 1",
-                ticket=webhook.ticket,
+    def _duplicate(self, new: NewEvent, line: Any) -> tuple[Any, str]:
+        """The event that a webhook repeats, and the reason to ignore it ("" for none)."""
+        columns = "event, state, attempts, digest"
+        if new.opens and new.again == "ignore":
+            first = self.file.row(
+                f"SELECT {columns} FROM events WHERE ticket = :ticket AND opens = 1"
+                " AND state IN ('pending', 'held', 'delivered') ORDER BY rank, event LIMIT 1",
+                ticket=new.ticket,
             )
             if first:
                 return first, f"duplicate of event {first['event']}: the ticket is opened already"
-            if request_id is not None:
-                return None, f"the ticket already has request id {request_id}"
-        if webhook.delivery_id:
-            first = self._row(
-                "SELECT event, state, attempts FROM events WHERE delivery_id = :delivery_id"
-                " AND hook = :hook AND state != 'ignored' ORDER BY event LIMIT 1",
-                delivery_id=webhook.delivery_id,
-                hook=webhook.hook,
+            if line and line["request_id"] is not None:
+                return None, f"the ticket already has request id {line['request_id']}"
+        if new.delivery_id:
+            first = self.file.row(
+                f"SELECT {columns} FROM events WHERE delivery_id = :delivery_id"
+                " AND ticket = :ticket AND kind = :kind AND state != 'ignored'"
+                " ORDER BY event LIMIT 1",
+                delivery_id=new.delivery_id,
+                ticket=new.ticket,
+                kind=new.kind,
             )
         else:
-            first = self._row(
-                "SELECT event, state, attempts, digest FROM events WHERE ticket = :ticket"
-                " AND state != 'ignored' AND parent IS NULL ORDER BY place DESC LIMIT 1",
-                ticket=webhook.ticket,
+            first = self.file.row(
+                f"SELECT {columns} FROM events WHERE event = :latest",
+                latest=line["latest"] if line else None,
             )
-            if first and first["digest"] != webhook.digest:
+            if first and first["digest"] != new.digest:
                 return None, ""
-        free = ("dropped", "failed") if webhook.opens else ("dropped",)
-        if not first or first["state"] in free:
+        repeatable = ("dropped", "failed") if new.opens else ("dropped",)
+        if not first or first["state"] in repeatable:
             return None, ""
         return first, f"duplicate of event {first['event']}"
 
-    def _join(self, event: int, webhook: Webhook, request_id: str | None) -> Receipt:
-        """Puts a new event at the end of its ticket's line."""
-        self._arrange(str(webhook.ticket))
-        row = self._row("SELECT state, reason FROM events WHERE event = :event", event=event)
-        assert row is not None
-        return Receipt(event, row["state"], row["reason"], request_id)
-
-
-class Progress(Lines):
-    """What Delivery asks and records."""
+    # ── Events · what Delivery asks and records ────────────────────────────────────────────────
 
     def recover(self) -> None:
         """After a start: attempts that were on their way are unclear, due times within reach."""
 
         def operation() -> None:
-            now = self.clock()
-            self._sql(
+            self.file.execute(
                 "UPDATE attempts SET outcome = 'unclear',"
                 " reason = 'the program ended while the request was on its way'"
                 " WHERE outcome = 'sent' AND event IN"
-                " (SELECT event FROM events WHERE state = 'pending' AND unclear = 1)"
+                " (SELECT head FROM tickets WHERE due IS NOT NULL)"
             )
-            self._sql("UPDATE events SET due = :cap WHERE due > :cap", cap=now + MAX_RETRY_AFTER)
+            cap = self.file.clock() + MAX_RETRY_AFTER
+            self.file.execute("UPDATE tickets SET due = :cap WHERE due > :cap", cap=cap)
 
-        self._write(operation)
+        self.file.write(operation)
+
+    def adapt(self, kinds: Mapping[str, tuple[bool, bool]]) -> None:
+        """After a start: kinds as they are configured now; for each (opens, waits_for_id).
+
+        What waits follows them: a reload may have changed what an event needs.
+        """
+        known = json.dumps(sorted(kinds.items()))
+        if self.file.fact("kinds") == known:
+            return
+
+        def operation() -> None:
+            tickets: set[str] = set()
+            for kind, (opens, waits_for_id) in kinds.items():
+                which = (
+                    "(state = 'pending' OR state = 'held') AND kind = :kind AND ticket IS NOT NULL"
+                    " AND (opens != :opens OR waits_for_id != :waits)"
+                )
+                arguments = {"kind": kind, "opens": opens, "waits": waits_for_id and not opens}
+                rows = self.file.execute(f"SELECT ticket FROM events WHERE {which}", **arguments)
+                tickets |= {row["ticket"] for row in rows.fetchall()}
+                self.file.execute(
+                    f"UPDATE events SET opens = :opens, waits_for_id = :waits WHERE {which}",
+                    **arguments,
+                )
+            for ticket in tickets:
+                self._arrange(ticket)
+            self.file.set_facts({"kinds": known})
+
+        self.file.write(operation)
 
     def postpone_unclear(self, kind: str, due: float) -> None:
         """Lets openings that may have happened wait until `due` (service clock)."""
-        self._write(
-            lambda: self._sql(
-                "UPDATE events SET due = :due WHERE state = 'pending' AND unclear = 1"
-                " AND kind = :kind AND due IS NOT NULL",
+        self.file.write(
+            lambda: self.file.execute(
+                "UPDATE tickets SET due = :due WHERE due IS NOT NULL AND head IN"
+                " (SELECT event FROM events WHERE state = 'pending' AND may_have_happened = 1"
+                " AND kind = :kind)",
                 due=due,
                 kind=kind,
             )
         )
 
-    def due(self, now: float, limit: int, room: int = 1 << 20) -> list[Event]:
-        """Events to be tried at `now` (service clock), longest due first, `room` bytes or so."""
-        found: list[Event] = []
-        with self._lock:
+    ROOM = 1 << 20  # bytes of fields that one page may hold, or so
+
+    def due(
+        self, now: float, limit: int, busy: Collection[str] = (), untried: bool = False
+    ) -> list[Event]:
+        """Events to be tried at `now` (service clock), longest due first.
+
+        None of the tickets in `busy`. `untried`: only such that nobody tried yet.
+        """
+        page: list[Event] = []
+        room = self.ROOM
+        sql = (
+            "SELECT event, tickets.ticket, kind, hook, opens, may_have_happened, received, born,"
+            " tries, attempts, first_try, idempotency_key, request_id, fields"
+            " FROM tickets CROSS JOIN events ON event = head WHERE due <= :now"
+            f"{' AND attempts = 0' if untried else ''} ORDER BY due"
+        )
+        with self.file.lock:
             try:
-                rows = self._sql(
-                    "SELECT event, ticket, kind, hook, opens, unclear, received, born, tries,"
-                    " attempts, first_try, idempotency_key, request_id, fields"
-                    " FROM events LEFT JOIN mappings USING (ticket)"
-                    " WHERE due <= :now ORDER BY due LIMIT :limit",
-                    now=now,
-                    limit=limit,
-                )
-                for row in rows:
+                for row in self.file.execute(sql, now=now):
+                    if row["ticket"] in busy:
+                        continue  # before anything is counted: what is in flight takes no room
                     room -= len(row["fields"])
-                    found.append(Event(**{**dict(row), "fields": json.loads(row["fields"])}))
-                    if room < 0:
+                    page.append(Event(**{**dict(row), "fields": json.loads(row["fields"])}))
+                    if room < 0 or len(page) == limit:
                         break
             except sqlite3.Error as error:
-                raise self._failed(error) from None
-        return found
+                raise self.file.failed(error) from None
+        return page
+
+    def next_due(self, now: float) -> float | None:
+        """The earliest due time after `now` (service clock), None where there is none."""
+        rows = self.file.read("SELECT min(due) AS due FROM tickets WHERE due > :now", now=now)
+        return rows[0]["due"]  # type: ignore[no-any-return]
 
     def postpone(self, event: int, due: float) -> None:
-        """Lets a pending event wait until `due` (service clock), without an attempt."""
-        self._write(
-            lambda: self._sql(
-                "UPDATE events SET due = :due WHERE event = :event AND state = 'pending'"
-                " AND due IS NOT NULL",
+        """Lets an event wait until `due` (service clock), without an attempt."""
+        self.file.write(
+            lambda: self.file.execute(
+                "UPDATE tickets SET due = :due WHERE due IS NOT NULL AND head = :event"
+                " AND ticket = (SELECT ticket FROM events WHERE event = :event)",
                 event=event,
                 due=due,
             )
         )
 
-    def next_due(self, now: float) -> float | None:
-        """The earliest due time after `now` (service clock), None where there is none."""
-        found = self._read("SELECT min(due) AS due FROM events WHERE due > :now", now=now)
-        return found[0]["due"]  # type: ignore[no-any-return]
-
-    def _note(self, event: int, number: int, attempt: Attempt) -> None:
-        self._sql(
-            "INSERT OR REPLACE INTO attempts VALUES"
-            " (:event, :number, :at, :duration, :status, :outcome, :reason, :answer)",
+    def _keep_attempt(self, event: int, number: int, attempt: Attempt) -> None:
+        self.file.execute(
+            "INSERT OR REPLACE INTO attempts VALUES (:event, :number, :at, :duration, :status,"
+            " :outcome, :reason, :answer, :asked)",
             event=event,
             number=number,
             **vars(attempt),
         )
         if number > 60:  # of a long outage the first and the last attempts are kept
-            self._sql(
+            self.file.execute(
                 "DELETE FROM attempts WHERE event = :event AND attempt = :number",
                 event=event,
                 number=number - 50,
@@ -3210,63 +3863,74 @@ class Progress(Lines):
         """
 
         def operation() -> bool:
-            changed = self._sql(
-                "UPDATE events SET attempts = :number, unclear = 1"
+            changed = self.file.execute(
+                "UPDATE events SET attempts = :number, may_have_happened = 1"
                 " WHERE event = :event AND state = 'pending'",
                 number=event.attempts + 1,
                 event=event.event,
             ).rowcount
             if changed:
                 sent = Attempt(at, 0.0, None, "sent", "on its way")
-                self._note(event.event, event.attempts + 1, sent)
+                self._keep_attempt(event.event, event.attempts + 1, sent)
             return bool(changed)
 
-        return self._write(operation)  # type: ignore[no-any-return]
+        return self.file.write(operation)
 
-    def record(self, results: Sequence[Result]) -> list[bool]:
-        """Records attempts and what becomes of their events, in one transaction.
+    def record(self, event: Event, attempts: Sequence[Attempt], verdict: Verdict) -> bool:
+        """Records attempts and what becomes of their event, against what is in the file now.
 
-        False for an event that is not pending any more (dropped meanwhile); a request id that the
-        ITSM gave is kept all the same.
+        False for an event that is not pending any more (dropped or mapped meanwhile); a request
+        id that the ITSM gave is kept all the same, where nobody gave another.
         """
-        return self._write(  # type: ignore[no-any-return]
-            lambda: [self._record(*result) for result in results]
-        )
+        return self.file.write(lambda: self._record(event, attempts, verdict))
 
-    def _record(self, event: Event, attempt: Attempt | None, verdict: Verdict) -> bool:
-        attempts, first_try = event.attempts, event.first_try
-        if attempt is not None:
-            attempts += 1
-            self._note(event.event, attempts, attempt)
-            if verdict.state == "pending" and first_try is None:
-                first_try = self.clock()
+    def _record(self, event: Event, attempts: Sequence[Attempt], verdict: Verdict) -> bool:
+        for number, attempt in enumerate(attempts, event.attempts + 1):
+            self._keep_attempt(event.event, number, attempt)
+        first_try = event.first_try
+        if attempts and verdict.state == "pending" and first_try is None:
+            first_try = self.file.clock()
+        if verdict.request_id:
+            verdict = self._one_request_one_ticket(event, verdict)
         moved = self._move(
             event.event,
             "pending",
             verdict.state,
             verdict.reason,
-            due=verdict.due,
             tries=verdict.tries,
-            attempts=attempts,
+            attempts=event.attempts + len(attempts),
             first_try=first_try,
-            unclear=verdict.unclear,
+            may_have_happened=verdict.may_have_happened,
         )
         if verdict.request_id:
             self._map(event.ticket, verdict.request_id, "itsm", time.time())
         if moved and verdict.then:
             self._follow(event, verdict)
-        if verdict.state != "pending":
-            self._arrange(event.ticket)
+        self._arrange(event.ticket, event.event, verdict.due)
         return moved
+
+    def _one_request_one_ticket(self, event: Event, verdict: Verdict) -> Verdict:
+        """A request id that another ticket has is never taken by itself: a person decides."""
+        other = self.file.row(
+            "SELECT ticket FROM tickets WHERE request_id = :request_id AND ticket != :ticket",
+            request_id=verdict.request_id,
+            ticket=event.ticket,
+        )
+        if other is None:
+            return verdict
+        reason = (
+            f"the ITSM gave request {verdict.request_id}, which is that of ticket"
+            f" {other['ticket']}: look there; `map` or `retry` decides"
+        )
+        return Verdict("held", reason, may_have_happened=True)
 
     def _follow(self, event: Event, verdict: Verdict) -> None:
         """Queues the `then` event of one that was delivered, ahead of the ticket's later ones."""
-        parent = self._row(
-            "SELECT event, place, sender, fields FROM events WHERE event = :event",
+        parent = self.file.row(
+            "SELECT event, rank, sender, fields FROM events WHERE event = :event",
             event=event.event,
         )
-        assert parent is not None
-        follower = Webhook(
+        follower = NewEvent(
             hook=event.hook,
             raw=b"",
             headers="{}",
@@ -3276,7 +3940,7 @@ class Progress(Lines):
             kind=verdict.then,
             ticket=event.ticket,
             fields=parent["fields"],
-            needs=verdict.then_needs,
+            waits_for_id=verdict.then_waits_for_id,
         )
         self._insert(follower, parent)
 
@@ -3288,8 +3952,8 @@ class Progress(Lines):
         """
 
         def operation() -> int:
-            rows = self._sql(
-                "SELECT event, state, received FROM events WHERE event > :after"
+            rows = self.file.execute(
+                "SELECT event, state, received, ticket FROM events WHERE event > :after"
                 " AND event < (SELECT max(event) FROM events) ORDER BY event LIMIT :limit",
                 after=after,
                 limit=limit,
@@ -3297,30 +3961,25 @@ class Progress(Lines):
             old = [row for row in rows if row["received"] < received_before]
             for row in old:
                 if row["state"] in ("delivered", "ignored", "dropped"):
-                    self._moved[row["state"]] -= 1
-                    self._sql("DELETE FROM attempts WHERE event = :event", event=row["event"])
-                    self._sql("DELETE FROM events WHERE event = :event", event=row["event"])
-            self._sql("DELETE FROM hours WHERE hour < :hour", hour=int(received_before) // 3600)
+                    self.file.count(row["state"], -1)
+                    for table in ("attempts", "events"):
+                        self.file.execute(
+                            f"DELETE FROM {table} WHERE event = :event", event=row["event"]
+                        )
+                    self.file.execute(
+                        "DELETE FROM tickets WHERE ticket = :ticket AND request_id IS NULL"
+                        " AND NOT EXISTS (SELECT 1 FROM events WHERE ticket = :ticket)",
+                        ticket=row["ticket"],
+                    )
+            self.file.execute(
+                "DELETE FROM counts WHERE hour > 0 AND hour < :hour",
+                hour=int(received_before) // 3600,
+            )
             return old[-1]["event"] if len(old) == limit else 0
 
-        return self._write(operation)  # type: ignore[no-any-return]
+        return self.file.write(operation)
 
-    def near_end(self, give_up_after: float) -> list[int]:
-        """Of the oldest 1,000 pending events those that have a fifth of their time left."""
-        rows = self._read(
-            "SELECT event, born FROM events WHERE state = 'pending' ORDER BY event LIMIT 1000"
-        )
-        born_before = self.clock() - 0.8 * give_up_after
-        return [row["event"] for row in rows if row["born"] < born_before]
-
-    def last_received(self) -> float | None:
-        """When the last webhook came (wall clock)."""
-        rows = self._read("SELECT received FROM events ORDER BY event DESC LIMIT 1")
-        return rows[0]["received"] if rows else None
-
-
-class Store(Progress):
-    """All of it: what people and pages ask, and what a person does."""
+    # ── Events · questions ─────────────────────────────────────────────────────────────────────
 
     def wait(self, event: int, seconds: float, most: int) -> Receipt | None:
         """How `event` stands when it was settled, or after `seconds`.
@@ -3328,35 +3987,37 @@ class Store(Progress):
         None at once where `most` callers wait already: each keeps a thread from other webhooks.
         """
         waiter, deadline = threading.Event(), time.monotonic() + seconds
-        with self._lock:
+        with self.file.lock:
             if sum(map(len, self._waiters.values())) >= most:
                 return None
             self._waiters.setdefault(event, []).append(waiter)
         try:
             while True:
-                found = self.show(event)
+                rows = self.file.read(
+                    "SELECT state, reason, request_id FROM events LEFT JOIN tickets USING (ticket)"
+                    " WHERE event = :event",
+                    event=event,
+                )
                 left = deadline - time.monotonic()
-                settled = found is None or found["state"] not in ("pending", "held")
+                settled = not rows or rows[0]["state"] not in ("pending", "held")
                 if settled or left <= 0 or self.leaving:
                     break
                 waiter.wait(left)
         finally:
-            with self._lock:
+            with self.file.lock:
                 self._waiters[event].remove(waiter)
                 if not self._waiters[event]:
                     del self._waiters[event]
-        if found is None:
-            return None
-        return Receipt(event, found["state"], found["reason"], found["request_id"])
+        return Receipt(event, **rows[0]) if rows else None
 
     def leave(self) -> None:
         """Lets nobody wait any more: the program is about to end."""
-        with self._lock:
+        with self.file.lock:
             self.leaving = True
             for waiter in itertools.chain(*self._waiters.values()):
                 waiter.set()
 
-    def events(
+    def page(
         self,
         state: str = "",
         ticket: str = "",
@@ -3380,9 +4041,10 @@ class Store(Progress):
             "event > :after" if after else "",
             f"event IN ({', '.join(map(str, numbers))})" if numbers is not None else "",
         ]
-        return self._read(
-            "SELECT event, state, kind, hook, ticket, request_id, received, reason, attempts, due,"
-            " repaired, unclear FROM events LEFT JOIN mappings USING (ticket)"
+        return self.file.read(
+            "SELECT event, state, kind, hook, ticket, request_id, received, settled, reason,"
+            " attempts, CASE head WHEN event THEN due END AS due, repaired, may_have_happened"
+            " FROM events LEFT JOIN tickets USING (ticket)"
             f" WHERE {' AND '.join(filter(None, where)) or '1'}"
             f" ORDER BY event {'ASC' if after else 'DESC'} LIMIT :limit",
             ticket=ticket,
@@ -3395,14 +4057,15 @@ class Store(Progress):
 
     def show(self, event: int) -> dict[str, Any] | None:
         """Everything of one event, its attempts included."""
-        rows = self._read(
-            "SELECT * FROM events LEFT JOIN mappings USING (ticket) WHERE event = :event",
+        rows = self.file.read(
+            "SELECT events.*, request_id, CASE head WHEN event THEN due END AS due"
+            " FROM events LEFT JOIN tickets USING (ticket) WHERE event = :event",
             event=event,
         )
         if not rows:
             return None
-        attempts = self._read(
-            "SELECT attempt, at, duration, status, outcome, reason, answer FROM attempts"
+        attempts = self.file.read(
+            "SELECT attempt, at, duration, status, outcome, reason, answer, asked FROM attempts"
             " WHERE event = :event ORDER BY attempt",
             event=event,
         )
@@ -3410,161 +4073,103 @@ class Store(Progress):
 
     def line(self, ticket: str) -> list[int]:
         """The numbers of all events of a ticket, in its order."""
-        rows = self._read(
-            "SELECT event FROM events WHERE ticket = :ticket ORDER BY place, event", ticket=ticket
+        rows = self.file.read(
+            "SELECT event FROM events WHERE ticket = :ticket ORDER BY rank, event", ticket=ticket
         )
         return [row["event"] for row in rows]
 
     def mapping(self, ticket: str) -> dict[str, Any] | None:
         """The mapping of a ticket: ticket, request_id, since, origin."""
-        rows = self._read("SELECT * FROM mappings WHERE ticket = :ticket", ticket=ticket)
+        rows = self.file.read(
+            "SELECT ticket, request_id, since, origin FROM tickets WHERE ticket = :ticket"
+            " AND request_id IS NOT NULL",
+            ticket=ticket,
+        )
         return rows[0] if rows else None
 
     def mappings(self, after: str = "", limit: int = 1000) -> list[dict[str, Any]]:
         """Mappings in the order of their tickets, from the one after `after` on."""
-        return self._read(
-            "SELECT * FROM mappings WHERE ticket > :after ORDER BY ticket LIMIT :limit",
+        return self.file.read(
+            "SELECT ticket, request_id, since, origin FROM tickets WHERE ticket > :after"
+            " AND request_id IS NOT NULL ORDER BY ticket LIMIT :limit",
             after=after,
             limit=limit,
         )
 
     def oldest(self) -> dict[str, Any] | None:
         """The oldest event that is pending or held: event, received."""
-        rows = self._read(
+        rows = self.file.read(
             "SELECT event, received FROM events WHERE event IN ("
             "SELECT min(event) FROM events WHERE state = 'pending' UNION ALL"
             " SELECT min(event) FROM events WHERE state = 'held') ORDER BY event LIMIT 1"
         )
         return rows[0] if rows else None
 
-    def incidents(
-        self,
-        outage_after: float,
-        held_after: float,
-        give_up_after: float,
-        silence: float,
-        rereads: bool,
-    ) -> dict[str, str]:
-        """What needs a person now, by name, each with what to do; all limits in seconds.
+    def held_since(self) -> float | None:
+        """Since when the event waits for a person that does so longest (wall clock)."""
+        rows = self.file.read(
+            "SELECT min(coalesce(settled, received)) AS first FROM events WHERE state = 'held'"
+        )
+        return rows[0]["first"]  # type: ignore[no-any-return]
 
-        `rereads`: whether a new credential is found without a restart.
-        """
-        now, found = time.time(), {}
-        itsm = json.loads(self.fact("itsm") or "{}")
-        if itsm.get("why") == "credential":
-            then = "it is read by itself" if rereads else "then restart"
-            found["credential"] = (
-                f"the ITSM refuses our credential: put the new one in place, {then}"
-            )
-        elif itsm and now - itsm["since"] > outage_after:
-            found["outage"] = (
-                f"the ITSM is down ({itsm['reason']}): deliveries go on when it is up"
-            )
-        if count := self.counts["failed"]:
-            found["failed"] = (
-                f"{count} failed: `events --state failed` says why; `retry` or `drop`"
-            )
-        held = self._read("SELECT min(received) AS first FROM events WHERE state = 'held'")[0][
-            "first"
-        ]
-        if held is not None and now - held >= held_after:
-            found["held"] = f"{self.counts['held']} held: `events --state held` says what for"
-        if count := len(self.near_end(give_up_after)):
-            found["near_end"] = f"{count} will soon be given up: see [retry] give_up_after"
-        if problem := self.board.get("reload"):
-            found["reload"] = (
-                f"the last reload was refused, the old configuration goes on: {problem}"
-            )
-        if self.tight:
-            found["disk"] = "the disk is full: webhooks are refused until there is room"
-        last = self.last_received()
-        if silence and last is not None and now - last > silence:
-            found["silence"] = f"no webhook came for {round((now - last) / 3600)} h: why not?"
-        return found
+    def near_end(self, give_up_after: float) -> list[int]:
+        """Of the oldest 1,000 pending events those that have a fifth of their time left."""
+        rows = self.file.read(
+            "SELECT event, born FROM events WHERE state = 'pending' ORDER BY event LIMIT 1000"
+        )
+        born_before = self.file.clock() - 0.8 * give_up_after
+        return [row["event"] for row in rows if row["born"] < born_before]
 
-    def hours(self, first: int) -> list[dict[str, Any]]:
-        """What happened in each hour (epoch seconds / 3600) from `first` on."""
-        rows = self._read("SELECT * FROM hours WHERE hour >= :first ORDER BY hour", first=first)
-        return [*rows, self.tally]
+    def last_received(self) -> float | None:
+        """When the last webhook came (wall clock)."""
+        rows = self.file.read("SELECT received FROM events ORDER BY event DESC LIMIT 1")
+        return rows[0]["received"] if rows else None
 
     def find_tickets(self, text: str) -> list[str]:
         """The tickets that `text` means: as a ticket, or as a request id."""
-        rows = self._read(
-            "SELECT ticket FROM events WHERE ticket = :text UNION SELECT ticket FROM mappings"
-            " WHERE ticket = :text OR request_id = :text LIMIT 50",
+        rows = self.file.read(
+            "SELECT ticket FROM tickets WHERE ticket = :text UNION"
+            " SELECT ticket FROM tickets WHERE request_id = :text LIMIT 50",
             text=text,
         )
         return [row["ticket"] for row in rows]
 
-    def forget(self, ticket: str) -> int:
-        """Removes the texts of a ticket's settled events; how many. Mapping and states stay."""
+    def steps(self, ticket: str) -> list[dict[str, Any]]:
+        """Its events, duplicates apart: event, kind, state."""
+        return self.file.read(
+            "SELECT event, kind, state FROM events WHERE ticket = :ticket"
+            " AND state != 'ignored' ORDER BY rank, event",
+            ticket=ticket,
+        )
 
-        settled = "ticket = :ticket AND state IN ('delivered', 'ignored', 'dropped')"
+    # ── Events · a person's acts ───────────────────────────────────────────────────────────────
 
-        def operation() -> int:
-            self._sql(
-                "UPDATE attempts SET answer = '', reason = '' WHERE event IN"
-                f" (SELECT event FROM events WHERE {settled})",
-                ticket=ticket,
-            )
-            return self._sql(
-                "UPDATE events SET raw = X'', headers = '{}', sender = '', reason = '',"
-                f" fields = :fields WHERE {settled}",
-                ticket=ticket,
-                fields=COMPACT.encode({"ticket_id": ticket}),
-            ).rowcount
+    def _edit(self, operation: Callable[[], T]) -> T:
+        """Carries out what a person wants; what was read before is old then."""
 
-        count: int = self._edit(operation)
-        self._read("PRAGMA wal_checkpoint(TRUNCATE)")  # or the texts would stay in there
-        return count
+        def counted() -> T:
+            self.edits += 1
+            return operation()
 
-    def known(self, tickets: Sequence[str]) -> list[dict[str, Any]]:
-        """What is known of some tickets: ticket, request_id, and its events' kinds and states."""
-        found = []
-        for ticket in tickets:
-            mapping = self.mapping(ticket)
-            events = self._read(
-                "SELECT event, kind, state FROM events WHERE ticket = :ticket"
-                " AND state != 'ignored' ORDER BY place, event",
-                ticket=ticket,
-            )
-            request_id = mapping["request_id"] if mapping else None
-            found.append({"ticket": ticket, "request_id": request_id, "events": events})
-        return found
+        return self.file.write(counted)
 
-    def backup(self, path: str) -> int:
-        """Writes a consistent, checked copy while work goes on; its size in bytes.
+    def retry(self, event: int, new: NewEvent, force: bool) -> str:
+        """Puts an event back to pending as `new` has it now; "" or why that is refused."""
+        return self._edit(lambda: self._retry(event, new, force))
 
-        Not under `_lock`: SQLite copies in steps and takes in what changes between them.
-        """
-        try:
-            os.close(os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600))
-            with contextlib.closing(sqlite3.connect(path)) as copy:
-                self._db.backup(copy, pages=256, sleep=0.005)
-                found = copy.execute("PRAGMA integrity_check(3)").fetchall()
-            if found != [("ok",)]:
-                raise StoreError(f"{path}: the copy is damaged ({found}): look after the disk")
-            with open(path, "rb+") as file:
-                os.fsync(file.fileno())
-            return os.stat(path).st_size
-        except (OSError, sqlite3.Error) as error:
-            raise StoreError(f"{path}: cannot be written: {error}") from None
-
-    def retry(self, event: int, webhook: Webhook, force: bool) -> str:
-        """Puts an event back to pending as `webhook` has it now; "" or why that is refused."""
-        return str(self._edit(lambda: self._retry(event, webhook, force)))
-
-    def _retry(self, event: int, webhook: Webhook, force: bool) -> str:
-        row = self._row(
-            "SELECT event, state, place, unclear FROM events WHERE event = :event", event=event
+    def _retry(self, event: int, new: NewEvent, force: bool) -> str:
+        row = self.file.row(
+            "SELECT event, parent, state, rank, may_have_happened FROM events"
+            " WHERE event = :event",
+            event=event,
         )
         if row is None:
             return f"event {event} is not there"
         if row["state"] in ("pending", "delivered") or (
-            row["state"] == "held" and not row["unclear"]
+            row["state"] == "held" and not row["may_have_happened"]
         ):
             return f"event {event} is {row['state']}: nothing to retry"
-        refusal = "" if force else self._out_of_order(row, webhook)
+        refusal = "" if force else self._out_of_order(row, new)
         if refusal:
             return f"{refusal}: --force sends it all the same"
         self._move(
@@ -3572,29 +4177,36 @@ class Store(Progress):
             row["state"],
             "pending",
             "",
-            kind=webhook.kind,
-            ticket=webhook.ticket,
-            fields=webhook.fields,
-            repaired=webhook.repaired,
-            digest=webhook.digest,
-            opens=webhook.opens,
-            needs=webhook.needs,
-            unclear=False,
+            kind=new.kind,
+            ticket=new.ticket,
+            fields=new.fields,
+            repaired=new.repaired,
+            digest=new.digest,
+            opens=new.opens,
+            waits_for_id=new.waits_for_id,
+            may_have_happened=False,
             tries=0,
             first_try=None,
-            born=self.clock(),
+            born=self.file.clock(),
         )
-        self._arrange(str(webhook.ticket))
+        latest = event if row["parent"] is None else None
+        self.file.execute(
+            "INSERT INTO tickets (ticket, latest) VALUES (:ticket, :latest) ON CONFLICT (ticket)"
+            " DO UPDATE SET latest = max(coalesce(latest, 0), coalesce(excluded.latest, latest))",
+            ticket=new.ticket,
+            latest=latest,
+        )
+        self._arrange(str(new.ticket))
         return ""
 
-    def _out_of_order(self, row: sqlite3.Row, webhook: Webhook) -> str:
+    def _out_of_order(self, row: Any, new: NewEvent) -> str:
         """Why sending the event of `row` now could double or disorder its ticket, or ""."""
-        number, ticket = row["event"], webhook.ticket
-        later = self._row(
+        number, ticket = row["event"], new.ticket
+        later = self.file.row(
             "SELECT event FROM events WHERE ticket = :ticket AND state = 'delivered'"
-            " AND (place, event) > (:place, :event) LIMIT 1",
+            " AND (rank, event) > (:rank, :event) LIMIT 1",
             ticket=ticket,
-            place=row["place"],
+            rank=row["rank"],
             event=number,
         )
         if later:
@@ -3602,9 +4214,9 @@ class Store(Progress):
                 f"event {number} is older than event {later['event']} of ticket {ticket}, which"
                 " was delivered"
             )
-        if not webhook.opens or webhook.again == "send":
+        if not new.opens or new.again == "send":
             return ""
-        other = self._row(
+        other = self.file.row(
             "SELECT event FROM events WHERE ticket = :ticket AND opens = 1 AND event != :event"
             " AND state IN ('pending', 'held', 'delivered') LIMIT 1",
             ticket=ticket,
@@ -3620,39 +4232,53 @@ class Store(Progress):
         """Gives an event up; "" or why it cannot be dropped."""
 
         def operation() -> str:
-            row = self._row("SELECT state, ticket FROM events WHERE event = :event", event=event)
+            row = self.file.row("SELECT state, ticket FROM events WHERE event = :e", e=event)
             if row is None:
                 return f"event {event} is not there"
             if row["state"] not in ("pending", "held", "failed", "ignored"):
                 return f"event {event} is {row['state']}: nothing to drop"
             self._move(event, row["state"], "dropped", f"dropped by hand: {why}")
-            if row["ticket"] is not None:
+            if row["ticket"] is not None and row["state"] != "ignored":
                 self._arrange(row["ticket"])
             return ""
 
-        return self._edit(operation)  # type: ignore[no-any-return]
+        return self._edit(operation)
 
-    def map(self, ticket: str, request_id: str) -> list[int]:
+    def map(self, ticket: str, request_id: str) -> tuple[list[int], str]:
         """Sets a ticket's request id by hand; the events that it freed, in order.
 
-        An opening that waits, or that may have happened, is thereby settled: it is not sent.
+        And another ticket that has this request id already, "" for none. An opening that waits, or
+        that may have happened, is thereby settled: it is not sent.
         """
 
-        def operation() -> list[int]:
+        def operation() -> tuple[list[int], str]:
             self._map(ticket, request_id, "hand", time.time())
-            rows = self._sql(
-                "SELECT event, state, opens FROM events WHERE ticket = :ticket"
-                " AND (state IN ('pending', 'held') OR (state = 'failed' AND unclear = 1))"
-                " ORDER BY place, event",
+            freed = self._settle_openings(ticket, "mapped by hand")
+            other = self.file.row(
+                "SELECT ticket FROM tickets WHERE request_id = :request_id AND ticket != :ticket",
+                request_id=request_id,
                 ticket=ticket,
-            ).fetchall()
-            for row in rows:
-                if row["opens"]:
-                    self._move(row["event"], row["state"], "delivered", "mapped by hand")
-            self._arrange(ticket)
-            return [row["event"] for row in rows if not row["opens"]]
+            )
+            return freed, other["ticket"] if other else ""
 
-        return self._edit(operation)  # type: ignore[no-any-return]
+        return self._edit(operation)
+
+    def _settle_openings(self, ticket: str, reason: str) -> list[int]:
+        """What a new mapping makes of the ticket's line; the events that it freed, in order."""
+        openings = self.file.execute(
+            "SELECT event, state FROM events WHERE ticket = :ticket AND opens = 1 AND (state IN"
+            " ('pending', 'held') OR (state = 'failed' AND may_have_happened = 1))",
+            ticket=ticket,
+        ).fetchall()
+        for row in openings:
+            self._move(row["event"], row["state"], "delivered", reason)
+        waiting = self.file.execute(
+            "SELECT event FROM events WHERE ticket = :ticket AND (state = 'pending'"
+            " OR (state = 'held' AND may_have_happened = 0)) ORDER BY rank, event",
+            ticket=ticket,
+        ).fetchall()
+        self._arrange(ticket)
+        return [row["event"] for row in waiting]
 
     def import_mappings(self, rows: Sequence[tuple[str, str, float]]) -> int:
         """Adds mappings (ticket, request id, epoch seconds) in small transactions; how many."""
@@ -3660,36 +4286,60 @@ class Store(Progress):
         def operation(start: int) -> None:
             for ticket, request_id, since in rows[start : start + 200]:
                 self._map(ticket, request_id, "import", since)
-                self._arrange(ticket)
+                self._settle_openings(ticket, "mapped by import")
 
         for start in range(0, len(rows), 200):
             self._edit(functools.partial(operation, start))
         return len(rows)
 
+    def forget(self, ticket: str) -> int:
+        """Removes the texts of a ticket's settled events; how many. Mapping and states stay."""
+        settled = "ticket = :ticket AND state IN ('delivered', 'ignored', 'dropped')"
+
+        def operation() -> int:
+            self.file.execute(
+                "UPDATE attempts SET answer = '', reason = '' WHERE event IN"
+                f" (SELECT event FROM events WHERE {settled})",
+                ticket=ticket,
+            )
+            return self.file.execute(
+                "UPDATE events SET raw = X'', headers = '{}', sender = '', reason = '',"
+                f" fields = :fields WHERE {settled}",
+                ticket=ticket,
+                fields=COMPACT.encode({"ticket_id": ticket}),
+            ).rowcount
+
+        count = self._edit(operation)
+        self.file.read("PRAGMA wal_checkpoint(TRUNCATE)")  # or the texts would stay in there
+        return count
+
 
 # ── Operations: what an operator asks and does; pure ───────────────────────────────────────────
 
 
-def judge_kind(config: Config, base: Webhook, fields: Mapping[str, Any]) -> Webhook:
+def judge_kind(config: Config, base: NewEvent, fields: Mapping[str, Any]) -> NewEvent:
     """`base` with what its kind says of it; failed where it could not be translated today."""
     kind = config.kinds.get(base.kind)
     if kind is None:
         return base._replace(state="failed", reason=no_such_kind(base.kind))
-    used = {name: value for name, value in fields.items() if name in kind.names}
+    names, then = kind.names, kind.then
+    while then:
+        names, then = names | config.kinds[then].names, config.kinds[then].then
+    used = {name: value for name, value in fields.items() if name in names}
     base = base._replace(
         used=repr(used),
         opens=kind.opens,
-        needs=kind.needs,
+        waits_for_id=kind.waits_for_id and not kind.opens,
         again=kind.again,
     )
     try:
-        render(kind, config.scope(fields, 0, str(base.ticket), base.received, "?"))
+        kind.request.parts(config.scope(fields, 0, str(base.ticket), base.received, "?"))
     except Untranslatable as error:
         return base._replace(state="failed", reason=f"cannot be translated: {error}")
     return base
 
 
-def judge(config: Config, hook: Hook, reading: Reading, base: Webhook) -> Webhook:
+def judge(config: Config, hook: Hook, reading: Reading, base: NewEvent) -> NewEvent:
     """The webhook as it is to be stored: pending, ignored by the rules, or failed and why."""
     if reading.problem:
         return base._replace(state="failed", reason=reading.problem, repaired=reading.repaired)
@@ -3704,15 +4354,33 @@ def judge(config: Config, hook: Hook, reading: Reading, base: Webhook) -> Webhoo
     return judge_kind(config, base, reading.fields)
 
 
-def incidents(config: Config, store: Store, held_after: float) -> dict[str, str]:
-    """What needs a person now, by name; each says what to do."""
-    return store.incidents(
-        outage_after=config.alert.after,
-        held_after=held_after,
-        give_up_after=config.retry.give_up_after,
-        silence=config.alert.silence,
-        rereads=config.itsm.authorization.source not in ("credential", "env"),
-    )
+def incidents(config: Config, events: Events, held_after: float) -> dict[str, str]:
+    """What needs a person now, by name, each with what to do; `held_after`: seconds."""
+    now, needs = time.time(), {}
+    itsm = json.loads(events.file.fact("itsm") or "{}")
+    if itsm.get("why") == "credential":
+        rereads = config.credential.source not in ("credential", "env")
+        then = "it is read by itself" if rereads else "then restart"
+        needs["credential"] = (
+            f"the ITSM refuses our credential ({itsm['reason']}): put the new one in place, {then}"
+        )
+    elif itsm and now - itsm["since"] > config.alert.after:
+        needs["outage"] = f"the ITSM is down ({itsm['reason']}): deliveries go on when it is up"
+    if count := events.counts["failed"]:
+        needs["failed"] = f"{count} failed: `events --state failed` says why; `retry` or `drop`"
+    held = events.held_since()
+    if held is not None and now - held >= held_after:
+        needs["held"] = f"{events.counts['held']} held: `events --state held` says what for"
+    if count := len(events.near_end(config.retry.give_up_after)):
+        needs["near_end"] = f"{count} will soon be given up: see [retry] give_up_after"
+    if problem := events.pulse.reload:
+        needs["reload"] = f"the last reload was refused, the old configuration goes on: {problem}"
+    if events.file.full:
+        needs["disk"] = "the disk is full: webhooks are refused until there is room"
+    last, silence = events.last_received(), config.alert.silence
+    if silence and last is not None and now - last > silence:
+        needs["silence"] = f"no webhook came for {round((now - last) / 3600)} h: why not?"
+    return needs
 
 
 # The verbs: what an operator asks and does, alike from the command line and the control endpoint.
@@ -3730,7 +4398,7 @@ def raw_text(raw: bytes) -> str:
     return next(decode_body(raw))[0] if raw else ""
 
 
-def _shown(config: Config, store: Store, row: Mapping[str, Any]) -> dict[str, Any]:
+def _shown(config: Config, events: Events, row: Mapping[str, Any]) -> dict[str, Any]:
     """An event's row in the words of SPEC section 2."""
     shown = {
         "event": row["event"],
@@ -3745,17 +4413,19 @@ def _shown(config: Config, store: Store, row: Mapping[str, Any]) -> dict[str, An
         "attempts": row["attempts"],
     }
     if row["state"] == "pending" and row["due"] is not None:
-        shown["next_try"] = iso(time.time() + max(0.0, row["due"] - store.clock()), config.clock)
+        shown["next_try"] = iso(
+            time.time() + max(0.0, row["due"] - events.file.clock()), config.clock
+        )
     return shown
 
 
-def show_event(config: Config, store: Store, number: int) -> dict[str, Any]:
+def show_event(config: Config, events: Events, number: int) -> dict[str, Any]:
     """Everything of one event. Raises Error where there is none."""
-    row = store.show(number)
+    row = events.show(number)
     if row is None:
         raise Error(f"there is no event {number}; `events` lists them")
     attempts = [{**one, "at": iso(one["at"], config.clock)} for one in row["attempts"]]
-    shown = _shown(config, store, row)
+    shown = _shown(config, events, row)
     shown |= {"idempotency_key": row["idempotency_key"], "sender": row["sender"]}
     shown |= {"delivery_id": row["delivery_id"], "parent": row["parent"]}
     shown |= {"settled": iso(row["settled"], config.clock), "fields": json.loads(row["fields"])}
@@ -3769,12 +4439,12 @@ def event_number(text: Any) -> int:
     return int(text)
 
 
-def verb_events(config: Config, store: Store, arguments: Arguments) -> Any:
+def verb_events(config: Config, events: Events, arguments: Arguments) -> Any:
     """Events, newest first: state, ticket, kind, since (epoch seconds), limit, before; whole."""
     state = str(arguments.get("state") or "")
     if state and state not in STATES:
         raise Error(f"no state {state!r}{_hint(state, STATES)}: {', '.join(STATES)}")
-    rows = store.events(
+    rows = events.page(
         state,
         str(arguments.get("ticket") or ""),
         str(arguments.get("kind") or ""),
@@ -3783,28 +4453,28 @@ def verb_events(config: Config, store: Store, arguments: Arguments) -> Any:
         min(int(arguments.get("limit") or 50), 1000),
     )
     if arguments.get("whole"):
-        return [show_event(config, store, row["event"]) for row in rows]
-    return [_shown(config, store, row) for row in rows]
+        return [show_event(config, events, row["event"]) for row in rows]
+    return [_shown(config, events, row) for row in rows]
 
 
-def verb_show(config: Config, store: Store, arguments: Arguments) -> Any:
+def verb_show(config: Config, events: Events, arguments: Arguments) -> Any:
     """One event (`event`), or a ticket's mapping and timeline (`ticket`)."""
     if arguments.get("event") is not None:
-        return show_event(config, store, event_number(arguments["event"]))
+        return show_event(config, events, event_number(arguments["event"]))
     ticket = str(arguments["ticket"])
-    mapping = store.mapping(ticket)
-    numbers = store.line(ticket)
+    mapping = events.mapping(ticket)
+    numbers = events.line(ticket)
     if mapping is None and not numbers:
         raise Error(f"ticket {ticket} was never seen: no event and no mapping")
     if mapping:
         mapping["since"] = iso(mapping["since"], config.clock)
-    events = [show_event(config, store, number) for number in numbers[-200:]]
-    return {"ticket": ticket, "mapping": mapping, "events": events}
+    shown = [show_event(config, events, number) for number in numbers[-200:]]
+    return {"ticket": ticket, "mapping": mapping, "events": shown}
 
 
-def reread(config: Config, row: Mapping[str, Any]) -> Webhook:
+def reread(config: Config, row: Mapping[str, Any]) -> NewEvent:
     """A stored event read and judged anew with today's configuration."""
-    base = Webhook(
+    base = NewEvent(
         hook=row["hook"],
         raw=row["raw"],
         headers=row["headers"],
@@ -3823,8 +4493,8 @@ def reread(config: Config, row: Mapping[str, Any]) -> Webhook:
     return judge(config, hook, read_webhook(hook, row["raw"], json.loads(row["headers"])), base)
 
 
-def _retry_one(config: Config, store: Store, number: int, force: bool, dry: bool) -> str:
-    row = store.show(number)
+def _retry_one(config: Config, events: Events, number: int, force: bool, dry: bool) -> str:
+    row = events.show(number)
     if row is None:
         return f"there is no event {number}"
     webhook = reread(config, row)
@@ -3832,21 +4502,21 @@ def _retry_one(config: Config, store: Store, number: int, force: bool, dry: bool
         return f"event {number}: {webhook.reason}"
     if webhook.state == "failed":
         return f"event {number} would fail again: {webhook.reason}"
-    return "" if dry else store.retry(number, webhook, force)
+    return "" if dry else events.retry(number, webhook, force)
 
 
-def _chosen(store: Store, state: str, arguments: Arguments) -> list[int]:
+def _chosen(events: Events, state: str, arguments: Arguments) -> list[int]:
     """Numbers of all events in `state` that fit kind, reason and since."""
     numbers: list[int] = []
     kind, since = str(arguments.get("kind") or ""), float(arguments.get("since") or 0)
     reason, before = str(arguments.get("reason") or ""), 0
-    while rows := store.events(state, "", kind, since, before, 1000):
+    while rows := events.page(state, "", kind, since, before, 1000):
         numbers += [row["event"] for row in rows if reason in row["reason"]]
         before = rows[-1]["event"]
     return numbers
 
 
-def verb_retry(config: Config, store: Store, arguments: Arguments) -> Any:
+def verb_retry(config: Config, events: Events, arguments: Arguments) -> Any:
     """Puts events back to pending: events, or state with kind, reason, since; force; dry_run."""
     numbers = [event_number(number) for number in arguments.get("events") or ()]
     dry = bool(arguments.get("dry_run"))
@@ -3854,10 +4524,10 @@ def verb_retry(config: Config, store: Store, arguments: Arguments) -> Any:
         state = str(arguments.get("state") or "")
         if state not in ("failed", "ignored", "dropped", "held"):
             raise Error("name events, or --state failed (ignored, dropped, held)")
-        numbers = _chosen(store, state, arguments)
+        numbers = _chosen(events, state, arguments)
     retried, refused = [], []
     for number in sorted(numbers):
-        refusal = _retry_one(config, store, number, bool(arguments.get("force")), dry)
+        refusal = _retry_one(config, events, number, bool(arguments.get("force")), dry)
         if refusal:
             refused.append({"event": number, "reason": refusal})
         else:
@@ -3865,14 +4535,14 @@ def verb_retry(config: Config, store: Store, arguments: Arguments) -> Any:
     return {"retried": retried, "refused": refused, "dry_run": dry}
 
 
-def verb_drop(config: Config, store: Store, arguments: Arguments) -> Any:
+def verb_drop(config: Config, events: Events, arguments: Arguments) -> Any:
     """Gives events up, with the reason `why`."""
     why = str(arguments.get("why") or "").strip()
     if not why:
         raise Error("drop needs a reason: --why TEXT; it is kept with the event")
     dropped, refused = [], []
     for number in map(event_number, arguments["events"]):
-        if refusal := store.drop(number, why):
+        if refusal := events.drop(number, why):
             refused.append({"event": number, "reason": refusal})
         else:
             dropped.append(number)
@@ -3887,44 +4557,45 @@ def mapping_of(arguments: Arguments) -> tuple[str, str]:
     return ticket, request_id
 
 
-def verb_map(config: Config, store: Store, arguments: Arguments) -> Any:
+def verb_map(config: Config, events: Events, arguments: Arguments) -> Any:
     """Sets the request id of a ticket; what was held for it goes out."""
     ticket, request_id = mapping_of(arguments)
-    return {"ticket": ticket, "request_id": request_id, "freed": store.map(ticket, request_id)}
+    freed, other = events.map(ticket, request_id)
+    return {"ticket": ticket, "request_id": request_id, "freed": freed, "also": other or None}
 
 
-def verb_import(config: Config, store: Store, arguments: Arguments) -> Any:
+def verb_import(config: Config, events: Events, arguments: Arguments) -> Any:
     """Adds mappings: rows of [ticket, request id, epoch seconds]."""
     rows = [(read_id(one[0]), read_id(one[1]), float(one[2])) for one in arguments["rows"]]
     if not all(ticket and request_id for ticket, request_id, _ in rows):
         raise Error("a mapping without ticket or request id: nothing was imported")
-    return {"imported": store.import_mappings(rows)}
+    return {"imported": events.import_mappings(rows)}
 
 
-def verb_mappings(config: Config, store: Store, arguments: Arguments) -> Any:
+def verb_mappings(config: Config, events: Events, arguments: Arguments) -> Any:
     """A page of mappings, after the ticket `after`."""
-    rows = store.mappings(str(arguments.get("after") or ""))
+    rows = events.mappings(str(arguments.get("after") or ""))
     return [{**row, "since": iso(row["since"], config.clock)} for row in rows]
 
 
-def verb_pause(config: Config, store: Store, arguments: Arguments) -> Any:
+def verb_pause(config: Config, events: Events, arguments: Arguments) -> Any:
     """Stops deliveries; intake goes on."""
-    store.keep_facts(paused=store.fact("paused") or repr(time.time()))
-    return {"paused": iso(float(store.fact("paused")), config.clock)}
+    events.file.keep_facts(paused=events.file.fact("paused") or repr(time.time()))
+    return {"paused": iso(float(events.file.fact("paused")), config.clock)}
 
 
-def verb_resume(config: Config, store: Store, arguments: Arguments) -> Any:
+def verb_resume(config: Config, events: Events, arguments: Arguments) -> Any:
     """Lets deliveries go on."""
-    store.keep_facts(paused="")
+    events.file.keep_facts(paused="")
     return {"paused": None}
 
 
-def verb_status(config: Config, store: Store, arguments: Arguments) -> Any:
+def verb_status(config: Config, events: Events, arguments: Arguments) -> Any:
     """Counts by state, the oldest undelivered, the ITSM, and what needs a person."""
-    oldest, clock = store.oldest(), config.clock
-    counts = {state: store.counts.get(state, 0) for state in STATES}
-    itsm = json.loads(store.fact("itsm") or "{}")
-    last = store.tally["last_delivery"]
+    oldest, clock = events.oldest(), config.clock
+    counts = {state: events.counts.get(state, 0) for state in STATES}
+    itsm = json.loads(events.file.fact("itsm") or "{}")
+    last = events.file.counted("last_delivery") / 1000
     return {
         **counts,
         "counts": counts,
@@ -3936,38 +4607,47 @@ def verb_status(config: Config, store: Store, arguments: Arguments) -> Any:
             "reason": itsm.get("reason", ""),
             "since": iso(itsm.get("since"), clock),
         },
-        "paused": iso(float(store.fact("paused")), clock) if store.fact("paused") else None,
+        "paused": iso(float(events.file.fact("paused")), clock)
+        if events.file.fact("paused")
+        else None,
         "last_delivery": iso(last, clock) if last else None,
-        "last_webhook": iso(store.last_received(), clock),
-        "repaired": store.tally["repaired"],
-        "running": bool(store.board),
-        "needs": list(incidents(config, store, held_after=0.0).values()),
+        "last_webhook": iso(events.last_received(), clock),
+        "repaired": events.file.counted("repaired"),
+        "running": bool(events.pulse.beat),
+        "needs": list(incidents(config, events, held_after=HELD_AFTER).values()),
     }
 
 
-def verb_forget(config: Config, store: Store, arguments: Arguments) -> Any:
+def verb_forget(config: Config, events: Events, arguments: Arguments) -> Any:
     """Removes the texts of a ticket's settled events; its mapping stays."""
     ticket = str(arguments["ticket"])
     waiting = [
         number
         for state in ("pending", "held", "failed")
-        for number in (row["event"] for row in store.events(state, ticket, limit=1000))
+        for number in (row["event"] for row in events.page(state, ticket, limit=1000))
     ]
-    return {"ticket": ticket, "forgotten": store.forget(ticket), "left": sorted(waiting)}
+    return {"ticket": ticket, "forgotten": events.forget(ticket), "left": sorted(waiting)}
 
 
-def verb_known(config: Config, store: Store, arguments: Arguments) -> Any:
+def verb_known(config: Config, events: Events, arguments: Arguments) -> Any:
     """What is known of `tickets`."""
-    return store.known([str(ticket) for ticket in arguments["tickets"]])
+    return [
+        {
+            "ticket": ticket,
+            "request_id": (events.mapping(ticket) or {}).get("request_id"),
+            "events": events.steps(ticket),
+        }
+        for ticket in map(str, arguments["tickets"])
+    ]
 
 
-def verb_backup(config: Config, store: Store, arguments: Arguments) -> Any:
+def verb_backup(config: Config, events: Events, arguments: Arguments) -> Any:
     """Makes a copy beside the file, where a service may write; whoever asked moves it away."""
-    path = f"{os.path.abspath(store.path)}.backup.{secrets.token_hex(4)}"
-    return {"file": path, "bytes": store.backup(path)}
+    path = f"{os.path.abspath(events.file.path)}.backup.{secrets.token_hex(4)}"
+    return {"file": path, "bytes": events.file.backup(path)}
 
 
-VERBS: dict[str, Callable[[Config, Store, Arguments], Any]] = {
+VERBS: dict[str, Callable[[Config, Events, Arguments], Any]] = {
     "events": verb_events,
     "show": verb_show,
     "retry": verb_retry,
@@ -3985,13 +4665,13 @@ VERBS: dict[str, Callable[[Config, Store, Arguments], Any]] = {
 WAKING = ("retry", "drop", "map", "import", "resume")  # after these something may be due
 
 
-def health(config: Config, store: Store) -> tuple[str, dict[str, Any]]:
+def health(config: Config, events: Events) -> tuple[str, dict[str, Any]]:
     """`ok`, `warn` or `fail`, and what it is made of."""
-    status = verb_status(config, store, {})
-    age, beat = status["oldest_age"], store.board.get("beat", 0.0)
+    status = verb_status(config, events, {})
+    age, beat = status["oldest_age"], events.pulse.beat
     dead = time.monotonic() - beat > 30
-    word = "fail" if age > 3600 or dead or store.broken else "ok"
-    troubled = age > config.alert.after or store.tight or status["needs"]
+    word = "fail" if age > 3600 or dead or events.file.broken else "ok"
+    troubled = age > config.alert.after or events.file.full or status["needs"]
     if word == "ok" and (troubled or status["paused"]):
         word = "warn"
     return word, {
@@ -4003,7 +4683,7 @@ def health(config: Config, store: Store) -> tuple[str, dict[str, Any]]:
         "itsm": status["itsm"],
         "paused": status["paused"],
         "workers": "dead" if dead else "alive",
-        "disk": "full" if store.tight else "ok",
+        "disk": "full" if events.file.full else "ok",
         "needs": status["needs"],
     }
 
@@ -4028,23 +4708,24 @@ METRICS = (  # name, type, help, label; the values are gathered by `metrics`
 )
 
 
-def metrics(config: Config, store: Store) -> str:
+def metrics(config: Config, events: Events) -> str:
     """Everything countable, in Prometheus' text format 0.0.4."""
-    status, tallies = verb_status(config, store, {}), store.tallies
+    status, (counters, durations, seconds) = (
+        verb_status(config, events, {}),
+        events.since_start.snapshot(),
+    )
     values: dict[str, dict[str, float]] = {
         "events": status["counts"],
         "oldest_undelivered_seconds": {"": status["oldest_age"]},
         "itsm_up": {"": float(status["itsm"]["state"] == "up")},
         "paused": {"": float(status["paused"] is not None)},
-        "disk_full": {"": float(store.tight)},
+        "disk_full": {"": float(events.file.full)},
         "needs_person": {"": float(len(status["needs"]))},
         "duplicates_total": {"": 0.0},
         "repaired_total": {"": status["repaired"]},
     }
-    with tallies._lock:
-        for (name, label), count in tallies.counters.items():
-            values.setdefault(f"{name}_total", {})[label] = count
-        durations, seconds = tallies.durations.copy(), tallies.seconds
+    for (name, label), count in counters.items():
+        values.setdefault(f"{name}_total", {})[label] = count
     lines = []
     for name, kind, words, label in METRICS:
         lines += [f"# HELP hd_itsm_{name} {words}", f"# TYPE hd_itsm_{name} {kind}"]
@@ -4053,8 +4734,8 @@ def metrics(config: Config, store: Store) -> str:
             lines.append(f"hd_itsm_{name}{labels} {value:g}")
     name, running = "hd_itsm_attempt_seconds", 0
     lines += [f"# HELP {name} how long attempts took", f"# TYPE {name} histogram"]
-    for bucket in (*tallies.BUCKETS, math.inf):
-        running += durations[bucket]
+    for bucket in (*SinceStart.BUCKETS, math.inf):
+        running += durations.get(bucket, 0)
         limit = "+Inf" if bucket == math.inf else f"{bucket:g}"
         lines.append(f'{name}_bucket{{le="{limit}"}} {running}')
     return "\n".join([*lines, f"{name}_sum {seconds:g}", f"{name}_count {running}", ""])
@@ -4281,8 +4962,8 @@ class Web:
     `wake` is called after an event became pending; `key` opens the control endpoint.
     """
 
-    def __init__(self, config: Config, store: Store, wake: Callable[[], None], key: str) -> None:
-        self.config, self.store, self.wake, self.key = config, store, wake, key
+    def __init__(self, config: Config, events: Events, wake: Callable[[], None], key: str) -> None:
+        self.config, self.events, self.wake, self.key = config, events, wake, key
         self.sparing = Sparing()
         self.site = _Site(catchall=True)
         self.hooks = {
@@ -4305,8 +4986,8 @@ class Web:
         webhook, echo, receipt = environ[TAKEN]
         if isinstance(receipt, Refused):
             return self.refuse(receipt, hook.path)
-        if isinstance(receipt, StoreError):
-            self.store.tallies.count("refused", "503")
+        if isinstance(receipt, FileError):
+            self.events.since_start.count("refused", "503")
             return _reply(503, {"error": str(receipt)}, Retry_After="30")
         if isinstance(receipt, Exception):
             raise receipt
@@ -4326,13 +5007,13 @@ class Web:
                 admitted.append(environ)
             except Exception as error:
                 environ[TAKEN] = (None, None, error)
-        receipts = self.store.receive([environ[TAKEN][0] for environ in admitted])
+        receipts = self.events.receive([environ[TAKEN][0] for environ in admitted])
         for environ, receipt in zip(admitted, receipts, strict=True):
             environ[TAKEN] = (*environ[TAKEN][:2], receipt)
         if any(isinstance(one, Receipt) and one.state == "pending" for one in receipts):
             self.wake()
 
-    def admitted(self, hook: Hook, environ: Mapping[str, Any]) -> tuple[Webhook, Any]:
+    def admitted(self, hook: Hook, environ: Mapping[str, Any]) -> tuple[NewEvent, Any]:
         """The webhook that a request brings and its JSON to send back. Raises Refused."""
         raw, received = environ["wsgi.input"].read(), time.time()
         admit(self.config, environ, raw, received)
@@ -4351,7 +5032,7 @@ class Web:
 
     def tell_refused(self, status: int, why: str, path: str, environ: Mapping[str, Any]) -> None:
         """Counts a request that was turned away, and tells it in the log, though not each time."""
-        self.store.tallies.count("refused", str(status))
+        self.events.since_start.count("refused", str(status))
         caller = self.caller(environ)
         more = self.sparing.line(f"{caller} {status}", time.monotonic())
         if more is not None:
@@ -4367,7 +5048,7 @@ class Web:
 
     def read(
         self, hook: Hook, environ: Mapping[str, Any], raw: bytes, received: float, sender: str
-    ) -> tuple[Webhook, Any]:
+    ) -> tuple[NewEvent, Any]:
         """The webhook as it is to be stored, and its JSON to send back."""
         headers = {
             name: _header(environ, name).encode("latin-1", "replace").decode("utf-8", "replace")
@@ -4378,7 +5059,7 @@ class Web:
             or environ.get("HTTP_WEBHOOK_ID", "")
             or environ.get("HTTP_IDEMPOTENCY_KEY", "")
         )
-        base = Webhook(
+        base = NewEvent(
             hook=hook.name,
             raw=raw,
             headers=json.dumps(headers) if headers else "{}",
@@ -4395,9 +5076,9 @@ class Web:
             reason = "a fault of this program (see the log): retry it with a newer one"
             return base._replace(state="failed", reason=reason), {}
 
-    def note(self, hook: Hook, webhook: Webhook, receipt: Receipt) -> None:
+    def note(self, hook: Hook, webhook: NewEvent, receipt: Receipt) -> None:
         """The log line of a webhook, where it is not simply taken; and the tallies."""
-        tallies = self.store.tallies
+        tallies = self.events.since_start
         tallies.count("webhooks", receipt.state)
         if receipt.state == "ignored" and receipt.reason.startswith("duplicate"):
             tallies.count("duplicates")
@@ -4432,7 +5113,7 @@ class Web:
         match = wishes and PREFER_WAIT.search(wishes)
         if match and receipt.state in ("pending", "held"):
             seconds = min(int(match[1]), MAX_WAIT)
-            waited = self.store.wait(
+            waited = self.events.wait(
                 receipt.event, seconds, max(1, self.config.server.threads // 2)
             )
             if waited:
@@ -4468,13 +5149,13 @@ class Web:
             arguments = parse_json((environ["wsgi.input"].read() or b"{}").decode())
             if not isinstance(arguments, dict):
                 raise Error("the arguments must be a JSON object")
-            result = VERBS[verb](self.config, self.store, arguments)
+            result = VERBS[verb](self.config, self.events, arguments)
             if verb in WAKING:
                 self.wake()
             return _reply(200, {"result": result}, HD_ITSM_Pid=str(os.getpid()))
         except Refused as error:
             return self.refuse(error, "/control")
-        except StoreError as error:
+        except FileError as error:
             return _reply(503, {"error": str(error)})
         except (Error, ValueError, KeyError, TypeError) as error:
             return _reply(400, {"error": str(error)})
@@ -4482,8 +5163,8 @@ class Web:
     def health(self) -> bottle.HTTPResponse:
         """How it is, for monitoring: 200 for ok and warn, 503 for fail."""
         try:
-            word, found = health(self.config, self.store)
-        except StoreError as error:
+            word, found = health(self.config, self.events)
+        except FileError as error:
             return _reply(503, {"status": "fail", "error": str(error)})
         return _reply(503 if word == "fail" else 200, found)
 
@@ -4510,10 +5191,10 @@ class Web:
         """Numbers for Prometheus."""
         try:
             self.insider()
-            response = _reply(200, metrics(self.config, self.store))
+            response = _reply(200, metrics(self.config, self.events))
         except Refused as error:
             return self.refuse(error, "/metrics")
-        except StoreError as error:
+        except FileError as error:
             return _reply(503, {"error": str(error)})
         response.set_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
         return response
@@ -4651,7 +5332,7 @@ REQUEST_TIME = 20  # seconds in which a request must have come in whole
 
 
 class _Handful:
-    """Webhooks that came in one round of the loop: one transaction, and one thread answers them.
+    """NewEvents that came in one round of the loop: one transaction, and one thread answers them.
 
     Waitress would give each to a thread of its own; handing them from thread to thread would cost
     more than all that is done with them.
@@ -5129,11 +5810,11 @@ def ago(seconds: float) -> str:
     return f"{max(0, int(seconds))} s"
 
 
-def summary(config: Config, store: Store) -> tuple[str, str, str]:
+def summary(config: Config, events: Events) -> tuple[str, str, str]:
     """(band, word, sentence): is all well?"""
-    now, counts = time.time(), store.counts
-    oldest, last = store.oldest(), store.tally["last_delivery"]
-    itsm, paused = json.loads(store.fact("itsm") or "{}"), store.fact("paused")
+    now, counts = time.time(), events.counts
+    oldest, last = events.oldest(), events.file.counted("last_delivery") / 1000
+    itsm, paused = json.loads(events.file.fact("itsm") or "{}"), events.file.fact("paused")
     waiting = counts["pending"] + counts["held"]
     wait = "event waits" if waiting == 1 else "events wait"
     line = f"{waiting} {wait}, the oldest {ago(now - oldest['received'])}." if oldest else ""
@@ -5142,23 +5823,23 @@ def summary(config: Config, store: Store) -> tuple[str, str, str]:
     if itsm:
         since = config.clock.local(itsm["since"]).strftime("%H:%M")
         if itsm["why"] == "credential":
-            source = config.itsm.authorization
+            source = config.credential
             where = (
                 source.name if source.source in ("file", "credential") else "itsm.authorization"
             )
             words = f"since {since}. Nothing is lost; put the new one into {where}. {line}"
             return "fail", "\u25a0 The ITSM refuses our credential", words
-        probe = ago(store.board.get("next_probe", 0.0) - store.clock())
+        probe = ago(events.pulse.next_probe - events.file.clock())
         words = f"since {since} ({itsm['reason']}). {line} Next try in {probe}."
         return "fail", "\u25a0 The ITSM does not answer", words
-    needs = incidents(config, store, held_after=0.0)
+    needs = incidents(config, events, held_after=HELD_AFTER)
     if needs:
         count = counts["failed"] + counts["held"]
         need = "event needs" if count == 1 else "events need"
         word = f"\u25b2 {count} {need} you." if count else "\u25b2 Something needs you:"
         others = [text for name, text in needs.items() if name not in ("failed", "held")]
         return "warn", word, "; ".join(others or ["What to do stands beside each"]) + "."
-    received = store.last_received()
+    received = events.last_received()
     told = f"Last webhook {ago(now - received)} ago" if received else "No webhook came yet"
     told += f", last delivery {ago(now - last)} ago." if last else "."
     return "ok", "\u25cf " + (f"{waiting} on their way." if waiting else "All delivered."), told
@@ -5186,7 +5867,7 @@ SENTENCES = {
     "retry": "Send event {event} again, translated with today's configuration?",
     "drop": "Give event {event} up? It is kept, but not sent.",
     "map": "Map ticket {ticket} to request {request_id}? What was held for it goes out.",
-    "pause": "Stop deliveries? Webhooks are still taken and wait.",
+    "pause": "Stop deliveries? NewEvents are still taken and wait.",
     "resume": "Let deliveries go on?",
 }
 
@@ -5208,7 +5889,7 @@ class Pages:
     """The status page and what its buttons do, with the same verbs as the command line."""
 
     def __init__(self, web: Web) -> None:
-        self.web, self.config, self.store = web, web.config, web.store
+        self.web, self.config, self.events = web, web.config, web.events
         self.seal = hmac.new(web.key.encode(), b"page", "sha256").hexdigest()
         site = web.site
         for path, page in (
@@ -5230,7 +5911,7 @@ class Pages:
             return page(**named)
         except Refused as error:
             return self.web.refuse(error, "the page")
-        except StoreError as error:
+        except FileError as error:
             return _reply(503, {"error": str(error)})
         except (Error, ValueError, KeyError) as error:
             return self.show("Not found", f"<p>{html.escape(str(error))}</p>", status=404)
@@ -5295,14 +5976,14 @@ class Pages:
         chosen: dict[str, Any] = {name: query.getunicode(name, "") for name in ("state", "kind")}
         before = query.get("before", "")
         chosen["before"] = int(before) if re.fullmatch("[0-9]{1,15}", before) else 0
-        rows = verb_events(self.config, self.store, {**chosen, "limit": ROWS + 1})
+        rows = verb_events(self.config, self.events, {**chosen, "limit": ROWS + 1})
         newer = self.newer(chosen, rows)
         older, rows = len(rows) > ROWS, rows[:ROWS]
-        band, word, sentence = summary(self.config, self.store)
-        verb = "resume" if self.store.fact("paused") else "pause"
+        band, word, sentence = summary(self.config, self.events)
+        verb = "resume" if self.events.file.fact("paused") else "pause"
         needs = self.needs()
         hours = self.hours()
-        counts = {state: self.store.counts[state] for state in STATES}
+        counts = {state: self.events.counts[state] for state in STATES}
         body = _render(
             HOME,
             band=band,
@@ -5329,19 +6010,19 @@ class Pages:
 
     def needs(self) -> list[dict[str, Any]]:
         """The events that need a person, each with advice and actions; one more than fit."""
-        ending = self.store.near_end(self.config.retry.give_up_after)[: ROWS + 1]
+        ending = self.events.near_end(self.config.retry.give_up_after)[: ROWS + 1]
         rows = [
-            *self.store.events("failed", limit=ROWS + 1),
-            *(self.store.events("pending", numbers=ending) if ending else ()),
-            *self.store.events("held", limit=ROWS + 1),
+            *self.events.page("failed", limit=ROWS + 1),
+            *(self.events.page("pending", numbers=ending) if ending else ()),
+            *self.events.page("held", limit=ROWS + 1),
         ]
         found = []
         for row in rows:
-            shown = _shown(self.config, self.store, row)
-            shown["advice"] = advice(shown, row["unclear"])
+            shown = _shown(self.config, self.events, row)
+            shown["advice"] = advice(shown, row["may_have_happened"])
             if row["state"] == "pending":
                 shown["advice"] = "It is given up soon, see [retry] give_up_after."
-            shown["actions"] = self.buttons(shown, row["unclear"])
+            shown["actions"] = self.buttons(shown, row["may_have_happened"])
             found.append(shown)
         return found
 
@@ -5350,17 +6031,18 @@ class Pages:
         if not chosen["before"]:
             return 0
         last = rows[0]["event"] if rows else chosen["before"] - 1
-        found = self.store.events(chosen["state"], kind=chosen["kind"], after=last, limit=ROWS)
+        found = self.events.page(chosen["state"], kind=chosen["kind"], after=last, limit=ROWS)
         return found[-1]["event"] + 1 if found else 0
 
     def hours(self) -> list[dict[str, Any]]:
         """The last 24 hours, also those in which nothing happened."""
         first = int(time.time()) // 3600 - 23
-        found = {row["hour"]: row for row in self.store.hours(first)}
+        found = self.events.file.hours(first)
         nothing = {"received": 0, "delivered": 0, "failed": 0}
         return [
             {
-                **found.get(hour, nothing),
+                **nothing,
+                **found.get(hour, {}),
                 "label": self.config.clock.local(hour * 3600.0).strftime("%H:00"),
             }
             for hour in range(first, first + 24)
@@ -5368,7 +6050,7 @@ class Pages:
 
     def known(self, text: str) -> dict[str, Any]:
         """The event of that number. Raises Error where there is none."""
-        row = self.store.show(event_number(text))
+        row = self.events.show(event_number(text))
         if row is None:
             raise Error(f"there is no event {text}")
         return row
@@ -5376,15 +6058,15 @@ class Pages:
     def event(self, event: str) -> bottle.HTTPResponse:
         """One event: state and reason, what came, what we send, what was answered."""
         row = self.known(event)
-        found = show_event(self.config, self.store, row["event"])
+        found = show_event(self.config, self.events, row["event"])
         preview = self.preview(row)
         band = {"failed": "fail", "held": "warn", "delivered": "ok"}.get(found["state"], "note")
         body = _render(
             EVENT,
             event=found,
             band=band,
-            advice=advice(found, row["unclear"]),
-            actions=self.buttons(found, row["unclear"]),
+            advice=advice(found, row["may_have_happened"]),
+            actions=self.buttons(found, row["may_have_happened"]),
             preview=preview,
             history=_render(ATTEMPTS, attempts=found["attempts"]),
             text=as_text,
@@ -5397,20 +6079,26 @@ class Pages:
         kind = self.config.kinds.get(row["kind"])
         if kind is None:
             return {"problem": "Nothing: it has no kind that is configured."}
-        fields, key = json.loads(row["fields"]), row["idempotency_key"]
-        request_id = row["request_id"] or ("REQUEST-ID" if kind.needs else None)
+        fields = json.loads(row["fields"])
+        request_id = row["request_id"] or ("REQUEST-ID" if kind.waits_for_id else None)
         scope = self.config.scope(
-            fields, row["event"], str(row["ticket"]), row["received"], request_id, masked=True
+            fields,
+            row["event"],
+            str(row["ticket"]),
+            row["received"],
+            request_id,
+            row["idempotency_key"],
+            masked=True,
         )
         try:
-            return preview(self.config, kind, scope, key)
+            return kind.request.render(scope).as_json()
         except Untranslatable as error:
             return {"problem": f"Nothing: it cannot be translated: {error}."}
 
     def ticket(self, ticket: str = "") -> bottle.HTTPResponse:
         """A ticket's mapping and the timeline of its events."""
         ticket = ticket or bottle.request.query.getunicode("ticket", "")
-        found = verb_show(self.config, self.store, {"ticket": ticket})
+        found = verb_show(self.config, self.events, {"ticket": ticket})
         ahead = None
         for event in found["events"]:
             event["history"] = _render(ATTEMPTS, attempts=event["attempts"])
@@ -5425,7 +6113,7 @@ class Pages:
     def search(self) -> bottle.HTTPResponse:
         """To the ticket that was meant, by its own id or by its request id."""
         text = bottle.request.query.getunicode("q", "").strip()
-        tickets = self.store.find_tickets(text)
+        tickets = self.events.find_tickets(text)
         if len(tickets) == 1:
             return _redirect(ticket_address(tickets[0]))
         places = [(ticket_address(one), html.escape(one)) for one in tickets]
@@ -5467,7 +6155,7 @@ class Pages:
             back = f"/events/{arguments['events'][0]}"
         elif verb == "map":
             back = ticket_address(given["ticket"])
-        result = VERBS[verb](self.config, self.store, arguments)
+        result = VERBS[verb](self.config, self.events, arguments)
         self.web.wake()
         notice = f"{verb}: done"
         if result.get("refused"):
@@ -5487,7 +6175,7 @@ class Pages:
             raise Refused(403, "this form is not of this program's run: open the page again")
 
 
-# ── Delivery: due event to outcome; the only threads we start ──────────────────────────────────
+# ── Wire: one HTTP exchange, with a deadline ───────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
@@ -5497,9 +6185,387 @@ class Answer:
     status: int | None
     headers: Headers = field(default_factory=dict)
     body: bytes = b""
-    error: str = ""
-    sent: bool = True  # whether the ITSM may have seen the request
+    error: str = ""  # why there is no answer, or not the whole of it
+    sent: bool = True  # whether the other side may have seen the request
     framed: bool = True  # whether a length (or chunks) told where the body ends
+    too_long: bool = False  # MAX_ANSWER bytes of it were read, and more would have come
+
+    def message(self) -> Message:
+        """It as paths read it; its body MISSING where it is no JSON."""
+        if self.too_long:
+            text = self.body.decode("utf-8", "replace")
+            return Message(parse_beginning(text), self.headers)
+        with contextlib.suppress(ValueError, Unreadable):
+            return Message(parse_json(next(decode_body(self.body))[0]), self.headers)
+        return Message(MISSING, self.headers, next(decode_body(self.body))[0])
+
+    def words(self) -> str:
+        """The beginning of what was said, as one line."""
+        text = self.body[:8000].decode("utf-8", "replace")
+        return re.sub(r"\s+", " ", text).strip()
+
+    def is_html(self) -> bool:
+        """Whether a page came instead of data: a login, a proxy, a notice before the JSON."""
+        content_type = self.headers.get("content-type", "").lower()
+        start = self.body.lstrip()[:9].lower()
+        return "text/html" in content_type or (
+            start.startswith(b"<") and not start.startswith(b"<?xml") and "xml" not in content_type
+        )
+
+
+class _Timed:
+    """What a socket does to keep a deadline: each read and write gets the time that is left."""
+
+    deadline = math.inf  # monotonic
+
+    def limit(self) -> None:
+        """Raises TimeoutError where none is left."""
+        if self.deadline < math.inf:
+            left = self.deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            self.settimeout(left)  # type: ignore[attr-defined]
+
+    def recv_into(self, *arguments: Any) -> int:
+        """Reads what is there, at least one byte."""
+        self.limit()
+        return super().recv_into(*arguments)  # type: ignore[misc, no-any-return]
+
+    def recv(self, *arguments: Any) -> bytes:
+        """Reads what is there, at least one byte."""
+        self.limit()
+        return super().recv(*arguments)  # type: ignore[misc, no-any-return]
+
+    def send(self, *arguments: Any) -> int:
+        """Writes what there is room for, at least one byte."""
+        self.limit()
+        return super().send(*arguments)  # type: ignore[misc, no-any-return]
+
+    def sendall(self, *arguments: Any) -> None:
+        """Writes it all."""
+        self.limit()
+        super().sendall(*arguments)  # type: ignore[misc]
+
+
+class _Socket(_Timed, socket.socket):
+    pass
+
+
+class _TlsSocket(_Timed, ssl.SSLSocket):
+    pass
+
+
+class _Response(http.client.HTTPResponse):
+    """An answer that passes over every interim one (RFC 9110 15.2), not 100 alone."""
+
+    def _read_status(self) -> tuple[str, int, str]:
+        version, status, reason = super()._read_status()  # type: ignore[misc]
+        return version, 100 if 102 <= status < 200 else status, reason
+
+
+class _Connection:
+    """A connection of urllib3's over sockets that keep the deadline."""
+
+    response_class = _Response
+    deadline = math.inf
+    sent = False  # whether the other side may have seen the request
+    sock: Any
+    host: str
+    port: int
+    _held: bytes | None = None  # of a request that is being put together
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self.sockets: list[_Timed] = []
+
+    def _new_conn(self) -> socket.socket:
+        """Tries the addresses of the name in turn, each with its share of the time left."""
+        problem: OSError = socket.gaierror(socket.EAI_NONAME, "no address")
+        addresses = socket.getaddrinfo(self.host.strip("[]"), self.port, type=socket.SOCK_STREAM)
+        for tried, (family, kind, protocol, _, address) in enumerate(addresses):
+            connected = _Socket(family, kind, protocol)
+            self.sockets = [connected]
+            left = self.deadline - time.monotonic()
+            try:
+                connected.settimeout(max(0.01, left / (len(addresses) - tried)))
+                connected.connect(address)
+                connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                connected.deadline = self.deadline
+                connected.limit()  # TLS takes over what is set here
+                return connected
+            except OSError as error:
+                problem = error
+                connected.close()
+        raise problem
+
+    def connect(self) -> None:
+        """Connects, through the proxy if there is one, and by TLS where that is wanted."""
+        super().connect()  # type: ignore[misc]
+        self.sockets, layer = [], self.sock
+        while layer is not None:  # TLS within TLS has the outer one inside
+            if isinstance(layer, _Timed):
+                self.sockets.append(layer)
+            layer = getattr(layer, "socket", None)
+
+    def exchange(self, request: Request, target: str, deadline: float) -> Any:
+        """The response to a request, its body unread."""
+        self.deadline, self.sent = deadline, False
+        if self.sock is None:
+            self.timeout = max(0.01, deadline - time.monotonic())
+            self.connect()
+        for layer in self.sockets:
+            layer.deadline = deadline
+        self.sent, self._held = True, b""
+        try:
+            self.request(  # type: ignore[attr-defined]
+                request.method,
+                target,
+                body=request.body or None,
+                headers=request.headers,
+                preload_content=False,
+                decode_content=False,
+            )
+        finally:
+            whole, self._held = self._held, None
+        self.send(whole)
+        return self.getresponse()  # type: ignore[attr-defined]
+
+    def send(self, data: Any) -> None:
+        """Sends; head and body of a request in one piece, which halves what the system does."""
+        if self._held is None:
+            super().send(data)  # type: ignore[misc]
+        else:
+            self._held += data
+
+
+class _HttpConnection(_Connection, urllib3.connection.HTTPConnection):  # type: ignore[misc]
+    pass
+
+
+class _HttpsConnection(_Connection, urllib3.connection.HTTPSConnection):  # type: ignore[misc]
+    pass
+
+
+WORDS_FOR = {  # what http.client and urllib3 call a trouble -> what it is
+    "RemoteDisconnected": "connection closed without an answer",
+    "IncompleteRead": "connection closed in the middle",
+    "BadStatusLine": "what came back is no HTTP",
+    "UnknownProtocol": "what came back is no HTTP",
+    "LineTooLong": "the head of its answer is too large",
+    "HTTPException": "the head of its answer is too large",
+    "InvalidChunkLength": "its answer is broken: a chunk without length",
+    "LocationParseError": "the address is no URL",
+    "UnicodeError": "the name in the address cannot be a host's",
+    "UnicodeEncodeError": "a header holds letters that HTTP cannot carry",
+}
+
+
+def _transport_reason(error: BaseException) -> str:
+    """A transport error in few words; its own text would carry the whole URL."""
+    cause: BaseException = error
+    while True:
+        inner = [cause.__cause__, getattr(cause, "reason", None), *cause.args]
+        causes = [inside for inside in inner if isinstance(inside, BaseException)]
+        if not causes:
+            break
+        cause = causes[0]
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        remedy = {
+            62: "; it must name the host as a subjectAltName, its common name counts not",
+            20: "; name the authority's certificate in itsm.ca_file",
+            18: "; it is its own authority: name it in itsm.ca_file",
+            19: "; name the authority's certificate in itsm.ca_file",
+            10: "; have it renewed",
+        }.get(cause.verify_code, "")
+        return f"TLS certificate refused: {cause.verify_message}{remedy}"
+    if isinstance(cause, ssl.SSLError):
+        return f"TLS: {(cause.reason or 'no agreement').replace('_', ' ').lower()}"
+    if isinstance(cause, TimeoutError | urllib3.exceptions.TimeoutError):
+        return "no answer in time"
+    if isinstance(cause, socket.gaierror):
+        return f"name not found: {cause.strerror}"
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror.lower()
+    if isinstance(cause, OSError) and (match := re.match(r"Tunnel .*: (\d{3})", str(cause))):
+        hint = ": look at the login in itsm.proxy" if match[1] == "407" else ""
+        return f"the proxy refuses with {match[1]}{hint}"
+    return WORDS_FOR.get(type(cause).__name__, f"the exchange failed ({type(cause).__name__})")
+
+
+class ClientCertificate(Error):
+    """itsm.client_cert and client_key are no usable pair."""
+
+
+def tls_context(itsm: ItsmOptions) -> ssl.SSLContext:
+    """How the other side's certificate is verified, and ours is shown.
+
+    Raises ClientCertificate; OSError, ssl.SSLError for itsm.ca_file.
+    """
+    context = ssl.create_default_context(cafile=itsm.ca_file or None)
+    context.sslsocket_class = _TlsSocket
+    if itsm.client_cert:
+
+        def no_password() -> str:
+            raise ClientCertificate("itsm.client_key is encrypted: give it without a passphrase")
+
+        try:
+            key = itsm.client_key or None
+            context.load_cert_chain(itsm.client_cert, key, password=no_password)
+        except (OSError, ssl.SSLError) as error:
+            raise ClientCertificate(f"itsm.client_cert and client_key: {error}") from None
+    return context
+
+
+_parse_url = functools.lru_cache(maxsize=64)(urllib3.util.parse_url)
+
+
+def inflate(encoding: str, body: bytes) -> bytes:
+    """What a compressed body holds, at most a byte over MAX_ANSWER. Raises zlib.error."""
+    if encoding in ("", "identity"):
+        return body
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        raise zlib.error(f"encoding {encoding}")
+    for bits in (47, -15):  # with either head; "deflate" also comes without one
+        with contextlib.suppress(zlib.error):
+            return zlib.decompressobj(bits).decompress(body, MAX_ANSWER + 1)
+    raise zlib.error(encoding)
+
+
+class Wire:
+    """Connections to the other side, kept for the next request. Not shared between threads.
+
+    They are used directly: urllib3's pools are made for many threads and hosts, and cost as much
+    as the exchange itself.
+    """
+
+    MOST = 4  # connections kept, to different hosts
+
+    def __init__(self, itsm: ItsmOptions) -> None:
+        self.itsm = itsm
+        self.connections: dict[tuple[Any, ...], Any] = {}
+
+    @functools.cached_property
+    def _context(self) -> ssl.SSLContext:
+        return tls_context(self.itsm)
+
+    def exchange(self, request: Request, deadline: float, fresh: bool = False) -> Answer:
+        """Makes one HTTP request; never raises for what the network or the other side does.
+
+        It is over by `deadline` (monotonic). `fresh`: on a new connection, so that no idle one
+        that was just closed spoils it.
+        """
+        if fresh:
+            self.close()
+        connection = None
+        try:
+            url = _parse_url(request.url)
+            connection = self._connection(url)
+            through_proxy = url.scheme == "http" and bool(self.itsm.proxy.reveal())
+            if through_proxy and (login := self._proxy_login()):
+                request = replace(request, headers={**request.headers, **login})
+            target = url.url if through_proxy else url.request_uri
+            return self._read(connection, connection.exchange(request, target, deadline))
+        except (
+            urllib3.exceptions.HTTPError,
+            http.client.HTTPException,
+            ClientCertificate,
+            OSError,
+            ValueError,
+        ) as error:
+            sent = connection is not None and connection.sent
+            self.close()
+            reason = str(error) if isinstance(error, Error) else _transport_reason(error)
+            return Answer(None, error=reason, sent=sent)
+
+    def _read(self, connection: Any, response: Any) -> Answer:
+        """The answer, at most MAX_ANSWER bytes of it.
+
+        The connection is used again only where it is known to have brought all of it.
+        """
+        error, body = "", b""
+        named = {name.lower(): value for name, value in response.headers.items()}
+        try:
+            while (
+                response.length_remaining != 0
+                and len(body) <= MAX_ANSWER
+                and (piece := response.read(MAX_ANSWER + 1 - len(body)))
+            ):
+                body += piece
+            body = inflate(named.get("content-encoding", "").strip().lower(), body)
+            if len(body) > MAX_ANSWER:
+                error = f"its answer is longer than {MAX_ANSWER} bytes"
+        except zlib.error:
+            error = "its answer is compressed, and broken or in a way that is not known here"
+        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as trouble:
+            error = f"its answer was cut: {_transport_reason(trouble)}"
+        framed = (
+            "content-length" in named or "chunked" in named.get("transfer-encoding", "").lower()
+        )
+        if error or not framed:
+            connection.close()
+        response.release_conn()
+        return Answer(
+            response.status,
+            named,
+            body[:MAX_ANSWER],
+            error,
+            framed=framed or response.status in (204, 304),
+            too_long=len(body) > MAX_ANSWER,
+        )
+
+    def close(self) -> None:
+        """Closes all connections."""
+        for connection in self.connections.values():
+            connection.close()
+        self.connections.clear()
+
+    def cut(self) -> None:
+        """Wakes whoever reads from a connection, from another thread: closing would not."""
+        for connection in list(self.connections.values()):
+            for layer in list(connection.sockets):
+                with contextlib.suppress(OSError):
+                    socket.socket.shutdown(layer, socket.SHUT_RDWR)
+
+    def _connection(self, url: urllib3.util.Url) -> Any:
+        """The connection for `url`, as good as new."""
+        place = (url.scheme, url.host, url.port)
+        connection = self.connections.get(place)
+        if connection is None:
+            if len(self.connections) == self.MOST:
+                self.close()
+            connection = self.connections[place] = self._new(url)
+        elif not connection.is_closed and not connection.is_connected:
+            connection.close()  # the other side hung up, or said more than it was asked
+        return connection
+
+    def _new(self, url: urllib3.util.Url) -> Any:
+        """A connection to the host of `url`, or to the proxy on the way there."""
+        proxy = self.itsm.proxy.reveal()
+        hop = _parse_url(proxy) if proxy else url
+        ports = {"https": 443, "http": 3128 if proxy else 80}
+        named: dict[str, Any] = {}
+        if "https" in (url.scheme, hop.scheme):
+            named["ssl_context"] = self._context
+        if proxy and hop.scheme == "https":
+            named["proxy"] = hop
+            named["proxy_config"] = urllib3.connection.ProxyConfig(
+                self._context, False, None, None
+            )
+        kind = _HttpsConnection if named else _HttpConnection
+        connection = kind(str(hop.host).strip("[]"), hop.port or ports[str(hop.scheme)], **named)
+        if proxy and url.scheme == "https":
+            host, port = str(url.host).strip("[]"), url.port or 443
+            connection.set_tunnel(host, port, self._proxy_login(), str(hop.scheme))
+        return connection
+
+    def _proxy_login(self) -> dict[str, str]:
+        login = urllib.parse.unquote(_parse_url(self.itsm.proxy.reveal()).auth or "")
+        if not login:
+            return {}
+        return {"Proxy-Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
+
+
+# ── Outcomes: what an answer means ─────────────────────────────────────────────────────────────
 
 
 class Outcome(NamedTuple):
@@ -5510,7 +6576,7 @@ class Outcome(NamedTuple):
     words: str = ""  # the ITSM's own, for people; may hold ticket text
     request_id: str = ""
     retry_after: float = 0.0  # seconds the ITSM asked for
-    unclear: bool = False  # failed, but it may have happened
+    may_have_happened: bool = False
 
 
 def retry_after(value: str, now: float) -> float:
@@ -5527,328 +6593,335 @@ def retry_after(value: str, now: float) -> float:
         return 0.0
 
 
-def _words(answer: Answer) -> str:
-    """The beginning of what the ITSM said, as one line."""
-    text = answer.body[:4000].decode("utf-8", "replace")
-    return re.sub(r"\s+", " ", text).strip()[:500]
+def read_answer(rules: Sequence[Rule], answer: Answer, message: Message, now: float) -> Outcome:
+    """What an answer means: a rule's word, else the table's. `now`: epoch seconds.
 
-
-def _is_html(answer: Answer) -> bool:
-    kind = answer.headers.get("content-type", "").lower()
-    return "text/html" in kind or answer.body.lstrip()[:9].lower().startswith(
-        (b"<!doctype", b"<html")
+    What neither knows means "later". An answer that was cut is never a success.
+    """
+    if answer.status is None:
+        name = "unclear" if answer.sent else "later"
+        return Outcome(name, answer.error, may_have_happened=answer.sent)
+    said, words = f"answered {answer.status}", answer.words()
+    wait = retry_after(answer.headers.get("retry-after", ""), now)
+    number = first_that_fits(rules, message, answer.status)
+    if number and not (answer.error and rules[number - 1].result == "delivered"):
+        name = rules[number - 1].result
+        return Outcome(name, f"{said}, {name} by rule {number} of `answers`", words, "", wait)
+    name, happened = next(
+        (row[2:] for row in ANSWERS if row[0] <= answer.status <= row[1]), ("later", False)
     )
+    if name != "delivered":
+        return Outcome(name, said, words, "", wait, happened)
+    if answer.error:
+        return Outcome("unclear", f"{said}, but {answer.error}", words, may_have_happened=True)
+    if message.body is MISSING and answer.is_html():
+        reason = f"{said} with HTML instead of JSON: a login page or a proxy?"
+        return Outcome("later", reason, words, may_have_happened=True)
+    if message.body is MISSING and not answer.framed:
+        reason = f"{said}, but the answer may have been cut"
+        return Outcome("unclear", reason, words, may_have_happened=True)
+    return Outcome("delivered", said, words)
 
 
-def _json_of(answer: Answer) -> Any:
-    """The JSON of an answer's body, or MISSING."""
-    with contextlib.suppress(ValueError, Unreadable):
-        return parse_json(next(decode_body(answer.body))[0])
-    return MISSING
+LOCATION = parse_path("@header:Location")
 
 
-def read_request_id(kind: Kind, answer: Answer, found: Any) -> str:
-    """The request id in an answer, "" where there is none."""
-    for path in kind.request_id:
-        if path[0].does == "header":
-            location = urllib.parse.urlsplit(answer.headers.get("location", "")).path
-            ids = [read_id(urllib.parse.unquote(location.rstrip("/").rpartition("/")[2]))]
-        else:
-            ids = [read_id(element) for element in find_all(found, path)]
-        if request_id := next(filter(None, ids), ""):
-            return request_id
-    return ""
+def _id_in(value: Any, match: re.Pattern[str] | None) -> str:
+    """The id that `value` is, or holds; "" for none."""
+    if match is None:
+        return read_id(value)
+    group = match.search(as_text(value))
+    return read_id(group[1]) if group else ""
 
 
-def _accepted(kind: Kind, answer: Answer) -> Outcome:
-    """The outcome of a 2xx answer that was read whole."""
-    status, words = f"answered {answer.status}", _words(answer)
-    found = _json_of(answer)
-    if found is MISSING and _is_html(answer):
-        reason = f"{status} with HTML instead of JSON: a login page or a proxy?"
-        return Outcome("later", reason, words)
-    if found is MISSING and not answer.framed:
-        return Outcome("unclear", f"{status}, but the answer may have been cut", words)
-    judged = found is not MISSING or answer.body.strip()
-    for condition in kind.refused:
-        if judged and condition.holds(found, answer.headers):
-            return Outcome("failed", f"{status}, but refused by what it says", words)
-    for condition in kind.ok:
-        if judged and not condition.holds(found, answer.headers):
-            return Outcome("failed", f"{status}, but not with what `ok` demands", words)
-    if not kind.opens:
-        return Outcome("delivered", status, words)
-    request_id = read_request_id(kind, answer, found)
-    if request_id:
-        return Outcome("delivered", status, words, request_id)
-    if found is MISSING:
-        reason = f"{status} without JSON: it may have happened; `map` or `retry` decides"
-        return Outcome("failed", reason, words, unclear=True)
-    return Outcome("failed", f"{status} without a request id where it should be", words)
+def read_ids(place: Field, message: Message) -> list[str]:
+    """The ids that stand at a place; of a header Location its last segment.
+
+    Raises ValueError for a Location that is no URL.
+    """
+    ids = []
+    for path in place.paths:
+        for value in message.elements(path):
+            if path == LOCATION and place.match is None:
+                segments = urllib.parse.urlsplit(value).path.rstrip("/").split("/")
+                value = urllib.parse.unquote(segments[-1])
+            ids.append(_id_in(value, place.match))
+    return [text for text in ids if text]
+
+
+def _with_request_id(kind: Kind, message: Message, outcome: Outcome) -> Outcome:
+    """The outcome of an opening that was taken: its request id makes it delivered."""
+    if ids := read_ids(kind.request_id, message):
+        return outcome._replace(name="delivered", request_id=ids[0])
+    if outcome.name != "delivered":
+        return outcome
+    if message.body is MISSING:
+        reason = f"{outcome.reason} without JSON: it may have happened; `map` or `retry` decides"
+        return outcome._replace(name="failed", reason=reason, may_have_happened=True)
+    reason = f"{outcome.reason} without a request id where it should be"
+    return outcome._replace(name="failed", reason=reason)
 
 
 def decide(kind: Kind, answer: Answer, now: float) -> Outcome:
-    """The one author of outcomes. What it does not know means "later". `now`: epoch seconds."""
-    if answer.status is None:
-        return Outcome("unclear" if answer.sent else "later", answer.error)
-    name = kind.answers.get(answer.status) or next(
-        (name for first, last, name in ANSWERS if first <= answer.status <= last), "later"
-    )
-    if name != "delivered":
-        wait = retry_after(answer.headers.get("retry-after", ""), now)
-        return Outcome(name, f"answered {answer.status}", _words(answer), "", wait)
-    if answer.error:
-        return Outcome("unclear", f"answered {answer.status}, but {answer.error}")
-    return _accepted(kind, answer)
-
-
-class Flight:
-    """One attempt on its way: the worker that makes it and the watch that may have to end it."""
-
-    def __init__(self, deadline: float) -> None:
-        self.deadline = deadline  # monotonic
-        self.sent = False
-        self.cut = False
-        self.tap: socket.socket | None = None
-        self.left: list[socket.socket] = []  # taps of connections closed meanwhile
-
-    def end(self) -> None:
-        """Wakes whoever reads from the connection: closing it would not."""
-        self.cut = True
-        for tap in [self.tap, *self.left]:
-            if tap is not None:
-                with contextlib.suppress(OSError):
-                    tap.shutdown(socket.SHUT_RDWR)
-
-
-_air = threading.local()  # .flight: the attempt that this thread is making
-
-
-class _Tapped:
-    """A connection with a second handle on its socket, good through TLS and in any state."""
-
-    tap: socket.socket | None = None
-    sock: Any
-    _held: bytes | None = None  # of a request that is being put together
-
-    def _new_conn(self) -> socket.socket:
-        connected: socket.socket = super()._new_conn()  # type: ignore[misc]
-        self.tap = _air.flight.tap = connected.dup()
-        if _air.flight.cut:
-            _air.flight.end()
-        return connected
-
-    def request(self, *arguments: Any, **named: Any) -> None:
-        if self.sock is None:
-            self.connect()  # type: ignore[attr-defined]
-        _air.flight.tap, _air.flight.sent = self.tap, True
-        self._held = b""
+    """The one author of outcomes. `now`: epoch seconds."""
+    message = answer.message()
+    outcome = read_answer(kind.answers, answer, message, now)
+    taken = outcome.name == "delivered" or (answer.too_long and outcome.name == "unclear")
+    if kind.opens and taken:
         try:
-            super().request(*arguments, **named)  # type: ignore[misc]
-        finally:
-            whole, self._held = self._held, None
-        self.send(whole)
-
-    def send(self, data: Any) -> None:
-        """Sends; head and body of a request in one piece."""
-        if self._held is None:
-            super().send(data)  # type: ignore[misc]
-        else:
-            self._held += data
-
-    def close(self) -> None:
-        super().close()  # type: ignore[misc]
-        tap, self.tap = self.tap, None
-        flight = getattr(_air, "flight", None)
-        if tap is not None and flight is not None:
-            flight.left.append(tap)  # its answer may still be read
-        elif tap is not None:
-            tap.close()
+            return _with_request_id(kind, message, outcome)
+        except ValueError:
+            reason = f"{outcome.reason}, but its header Location is no address"
+            return outcome._replace(name="unclear", reason=reason, may_have_happened=True)
+    if outcome.may_have_happened and outcome.name == "later" and kind.when_unclear != "retry":
+        return outcome._replace(name="unclear")
+    return outcome
 
 
-class _HttpConnection(_Tapped, urllib3.connection.HTTPConnection):
-    pass
+def _met(condition: Condition, path: Path, keys: tuple[Any, ...], message: Message) -> bool | None:
+    """Whether a hit at `keys` of `path` holds a condition; None: there is nothing to compare.
+
+    What the two paths have in common leads to the same element for both.
+    """
+    common = 0
+    while common < min(len(path), len(condition.path)) and path[common] == condition.path[common]:
+        common += 1
+    elements = [
+        element
+        for others, element in locate(message.body, condition.path)
+        if others[:common] == keys[:common]
+    ]
+    if not elements:
+        return None
+    return any(condition.accepts(element, message) for element in elements)
 
 
-class _HttpsConnection(_Tapped, urllib3.connection.HTTPSConnection):
-    pass
+def _many(step: Step) -> bool:
+    """Whether a step of a path chooses among the elements of a list."""
+    return step.does in ("any", "where") or re.fullmatch("-?[0-9]+", step.name) is not None
 
 
-class _HttpPool(urllib3.HTTPConnectionPool):
-    ConnectionCls = _HttpConnection
+def _taken(value: Any, match: re.Pattern[str] | None) -> Any:
+    """A value that was found, or the part of it that is wanted; MISSING where it is none."""
+    if match is not None:
+        group = match.search(as_text(value))
+        return group[1] if group else MISSING
+    return value if isinstance(value, str | int | float) else MISSING
 
 
-class _HttpsPool(urllib3.HTTPSConnectionPool):
-    ConnectionCls = _HttpsConnection
+def values_in(lookup: Lookup, message: Message, scope: Scope) -> list[Any] | None:
+    """What a look-up brought: texts, numbers; None where its answer is not understood.
+
+    There is none where the list at its path is empty; that a path leads nowhere is no answer.
+    Raises Untranslatable.
+    """
+    conditions, values, understood = lookup.conditions(scope), list[Any](), False
+    for path in lookup.value.paths:
+        if path[0].does in ("header", "body"):
+            values += message.elements(path)
+            understood = understood or bool(values)
+            continue
+        last = max((n for n, step in enumerate(path) if _many(step)), default=-1)
+        if last >= 0:
+            lists = [element for _, element in locate(message.body, path[:last])]
+            understood = understood or any(element in ([], {}, None) for element in lists)
+        for keys, element in locate(message.body, path):
+            understood = True
+            met = [_met(condition, path, keys, message) for condition in conditions]
+            if None in met:
+                return None
+            values += [element] if all(met) else []
+    if not understood:
+        return None
+    taken = (_taken(value, lookup.value.match) for value in values)
+    return list(dict.fromkeys(value for value in taken if present(value)))
 
 
-def _transport_reason(error: BaseException) -> str:
-    """A transport error in few words; its own text would carry the whole URL."""
-    seen: BaseException = error
-    while True:
-        inner = [seen.__cause__, getattr(seen, "reason", None), *seen.args]
-        causes = [one for one in inner if isinstance(one, BaseException)]
-        if not causes:
-            break
-        seen = causes[0]
-    if isinstance(seen, ssl.SSLCertVerificationError):
-        return f"TLS certificate refused: {seen.verify_message}"
-    if isinstance(seen, TimeoutError | urllib3.exceptions.TimeoutError):
-        return "no answer in time"
-    if isinstance(seen, socket.gaierror):
-        return f"name not found: {seen.strerror}"
-    if isinstance(seen, OSError) and seen.strerror:
-        return seen.strerror.lower()
-    return {
-        "RemoteDisconnected": "connection closed without an answer",
-        "IncompleteRead": "connection closed in the middle",
-    }.get(type(seen).__name__, type(seen).__name__)
+# ── Delivery: due event to outcome; the only threads we start ──────────────────────────────────
+
+# ── Delivery · look-ups ────────────────────────────────────────────────────────────────────────
 
 
-_parse_url = functools.lru_cache(maxsize=64)(urllib3.util.parse_url)
+class Unanswered(Error):
+    """A look-up that got no usable answer now; `outcome` says why."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.reason)
+        self.outcome = outcome
 
 
-class Wire:
-    """One worker's connections to the ITSM. Not shared between threads.
+class Memory:
+    """What look-ups brought, for as long as it is good; shared by the workers.
 
-    Without a proxy they are used directly: urllib3's pools are made for many threads and hosts,
-    and cost as much as the exchange itself.
+    `_changed` guards it, for moments only; who waits on it waits for the answer that another
+    worker is being given, so that nothing is asked twice at the same time. No other lock is taken
+    while it is held.
     """
 
-    MOST = 4  # connections kept, to different hosts
+    MOST = 10_000  # values
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.tls: dict[str, Any] = {
-            "ca_certs": config.itsm.ca_file or None,
-            "cert_file": config.itsm.client_cert or None,
-            "key_file": config.itsm.client_key or None,
-        }
-        self.connections: dict[tuple[Any, ...], Any] = {}
-        self.pools: urllib3.ProxyManager | None = None
-        if proxy := config.itsm.proxy.reveal():
-            auth = urllib.parse.unquote(urllib3.util.parse_url(proxy).auth or "")
-            known = urllib3.make_headers(proxy_basic_auth=auth) if auth else None
-            self.pools = urllib3.ProxyManager(
-                proxy, proxy_headers=known, num_pools=self.MOST, maxsize=1, **self.tls
-            )
-            self.pools.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._values: dict[Any, tuple[Any, float]] = {}  # -> the value, good until (monotonic)
+        self._asked: set[Any] = set()  # what is being asked now
+        self._hidden: dict[str, None] = {}  # texts that nobody may see, the latest last
 
-    def send(
-        self, flight: Flight, request: Request, headers: Mapping[str, str], fresh: bool
-    ) -> Answer:
-        """Makes one HTTP request; never raises for what the network or the ITSM does.
+    def recall(self, key: Any, deadline: float) -> Any:
+        """The value, or MISSING: then the caller asks, and says so by `keep` or `give_up`.
 
-        `fresh`: on a new connection, so that no idle one that was just closed spoils it.
+        Raises TimeoutError.
         """
-        _air.flight = flight
-        if fresh:
-            self.clear()
+        with self._changed:
+            while True:
+                now = time.monotonic()
+                value, until = self._values.get(key, (MISSING, 0.0))
+                if value is not MISSING and now < until:
+                    return value
+                if key not in self._asked:
+                    self._asked.add(key)
+                    return MISSING
+                if now >= deadline:
+                    raise TimeoutError
+                self._changed.wait(deadline - now)
+
+    def keep(self, key: Any, value: Any, seconds: float, hidden: bool) -> None:
+        """Keeps a value that was asked for; `hidden`: it is a secret."""
+        with self._changed:
+            self._asked.discard(key)
+            self._values.pop(key, None)
+            if seconds > 0:
+                self._values[key] = (value, time.monotonic() + seconds)
+            while len(self._values) > self.MOST:
+                del self._values[next(iter(self._values))]
+            if hidden and len(as_text(value)) > 3:
+                self._hidden.pop(as_text(value), None)
+                self._hidden[as_text(value)] = None
+            while len(self._hidden) > 20:
+                del self._hidden[next(iter(self._hidden))]
+            self._changed.notify_all()
+
+    def give_up(self, key: Any) -> None:
+        """The question got no answer: somebody else may ask it."""
+        with self._changed:
+            self._asked.discard(key)
+            self._changed.notify_all()
+
+    def forget(self, key: Any, value: Any) -> None:
+        """The value was refused; unless another one is there already, it is asked for anew."""
+        with self._changed:
+            if self._values.get(key, (MISSING, 0.0))[0] == value:
+                del self._values[key]
+
+    def mask(self, text: str) -> str:
+        """`text` without the tokens that look-ups brought."""
+        for hidden in list(self._hidden):
+            text = text.replace(hidden, "***")
+        return text
+
+
+class Inquiry:
+    """The questions of one attempt for one event, all within its deadline.
+
+    `tell` makes an attempt of each answer: (when it began (epoch, monotonic), answer, outcome,
+    look-up) -> None.
+    """
+
+    def __init__(
+        self,
+        wire: Wire,
+        memory: Memory,
+        deadline: float,
+        tell: Callable[[tuple[float, float], Answer, Outcome, str], None],
+    ) -> None:
+        self.wire, self.memory, self.deadline, self.tell = wire, memory, deadline, tell
+        self._used: list[tuple[Any, Any]] = []  # what was remembered or asked: key, value
+
+    def put(self, lookup: Lookup, request: Request) -> tuple[Outcome, Message]:
+        """Asks; "delivered" means that it was answered, if only by 404: there is none."""
+        began = (time.time(), time.monotonic())
+        answer = self.wire.exchange(request, self.deadline)
+        message = answer.message()
+        outcome = read_answer(lookup.answers, answer, message, time.time())
+        if answer.status == 404 and outcome.name == "later":
+            outcome = Outcome("delivered", "answered 404")
+            message = message._replace(body=MISSING, text="")
+        reason = f"look-up {lookup.name}: {outcome.reason}"
+        name = "later" if outcome.name == "unclear" else outcome.name  # a question hurts nobody
+        words = "" if name == "delivered" else outcome.words
+        outcome = outcome._replace(name=name, reason=reason, words=words, may_have_happened=False)
+        self.tell(began, answer, outcome, lookup.name)
+        return outcome, message
+
+    def values(self, lookup: Lookup, request: Request, scope: Scope) -> tuple[Any, Message]:
+        """The values that were found and the answer; None where it is not understood.
+
+        Raises Unanswered, Untranslatable.
+        """
+        outcome, message = self.put(lookup, request)
+        if outcome.name in ("later", "credential"):
+            raise Unanswered(outcome)
+        if outcome.name == "failed":
+            return None, message
+        if message.body is MISSING and not message.text.strip():
+            return [], message  # nothing was found (204, 404)
+        return values_in(lookup, message, scope), message
+
+    def ask(self, lookup: Lookup, scope: Scope) -> Any:
+        """A look-up's value, remembered or asked for. Raises Unanswered, Untranslatable."""
+        request = lookup.request.render(scope)
+        key = (lookup.name, request.method, request.url, request.body)
         try:
-            return self._exchange(flight, request, headers)
-        except (
-            urllib3.exceptions.HTTPError,
-            http.client.HTTPException,
-            OSError,
-            ValueError,
-        ) as error:
-            self.clear()
-            reason = "no answer in time" if flight.cut else _transport_reason(error)
-            return Answer(None, error=reason, sent=flight.sent)
-        finally:
-            _air.flight = None
-            for tap in flight.left:
-                tap.close()
+            value = self.memory.recall(key, self.deadline)
+        except TimeoutError:
+            reason = f"look-up {lookup.name}: another attempt waits for it, too"
+            raise Unanswered(Outcome("later", reason)) from None
+        if value is MISSING:
+            kept = False
+            try:
+                value, seconds = self._asked(lookup, request, scope)
+                self.memory.keep(key, value, seconds, "value" not in scope.fields)
+                kept = True
+            finally:
+                if not kept:
+                    self.memory.give_up(key)
+        self._used.append((key, value))
+        return value
 
-    def clear(self) -> None:
-        """Closes all connections."""
-        if self.pools:
-            self.pools.clear()
-        for connection in self.connections.values():
-            connection.close()
-        self.connections.clear()
+    def _asked(self, lookup: Lookup, request: Request, scope: Scope) -> tuple[Any, float]:
+        """The value, and for how many seconds it is good."""
+        values, message = self.values(lookup, request, scope)
+        of = f" of {as_text(scope.fields['value'])[:60]!r}" if "value" in scope.fields else ""
+        if values is None:
+            why = "was refused, or its answer leads nowhere: see its attempt"
+            raise Untranslatable(f"look-up {lookup.name}{of} {why}")
+        if not values and lookup.otherwise is MISSING:
+            raise Untranslatable(f"look-up {lookup.name}: there is none{of}")
+        seconds = lookup.keep_for
+        if isinstance(seconds, Field):
+            told = _filter_number(seconds.read(message) or 0, "", scope) if values else 0
+            seconds = 0.9 * float(told)
+        return values[0] if values else lookup.otherwise, seconds
 
-    def _connection(self, url: urllib3.util.Url) -> Any:
-        """The connection to the host of `url`, as good as new."""
-        place = (url.scheme, url.host, url.port)
-        connection = self.connections.get(place)
-        if connection is None:
-            if len(self.connections) == self.MOST:
-                self.clear()
-            host = str(url.host).strip("[]")
-            if url.scheme == "https":
-                connection = _HttpsConnection(host, url.port, **self.tls)
-            else:
-                connection = _HttpConnection(host, url.port)
-            self.connections[place] = connection
-        elif not connection.is_closed and not connection.is_connected:
-            connection.close()  # the ITSM hung up meanwhile
-        return connection
+    def forget(self) -> bool:
+        """After a refused credential: whether there is a value to be asked for anew."""
+        for key, value in self._used:
+            self.memory.forget(key, value)
+        used, self._used = bool(self._used), []
+        return used
 
-    def _ask(self, flight: Flight, request: Request, headers: Mapping[str, str]) -> Any:
-        """The response to a request, its body unread."""
-        timeout = max(0.1, flight.deadline - time.monotonic())
-        asked: dict[str, Any] = {"body": request.body or None, "headers": headers}
-        asked |= {"preload_content": False, "decode_content": False}
-        if self.pools:
-            patience = urllib3.Timeout(connect=timeout, read=timeout)
-            return self.pools.request(
-                request.method,
-                request.url,
-                timeout=patience,
-                retries=False,
-                redirect=False,
-                **asked,
-            )
-        url = _parse_url(request.url)
-        connection = self._connection(url)
-        connection.timeout = timeout
-        if connection.sock:
-            connection.sock.settimeout(timeout)
-        connection.request(request.method, url.request_uri, **asked)
-        return connection.getresponse()
 
-    def _exchange(self, flight: Flight, request: Request, headers: Mapping[str, str]) -> Answer:
-        response = self._ask(flight, request, headers)
-        error, body = "", b""
-        try:
-            while (
-                response.length_remaining != 0
-                and len(body) <= MAX_ANSWER
-                and (piece := response.read(MAX_ANSWER + 1))
-            ):
-                body += piece
-            if len(body) > MAX_ANSWER:
-                error = f"its answer is longer than {MAX_ANSWER} bytes"
-        except (urllib3.exceptions.HTTPError, OSError) as found:
-            error = f"its answer was cut: {_transport_reason(found)}"
-        if error or flight.cut:
-            response.close()
-            self.clear()
-        if flight.cut:  # what looks like an answer may be what the cut left of one
-            return Answer(None, error="no whole answer in time")
-        response.release_conn()
-        named = {name.lower(): value for name, value in response.headers.items()}
-        framed = (
-            "content-length" in named or "chunked" in named.get("transfer-encoding", "").lower()
-        )
-        return Answer(
-            response.status,
-            named,
-            body[:MAX_ANSWER],
-            error,
-            True,
-            framed or response.status == 204,
-        )
+# ── Delivery · the breaker ─────────────────────────────────────────────────────────────────────
 
 
 class Breaker:
     """Whether the ITSM is up: three "later" for different tickets in a row say it is not.
 
     Then one probe at a time goes, after longer and longer waits; the first answer that takes or
-    refuses a ticket opens the gates. A refused credential shuts them at once. `now` is the service
-    clock; Delivery guards it.
+    refuses a ticket opens the gates. A refused credential shuts them at once, and is tried again
+    once a minute, or when another one is there. `now` is the service clock; the gate guards it.
     """
+
+    PATIENCE = 60.0  # seconds between two probes with a credential that was refused
 
     def __init__(self, first: float, probe: float, jitter: Callable[[], float]) -> None:
         self.first, self.longest, self.jitter = first, probe, jitter
@@ -5869,7 +6942,7 @@ class Breaker:
         """When a ticket other than this one last went through; -1 for never."""
         return self.last_success[1] if self.last_success[0] != ticket else self.success_before[1]
 
-    def note(self, outcome: Outcome, ticket: str, now: float) -> bool:
+    def hear(self, outcome: Outcome, ticket: str, now: float) -> bool:
         """Takes an outcome in; True where gates closed or opened, or the reason is another."""
         before = (self.why, self.reason)
         if outcome.name in ("delivered", "failed"):
@@ -5881,7 +6954,7 @@ class Breaker:
         elif outcome.name == "credential":
             self._shut("credential", outcome, now)
         else:
-            self.late = [*(t for t in self.late if t != ticket), ticket][-3:]
+            self.late = [*(late for late in self.late if late != ticket), ticket][-3:]
             if self.why or len(self.late) == 3:
                 self._shut(self.why or "down", outcome, now)
         return before != (self.why, self.reason)
@@ -5890,102 +6963,46 @@ class Breaker:
         if self.why and now < self.next_probe:
             return  # an attempt that was under way when the gates closed
         self.why, self.reason = why, outcome.reason
-        delay = min(self.longest, self.first * 2 ** min(self.probes, 20)) * (
-            0.5 + self.jitter() / 2
-        )
+        longest = min(self.longest, self.first * 2 ** min(self.probes, 20))
+        delay = longest * (0.5 + self.jitter() / 2)
+        if outcome.name == "credential":
+            delay = self.PATIENCE
         self.next_probe = now + max(delay, outcome.retry_after)
         self.probes += 1
 
 
-class Alerts:
-    """Tells a chat address what needs a person: once when it begins, once when it is over.
-
-    What was told is kept, so that a restart does not tell it again. `tell` may take seconds: it
-    has a thread of its own and nothing waits for it.
-    """
-
-    def __init__(self, config: Config, store: Store) -> None:
-        self.config, self.store = config, store
-        self.pools = urllib3.PoolManager(retries=False, timeout=urllib3.Timeout(total=5))
-
-    def look(self) -> bool:
-        """Tells what is new and what is over; False where it could not. Raises StoreError."""
-        after = self.config.alert.after
-        now = incidents(self.config, self.store, held_after=after)
-        told: dict[str, str] = json.loads(self.store.fact("told") or "{}")
-        lines = [text for name, text in now.items() if name not in told]
-        lines += [f"over: {text}" for name, text in told.items() if name not in now]
-        if not lines:
-            return True
-        if not self.tell(f"hd_itsm on {socket.gethostname()}: " + "; ".join(lines)):
-            return False
-        self.store.keep_facts(told=json.dumps(now))
-        return True
-
-    def tell(self, text: str) -> bool:
-        """Posts one text; whether it was taken."""
-        try:
-            answer = self.pools.request(
-                "POST",
-                self.config.alert.url.reveal(),
-                body=json.dumps({"text": text}).encode(),
-                headers={"Content-Type": "application/json"},
-                redirect=False,
-            )
-            if answer.status < 300:
-                return True
-            reason = f"answered {answer.status}"
-        except (urllib3.exceptions.HTTPError, ValueError) as error:
-            reason = _transport_reason(error)
-        log.warning("the alert address does not take alerts (%s): %s", reason, text)
-        return False
+# ── Delivery · the gate ────────────────────────────────────────────────────────────────────────
 
 
 class Gate:
     """Which event goes next, and when: the due events, the breaker, the workers that wait.
 
-    `_changed` guards all of it and is held for moments only, never during SQL or HTTP; the store's
-    lock is never taken while it is held. Workers without work wait on it; `wake`, a worker that
-    leaves more work behind, a result that was recorded, an opened breaker and `stop` notify.
-
-    Threads that compute hinder each other: while the ITSM answers within QUICK seconds, one worker
-    does more than four, and records what it delivers by handfuls.
+    `_changed` guards all of it and is held for moments only, never during SQL or HTTP; the file's
+    lock is never taken while it is held. Workers without work wait on it. Who takes an event wakes
+    one more where the page holds more; `wake`, a result that was recorded, an opened breaker and
+    `stop` notify too.
     """
 
     PAGE = 64  # due events read at a time: memory stays flat whatever the backlog
-    QUICK = 0.002
+    IDLE = 60.0  # seconds after which a worker looks though nobody woke it
 
-    def __init__(self, store: Store, breaker: Breaker, workers: int) -> None:
-        self.store, self.breaker, self.workers = store, breaker, workers
+    def __init__(self, events: Events, breaker: Breaker) -> None:
+        self.events, self.breaker = events, breaker
         self.stopping = threading.Event()
         self._changed = threading.Condition()
         self._page: collections.deque[Event] = collections.deque()
-        self._edits = 0  # of the store, when the page was read
+        self._edits = 0  # of the events, when the page was read
         self._busy: set[str] = set()  # tickets in flight: taken, and not recorded yet
-        self._taken = 0  # how many were ever taken
-        self._idle = self._looking = 0  # workers that wait, and that look for work
-        self._fresh = True  # something may have become due since the last look
-        self._pace = math.inf  # seconds that the quicker attempts take lately
-        self._seen = 0  # of `_taken`, at the last nudge
+        self._reading = False  # whether a worker reads a page now
+        self._fresh = True  # something may have become due since the last one was read
+        self._look_at = 0.0  # monotonic; when something becomes due by itself
 
     def wake(self) -> None:
-        """Something may be due. Cheap: wakes a worker only where none is looking for work."""
+        """Something may be due. Cheap: only the first call since the last look wakes a worker."""
         with self._changed:
-            self._fresh = True
-            self._call()
-
-    def _call(self) -> None:
-        """Wakes a worker where one more is of use; under `_changed`."""
-        if self._idle and not self._looking and self._wanted(1) and not self._barred():
-            self._changed.notify()
-
-    def _barred(self) -> bool:
-        """Whether nothing may go: paused, or its outcome could not be recorded."""
-        return bool(self.store.fact("paused") or self.store.broken)
-
-    def _wanted(self, more: int) -> bool:
-        """Whether so many more than those that work now are of use."""
-        return self._pace >= self.QUICK or self.workers - self._idle + more <= 1
+            if not self._fresh:
+                self._fresh = True
+                self._changed.notify()
 
     def stop(self) -> None:
         """Lets nothing through any more."""
@@ -5995,85 +7012,82 @@ class Gate:
 
     def take(self) -> Event | None:
         """The next event to deliver; waits for one. None: time to stop."""
-        while not self.stopping.is_set():
+        while True:
             with self._changed:
-                if not self._wanted(0):
-                    self._rest(60.0)
-                    continue
-                self._looking += 1
-                self._fresh = False
-            taken = None
-            try:
-                taken = self._first_of_page()
-                wait = 0.0 if taken else self._fill_page()
-            except StoreError:
-                wait = 1.0
-            finally:
-                with self._changed:
-                    self._looking -= 1
-                    if taken and (self._page or self._fresh):
-                        self._call()  # whoever comes now would find nobody looking
-            if taken:
-                return taken
-            with self._changed:
-                if wait > 0 and not self._fresh:
-                    self._rest(wait)
-        return None
+                while not self.stopping.is_set():
+                    if event := self._next():
+                        return event
+                    wait = self._wait()
+                    if wait <= 0:
+                        break
+                    self._changed.wait(wait)
+                else:
+                    return None
+                self._reading, self._fresh = True, False
+                busy, edits = frozenset(self._busy), self.events.edits
+            self._read_page(busy, edits)
 
-    def _rest(self, seconds: float) -> None:
-        """Waits to be woken; under `_changed`."""
-        self._idle += 1
+    def _next(self) -> Event | None:
+        """The first of the page, where the breaker and the operator let it go."""
+        if self._edits != self.events.edits:
+            self._page.clear()  # a person changed something: what was read before is old
+            self._fresh = True
+        if not self._page or self._barred() or not self.breaker.admits(self.events.file.clock()):
+            return None
+        event = self._page.popleft()
+        self._busy.add(event.ticket)
+        self.breaker.probing = event.ticket if self.breaker.why else ""
+        if self._page and not self.breaker.why:
+            self._changed.notify()
+        return event
+
+    def _barred(self) -> bool:
+        """Whether nothing may go: paused, or its outcome could not be recorded."""
+        return bool(self.events.file.fact("paused") or self.events.file.broken)
+
+    def _wait(self) -> float:
+        """How long there is nothing to do, in seconds; 0: a page is to be read."""
+        if self._reading:
+            return self.IDLE
+        now = self.events.file.clock()
+        barred = self._barred()
+        if barred or not self.breaker.admits(now):
+            self._fresh, self._look_at = False, 0.0  # to be read once something may go
+        if barred:
+            return self.IDLE
+        if not self.breaker.admits(now):
+            return self.IDLE if self.breaker.probing else max(0.01, self.breaker.next_probe - now)
+        return 0.0 if self._fresh else max(0.0, self._look_at - time.monotonic())
+
+    def _read_page(self, busy: frozenset[str], edits: int) -> None:
+        """Reads what is due, without the tickets in flight.
+
+        Nothing can be taken meanwhile, the page being empty; so `busy` covers what was in flight
+        when the page was read.
+        """
+        page: list[Event] = []
+        look_at = time.monotonic() + 1.0  # where that fails
+        down = bool(self.breaker.why)
         try:
-            if not self.stopping.is_set():
-                self._changed.wait(seconds)
+            now = self.events.file.clock()
+            if down:  # a ticket that nobody tried yet tells most
+                page = self.events.due(now, 1, busy, untried=True) or self.events.due(now, 1, busy)
+            else:
+                page = self.events.due(now, self.PAGE, busy)
+            due = now if page else self.events.next_due(now)
+            look_at = time.monotonic() + (self.IDLE if due is None else min(self.IDLE, due - now))
+        except FileError as error:
+            log.error("%s", error)
         finally:
-            self._idle -= 1
+            with self._changed:
+                self._reading, self._edits, self._look_at = False, edits, look_at
+                self._page.extend(page)
 
-    def another(self) -> Event | None:
-        """One more event for a handful; None: what was delivered is to be recorded first."""
+    def tick(self) -> None:
+        """Wakes a worker for what has become due while those that would have looked are busy."""
         with self._changed:
-            hurry = self._pace < self.QUICK and not self.stopping.is_set()
-        return self._first_of_page() if hurry else None
-
-    def _first_of_page(self) -> Event | None:
-        """The first event of the page, where the breaker and the operator let it go."""
-        with self._changed:
-            if self._edits != self.store.edits:
-                self._page.clear()
-            full = len(self._busy) >= self.workers
-            if not self._page or full or self._barred():
-                return None
-            if not self.breaker.admits(self.store.clock()):
-                return None
-            taken = self._page.popleft()
-            self._busy.add(taken.ticket)
-            self._taken += 1
-            self.breaker.probing = taken.ticket if self.breaker.why else ""
-            return taken
-
-    def _fill_page(self) -> float:
-        """Looks for due events; 0 where some may go, else how many seconds to wait."""
-        now = self.store.clock()
-        if self._barred():
-            return 60.0
-        with self._changed:
-            if not self.breaker.admits(now):
-                return 60.0 if self.breaker.probing else max(0.01, self.breaker.next_probe - now)
-            if len(self._busy) >= self.workers:
-                return 60.0
-            if self._page:
-                return 0.0
-            busy, taken, edits = set(self._busy), self._taken, self.store.edits
-        found = self.store.due(now, self.PAGE + len(busy))
-        with self._changed:
-            if self._page or self._taken != taken:  # another was faster: `found` may be old
-                return 0.0
-            self._edits = edits
-            self._page.extend(one for one in found if one.ticket not in busy)
-            if self._page:
-                return 0.0
-        due = self.store.next_due(now)
-        return 60.0 if due is None else min(60.0, max(0.001, due - now))
+            if not (self._page or self._reading) and time.monotonic() >= self._look_at:
+                self._changed.notify()
 
     def done(self, ticket: str) -> None:
         """The attempt for the ticket is over and recorded: its next event may go."""
@@ -6082,28 +7096,13 @@ class Gate:
             if self.breaker.probing == ticket:
                 self.breaker.probing = ""
             self._fresh = True
-            self._call()
 
-    def note(self, outcome: Outcome, ticket: str, seconds: float) -> tuple[bool, str, float]:
-        """Tells the breaker; (it changed, why it is open, when another ticket got through)."""
+    def hear(self, outcome: Outcome, ticket: str) -> None:
+        """Tells the breaker; when it opens, everybody may go."""
         with self._changed:
-            late = seconds > self._pace  # where threads are many, some wait for each other
-            self._pace = self._pace + (seconds - self._pace) / 32 if late else seconds
-            changed = self.breaker.note(outcome, ticket, self.store.clock())
-            self.store.board["next_probe"] = self.breaker.next_probe
-            if changed:
+            if self.breaker.hear(outcome, ticket, self.events.file.clock()):
                 self._changed.notify_all()
-            return changed, self.breaker.why, self.breaker.success_of_another(ticket)
-
-    def nudge(self) -> None:
-        """Wakes a worker for events that have become due while the others were busy."""
-        with self._changed:
-            held_up, self._seen = self._taken == self._seen, self._taken
-            wanted = self._idle and not self._looking and (held_up or self._pace >= self.QUICK)
-        if wanted and self.store.due(self.store.clock(), 1):
-            with self._changed:
-                self._pace, self._fresh = max(self._pace, self.QUICK), True
-                self._changed.notify()
+            self.events.pulse.next_probe = self.breaker.next_probe
 
     def probe_now(self) -> None:
         """Ends the wait for the next probe."""
@@ -6111,53 +7110,122 @@ class Gate:
             self.breaker.next_probe = 0.0
             self._changed.notify_all()
 
-    def forget_trouble(self) -> None:
-        """Closes a breaker that nothing is left to probe with."""
-        with self._changed:
-            self.breaker.why = self.breaker.reason = ""
+
+# ── Delivery · alerts ──────────────────────────────────────────────────────────────────────────
+
+
+class Alerts:
+    """Tells a chat address what needs a person: once when it begins, once when it is over.
+
+    What was told is kept, so that a restart does not tell it again. `tell` may take seconds: it
+    has a thread of its own and nothing waits for it.
+    """
+
+    PATIENCE = 5.0  # seconds for one text
+
+    def __init__(self, config: Config, events: Events) -> None:
+        self.config, self.events = config, events
+        self.wire = Wire(ItsmOptions())
+
+    def look(self) -> bool:
+        """Tells what is new and what is over; False where it could not. Raises FileError."""
+        now = incidents(self.config, self.events, held_after=self.config.alert.after)
+        told: dict[str, str] = json.loads(self.events.file.fact("told") or "{}")
+        lines = [text for name, text in now.items() if name not in told]
+        lines += [f"over: {text}" for name, text in told.items() if name not in now]
+        if not lines:
+            return True
+        if not self.tell(f"hd_itsm on {socket.gethostname()}: " + "; ".join(lines)):
+            return False
+        self.events.file.keep_facts(told=json.dumps(now))
+        return True
+
+    def tell(self, text: str) -> bool:
+        """Posts one text; whether it was taken."""
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        body = json.dumps({"text": text}).encode()
+        request = Request("POST", self.config.alert.url.reveal(), headers, body)
+        answer = self.wire.exchange(request, time.monotonic() + self.PATIENCE)
+        if answer.status is not None and answer.status < 300:
+            return True
+        reason = f"answered {answer.status}" if answer.status else answer.error
+        log.warning("the alert address does not take alerts (%s): %s", reason, text)
+        return False
+
+
+# ── Delivery · the workers ─────────────────────────────────────────────────────────────────────
+
+
+class Result(NamedTuple):
+    """What attempts were made for an event, and what they make of it."""
+
+    attempts: tuple[Attempt, ...]
+    verdict: Verdict
+
+
+class Worker(threading.Thread):
+    """A thread that attends to one event after the other, over a wire of its own."""
+
+    def __init__(self, gate: Gate, wire: Wire, attend: Callable[[Worker, Event], None]) -> None:
+        super().__init__(name="worker", daemon=True)
+        self.gate, self.wire, self.attend = gate, wire, attend
+        self.since: float | None = None  # monotonic; when it last showed life over an event
+
+    def run(self) -> None:
+        """Until the gate lets nothing through any more."""
+        while (event := self.gate.take()) is not None:
+            self.since = time.monotonic()
+            try:
+                self.attend(self, event)
+            finally:
+                self.since = None
+                self.gate.done(event.ticket)
+
+
+MAY_HAVE = "it may have happened; `map` or `retry` decides"
 
 
 class Delivery:
     """Brings due events to the ITSM with a few worker threads, and watches over them."""
 
     def __init__(
-        self, config: Config, store: Store, jitter: Callable[[], float] = random.random
+        self, config: Config, events: Events, jitter: Callable[[], float] = random.random
     ) -> None:
-        self.config, self.store, self.jitter = config, store, jitter
-        breaker = Breaker(config.retry.first, config.retry.probe, jitter)
-        self.breaker, self.gate = breaker, Gate(store, breaker, config.itsm.workers)
+        self.config, self.events, self.jitter = config, events, jitter
+        self.memory = Memory()
+        self.breaker = Breaker(config.retry.first, config.retry.probe, jitter)
+        self.gate = Gate(events, self.breaker)
         self.wake = self.gate.wake
         self.fatal = ""  # why the process must end
-        self._results: list[Result] = []  # not recorded yet
-        self._results_lock = threading.Lock()  # guards them, for moments only
         self._over = threading.Event()  # the workers have ended
-        self._flights: dict[threading.Thread, Flight] = {}
-        self._since: dict[threading.Thread, float] = {}  # workers with an event: since when
-        self._workers: list[threading.Thread] = []
+        self._workers: list[Worker] = []
         self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
         self._alerter = threading.Thread(target=self._alert, name="alert", daemon=True)
         self._retained = 0
+        self._told = ("", "")  # the breaker as log and file have it
+        self._telling = threading.Lock()  # guards it; the file's lock is taken while it is held
 
     def start(self) -> None:
         """Starts the threads; goes on where the last process ended."""
-        self.store.recover()
-        itsm = json.loads(self.store.fact("itsm") or "{}")
-        if itsm and self.store.counts["pending"]:
+        kinds = self.config.kinds.items()
+        self.events.adapt({name: (kind.opens, kind.waits_for_id) for name, kind in kinds})
+        self.events.recover()
+        itsm = json.loads(self.events.file.fact("itsm") or "{}")
+        if itsm:
             self.breaker.why, self.breaker.reason = itsm["why"], itsm["reason"]
-        elif itsm:
-            self.store.keep_facts(itsm="")
+            self._told = (itsm["why"], itsm["reason"])
         for kind in self.config.kinds.values():
             if kind.find:
-                self.store.postpone_unclear(kind.name, self.store.clock() + kind.find.after)
-        for _ in range(self.config.itsm.workers):
-            self._workers.append(self._new_worker())
-        self.store.board["beat"] = time.monotonic()
+                due = self.events.file.clock() + kind.find_after
+                self.events.postpone_unclear(kind.name, due)
+        self._workers = [self._new_worker() for _ in range(self.config.itsm.workers)]
+        self.events.pulse.beat = time.monotonic()
         self._watcher.start()
         if self.config.alert.url:
             self._alerter.start()
 
-    def _new_worker(self) -> threading.Thread:
-        worker = threading.Thread(target=self._work, name="worker", daemon=True)
+    def _new_worker(self) -> Worker:
+        worker = Worker(self.gate, Wire(self.config.itsm), self.attend)
         worker.start()
         return worker
 
@@ -6167,116 +7235,176 @@ class Delivery:
         self.gate.stop()
         for worker in self._workers:
             worker.join(max(0.0, deadline - time.monotonic()))
-        for flight in list(self._flights.values()):
-            flight.end()
+        for worker in self._workers:
+            worker.wire.cut()
         for worker in self._workers:
             worker.join(1.0)
         self._over.set()
         self._watcher.join(1.0)
 
-    def _work(self) -> None:
-        wire, thread = Wire(self.config), threading.current_thread()
-        while (event := self.gate.take()) is not None:
-            while event is not None:
-                self._since[thread] = time.monotonic()
-                self._attend(wire, event)
-                event = self.gate.another()
-            while not self.record() and not self.gate.stopping.wait(0.5):
-                self._since[thread] = time.monotonic()  # it does not hang: the disk is full
-            del self._since[thread]
+    # ── Delivery · an attempt ──────────────────────────────────────────────────────────────────
 
-    def _attend(self, wire: Wire, event: Event) -> None:
-        """Delivers an event and keeps the result, whatever happens."""
-        result = None
+    def attend(self, worker: Worker, event: Event) -> None:
+        """Makes what attempts an event needs now, and records what they mean; whatever happens."""
         try:
-            result = self.deliver(wire, event)
-        except StoreError as error:
+            if (result := self.deliver(worker.wire, event)) is not None:
+                self._record(worker, event, result)
+        except FileError as error:
             log.error("event %d: %s", event.event, error)
             self.gate.stopping.wait(1.0)
         except Exception:
             log.exception("event %d: a fault of this program; it is tried again", event.event)
-            self.store.postpone(event.event, self.store.clock() + 60)
-        finally:
-            if result is None:
-                self.gate.done(event.ticket)
-        if result is not None:
-            with self._results_lock:
-                self._results.append(result)
+            self.events.postpone(event.event, self.events.file.clock() + 60)
+
+    def _record(self, worker: Worker, event: Event, result: Result) -> None:
+        """Where the disk is full the result waits for room: the request is not sent again."""
+        while True:
+            try:
+                self.events.record(event, result.attempts, result.verdict)
+                self._log(event, result)
+                self._tell()  # not before: nothing that may fail stands before the record
+                return
+            except FileFull:
+                worker.since = time.monotonic()
+                if self.gate.stopping.wait(0.5):
+                    return
 
     def deliver(self, wire: Wire, event: Event) -> Result | None:
         """Makes one attempt for an event; what it means for it. None: it may not go now."""
         kind = self.config.kinds.get(event.kind)
         if kind is None:
-            return Result(event, None, Verdict("failed", no_such_kind(event.kind)))
+            return Result((), Verdict("failed", no_such_kind(event.kind)))
+        attempts: list[Attempt] = []
+        deadline = time.monotonic() + self.config.itsm.timeout
+        tell = functools.partial(self._tell_attempt, attempts)
+        inquiry = Inquiry(wire, self.memory, deadline, tell)
         scope = self.config.scope(
-            event.fields, event.event, event.ticket, event.received, event.request_id
-        )
+            event.fields,
+            event.event,
+            event.ticket,
+            event.received,
+            event.request_id,
+            event.idempotency_key,
+        )._replace(ask=inquiry.ask)
+        verdict: Verdict | None
         try:
-            if event.unclear and kind.opens and kind.unclear != "retry":
-                return self._look_up(wire, event, kind, scope)
-            return self._attempt(wire, event, kind, translate(kind, scope))
+            if event.may_have_happened and kind.when_unclear != "retry":
+                verdict = self._settle_unclear(inquiry, event, kind, scope)
+            else:
+                verdict = self._send(inquiry, event, kind, scope)
         except Untranslatable as error:
-            return Result(event, None, Verdict("failed", f"cannot be translated: {error}"))
+            verdict = Verdict("failed", f"cannot be translated: {error}")
+        except Unanswered as error:
+            verdict = self._judge(event, kind, error.outcome)
+            verdict = verdict._replace(may_have_happened=bool(event.may_have_happened))
+        return None if verdict is None else Result(tuple(attempts), verdict)
 
-    def _exchange(
-        self, wire: Wire, event: Event, kind: Kind, request: Request, fresh: bool
-    ) -> tuple[Answer, float, float]:
-        """The ITSM's answer to `request`, when it began (epoch) and how long it took (seconds)."""
-        at, began = time.time(), time.monotonic()
-        flight = Flight(began + self.config.itsm.timeout)
-        thread = threading.current_thread()
-        self._flights[thread] = flight
+    def _send(self, inquiry: Inquiry, event: Event, kind: Kind, scope: Scope) -> Verdict | None:
+        """Sends the request; once more where a token that a look-up brought was refused."""
+        careful = kind.when_unclear != "retry"
+        if careful and self.breaker.why == "down" and not self._knock(inquiry, event, scope):
+            due = self.events.file.clock()
+            return Verdict("pending", self.breaker.reason, due=due, tries=event.tries)
+        for again in (True, False):
+            try:
+                request = kind.request.render(scope)
+                if careful and not self.events.begin(event, time.time()):
+                    return None
+                outcome = self._attempt(inquiry, event, kind, request)
+            except Unanswered as error:
+                outcome = error.outcome
+            if outcome.name != "credential" or not again or not inquiry.forget():
+                break
+        if outcome.name == "delivered" and kind.verify is not None:
+            scope = scope._replace(request_id=outcome.request_id or scope.request_id)
+            outcome = self._verified(inquiry, kind.verify, scope, outcome)
+        return self._judge(event, kind, outcome)
+
+    def _attempt(self, inquiry: Inquiry, event: Event, kind: Kind, request: Request) -> Outcome:
+        """Makes one HTTP request; what it meant, whatever happens after it was sent."""
+        began = (time.time(), time.monotonic())
+        fresh = kind.when_unclear != "retry"
+        answer = inquiry.wire.exchange(request, inquiry.deadline, fresh)
         try:
-            headers = outgoing_headers(self.config, kind, request, event.idempotency_key)
-            answer = wire.send(flight, request, headers, fresh)
-        finally:
-            del self._flights[thread]
-        return answer, at, time.monotonic() - began
+            outcome = decide(kind, answer, time.time())
+        except Exception:
+            log.exception("event %d: a fault of this program over the answer", event.event)
+            reason = "a fault of this program over the answer (see the log)"
+            outcome = Outcome("unclear", reason, may_have_happened=True)
+        outcome = outcome._replace(words=self._masked(outcome.words))
+        inquiry.tell(began, answer, outcome, "")
+        return outcome
 
-    def _attempt(self, wire: Wire, event: Event, kind: Kind, request: Request) -> Result | None:
-        careful = kind.opens and kind.unclear != "retry"
-        if careful and not self.store.begin(event, time.time()):
-            return None
-        answer, at, seconds = self._exchange(wire, event, kind, request, fresh=careful)
-        outcome = decide(kind, answer, time.time())
-        outcome = outcome._replace(words=self.config.mask(outcome.words))
-        attempt = Attempt(at, seconds, answer.status, outcome.name, outcome.reason, outcome.words)
-        self.store.tallies.attempt(outcome.name, seconds)
-        return Result(event, attempt, self._judge(event, kind, outcome, seconds))
+    def _masked(self, words: str) -> str:
+        """Words of the ITSM without our secrets, cut to what is kept of them."""
+        return self.memory.mask(self.config.mask(words))[:500]
 
-    def _look_up(self, wire: Wire, event: Event, kind: Kind, scope: Scope) -> Result:
-        """An opening that may have happened: asks the ITSM (`find`) or a person (`hold`)."""
-        if kind.find is None or kind.unclear == "hold":
-            reason = "no answer came: it may have happened; `map` or `retry` decides"
-            return Result(event, None, Verdict("held", reason, unclear=True))
-        request = find_request(kind.find, scope)
-        answer, at, seconds = self._exchange(wire, event, kind, request, fresh=False)
-        asking = replace(kind, opens=False)
-        outcome = decide(asking, answer, time.time())
-        outcome = outcome._replace(words=self.config.mask(outcome.words))
-        if outcome.name == "failed":  # the question was refused, not the ticket
-            outcome = outcome._replace(name="later")
-        hits: set[str] = set()
-        found = _json_of(answer) if answer.body.strip() else None  # nothing: no hit
-        if outcome.name == "delivered" and found is MISSING:
-            outcome = Outcome(
-                "later", f"{outcome.reason} without JSON to the question", outcome.words
-            )
-        if outcome.name == "delivered":
-            paths = kind.find.request_id
-            hits = {read_id(one) for path in paths for one in find_all(found, path)} - {""}
-            word = f"asked whether it happened: {len(hits) or 'no'} request found"
-            outcome = outcome._replace(reason=word)
-        attempt = Attempt(at, seconds, answer.status, outcome.name, outcome.reason, outcome.words)
-        if outcome.name != "delivered":
-            verdict = self._judge(event, asking, outcome, seconds)._replace(unclear=True)
-        elif len(hits) == 1:
-            verdict = self._delivered(kind, outcome._replace(request_id=hits.pop()))
-        elif hits:
-            verdict = Verdict("held", f"{outcome.reason}: `map` or `retry` decides", unclear=True)
-        else:
-            verdict = Verdict("pending", outcome.reason, due=self.store.clock())
-        return Result(event, attempt, verdict)
+    def _tell_attempt(
+        self,
+        attempts: list[Attempt],
+        began: tuple[float, float],
+        answer: Answer,
+        outcome: Outcome,
+        asked: str,
+    ) -> None:
+        """Makes an attempt of an answer, and counts it."""
+        seconds, words = time.monotonic() - began[1], self._masked(outcome.words)
+        self.events.since_start.attempt(outcome.name, seconds)
+        name, reason = outcome.name, outcome.reason
+        attempts.append(Attempt(began[0], seconds, answer.status, name, reason, words, asked))
+
+    def _verified(
+        self, inquiry: Inquiry, lookup: Lookup, scope: Scope, outcome: Outcome
+    ) -> Outcome:
+        """The outcome of a 2xx, where the ITSM may have done nothing all the same."""
+        try:
+            answered, message = inquiry.put(lookup, lookup.request.render(scope))
+        except Unanswered as error:
+            answered = error.outcome
+        if answered.name != "delivered":
+            reason = f"{outcome.reason}, but nobody can say whether it was done: {answered.reason}"
+            return outcome._replace(name="unclear", reason=reason, may_have_happened=True)
+        for condition in lookup.conditions(scope):
+            if not condition.holds(message):
+                there = ", ".join(as_text(value) for value in message.elements(condition.path))
+                where = ".".join(step.name for step in condition.path)
+                reason = f"{outcome.reason}, but it was not done: {where} is"
+                words = self._masked(there or "not there")
+                return outcome._replace(name="failed", reason=reason, words=words)
+        return outcome
+
+    def _knock(self, inquiry: Inquiry, event: Event, scope: Scope) -> bool:
+        """Whether the ITSM answers at all: while it is down no create is risked to find out."""
+        request = self.config.knock.render(scope)
+        answer = inquiry.wire.exchange(request, inquiry.deadline, fresh=True)
+        if answer.status is not None and answer.status < 500:
+            return True
+        reason = answer.error if answer.status is None else f"answered {answer.status}"
+        self.gate.hear(Outcome("later", reason), event.ticket)
+        return False
+
+    def _settle_unclear(self, inquiry: Inquiry, event: Event, kind: Kind, scope: Scope) -> Verdict:
+        """An event that may have happened: asks the ITSM (`find`) or a person (`hold`)."""
+        if kind.find is None or kind.when_unclear == "hold":
+            reason = f"nobody can say whether it was done: {MAY_HAVE}"
+            return Verdict("held", reason, may_have_happened=True)
+        values, _ = inquiry.values(kind.find, kind.find.request.render(scope), scope)
+        self.gate.hear(Outcome("failed", ""), event.ticket)  # it answers
+        asked = f"look-up {kind.find.name}"
+        if values is None:
+            reason = f"{asked} was refused, or its answer leads nowhere: {MAY_HAVE}"
+            return Verdict("held", reason, may_have_happened=True)
+        ids = [request_id for request_id in map(read_id, values) if request_id]
+        if len(ids) == 1:
+            reason = f"{asked}: it had happened"
+            return self._delivered(kind, Outcome("delivered", reason, request_id=ids[0]))
+        if not ids:
+            due = self.events.file.clock()
+            return Verdict("pending", f"{asked}: it did not happen", due=due)
+        reason = f"{asked}: {len(ids)} requests: {MAY_HAVE}"
+        return Verdict("held", reason, may_have_happened=True)
+
+    # ── Delivery · the verdict ─────────────────────────────────────────────────────────────────
 
     def _delivered(self, kind: Kind, outcome: Outcome) -> Verdict:
         follows = self.config.kinds[kind.then] if kind.then else None
@@ -6285,44 +7413,49 @@ class Delivery:
             outcome.reason,
             request_id=outcome.request_id,
             then=kind.then,
-            then_needs=bool(follows and follows.needs),
+            then_waits_for_id=bool(follows and follows.waits_for_id),
         )
 
-    def _judge(self, event: Event, kind: Kind, outcome: Outcome, seconds: float) -> Verdict:
+    def _judge(self, event: Event, kind: Kind, outcome: Outcome) -> Verdict:
         """What becomes of the event: the breaker, the poison rule and patience have their say."""
-        now = self.store.clock()
-        changed, down, others = self.gate.note(outcome, event.ticket, seconds)
-        if changed:
-            self._tell(down)
+        now = self.events.file.clock()
+        evidence = outcome.name in ("later", "unclear") and self._evidence(event, now)
+        if not evidence:  # else it speaks of the ticket, not of the ITSM
+            self.gate.hear(outcome, event.ticket)
         said = f"{outcome.reason}: {outcome.words}" if outcome.words else outcome.reason
         if outcome.name == "delivered":
             return self._delivered(kind, outcome)
         if outcome.name == "failed":
-            return Verdict("failed", said, unclear=outcome.unclear)
+            return Verdict("failed", said, may_have_happened=outcome.may_have_happened)
         if outcome.name == "credential":
             return Verdict("pending", said, due=now, tries=event.tries)
-        if outcome.name == "unclear" and kind.opens and kind.unclear == "hold":
-            return Verdict(
-                "held", f"{said}: it may have happened; `map` or `retry` decides", unclear=True
-            )
+        unclear = outcome.name == "unclear"
+        if unclear and kind.when_unclear == "hold":
+            return Verdict("held", f"{said}: {MAY_HAVE}", may_have_happened=True)
         if now - event.born >= self.config.retry.give_up_after:
-            return Verdict("failed", f"given up after [retry] give_up_after: {said}")
-        if outcome.name == "unclear" and kind.opens and kind.find and kind.unclear == "find":
+            reason = f"given up after [retry] give_up_after: {said}"
             return Verdict(
-                "pending", said, due=now + kind.find.after, tries=event.tries, unclear=True
+                "failed", reason, may_have_happened=unclear or bool(event.may_have_happened)
             )
-        if down:
+        if unclear and kind.when_unclear == "find":
+            due = now + kind.find_after
+            return Verdict("pending", said, due=due, tries=event.tries, may_have_happened=True)
+        if self.breaker.why:
             return Verdict("pending", said, due=now, tries=event.tries)
-        return self._again(event, outcome, said, others, now)
+        return self._again(event, outcome, said, evidence, now)
+
+    def _evidence(self, event: Event, now: float) -> bool:
+        """Whether another ticket went through since this one failed, and not long ago."""
+        others = self.breaker.success_of_another(event.ticket)
+        return event.first_try is not None and max(event.first_try, now - EVIDENCE) <= others
 
     def _again(
-        self, event: Event, outcome: Outcome, said: str, others: float, now: float
+        self, event: Event, outcome: Outcome, said: str, evidence: bool, now: float
     ) -> Verdict:
         """A later try: sooner or later by chance, or none any more for an event that is poison.
 
         Only tries count that failed while others went through: before such evidence there is one.
         """
-        evidence = event.first_try is not None and max(event.first_try, now - EVIDENCE) <= others
         tries = event.tries + 1 if evidence else max(event.tries, 1)
         if tries >= self.config.retry.tries and evidence:
             return Verdict("failed", f"failed {tries} times while others went through: {said}")
@@ -6332,133 +7465,112 @@ class Delivery:
         due = now + max(outcome.retry_after, longest * self.jitter())
         return Verdict("pending", said, due=due, tries=tries)
 
-    def record(self) -> bool:
-        """Records the results that wait; False where the disk has no room: then they wait on.
-
-        After a crash or a stop they are pending: at most these attempts are repeated.
-        """
-        with self._results_lock:
-            results, self._results = self._results, []
-        try:
-            recorded = self._recorded(results)
-        except StoreFull:
-            with self._results_lock:
-                self._results += results
-            return False
-        for one in recorded:
-            self._log(*one)
-        for one in results:
-            self.gate.done(one.event.ticket)
-        return True
-
-    def _recorded(self, results: Sequence[Result]) -> list[Result]:
-        """Those that could be recorded: a bad one takes no other with it. Raises StoreFull."""
-        try:
-            if results:
-                self.store.record(results)
-            return [*results]
-        except StoreFull:
-            raise
-        except Exception as error:
-            if len(results) > 1:
-                return [one for each in results for one in self._recorded([each])]
-            log.error("event %d: %s", results[0].event.event, error)
-            self.gate.stopping.wait(1.0)
-            return []
-
-    def _log(self, event: Event, attempt: Attempt | None, verdict: Verdict) -> None:
-        named = (event.event, event.ticket, event.kind)
-        if attempt is None:
-            reason = without_quotes(verdict.reason)
-            log.warning("event %d ticket %s %s %s: %s", *named, verdict.state, reason)
+    def _log(self, event: Event, result: Result) -> None:
+        named, state = (event.event, event.ticket, event.kind), result.verdict.state
+        if not result.attempts:
+            if state != "pending":
+                reason = without_quotes(result.verdict.reason)
+                log.warning("event %d ticket %s %s %s: %s", *named, state, reason)
             return
-        good = attempt.outcome == "delivered"  # the event, or only the question whether it was
-        log.log(
-            logging.INFO if good else logging.WARNING,
-            "event %d ticket %s %s attempt %d: %s (%s) in %.3f s",
-            *named,
-            event.attempts + 1,
-            attempt.outcome if verdict.state == "pending" and not good else verdict.state,
-            attempt.reason,
-            attempt.duration,
-        )
+        last = len(result.attempts) - 1
+        for position, attempt in enumerate(result.attempts):
+            good = attempt.outcome == "delivered"  # the event, or only a question
+            said, reason = (
+                attempt.outcome if state == "pending" and not good else state,
+                attempt.reason,
+            )
+            if attempt.asked:
+                said = "answered" if good else attempt.outcome
+                reason = without_quotes(result.verdict.reason) if position == last else reason
+            log.log(
+                logging.INFO if good else logging.WARNING,
+                "event %d ticket %s %s attempt %d: %s (%s) in %.3f s",
+                *named,
+                event.attempts + 1 + position,
+                said,
+                reason,
+                attempt.duration,
+            )
 
-    def _tell(self, why: str) -> None:
-        """Notes in the log and the store that the gates closed (`why`) or opened ("")."""
-        itsm, reason = json.loads(self.store.fact("itsm") or "{}"), self.breaker.reason
-        if not why:
-            log.info("the ITSM answers again")
-        elif itsm.get("why") != why:
-            what = "refuses our credential" if why == "credential" else "is down"
-            log.error("the ITSM %s (%s): everything waits, probes go on", what, reason)
-        fact = {"why": why, "reason": reason, "since": itsm.get("since", time.time())}
-        self.store.keep_facts(itsm=json.dumps(fact) if why else "")
+    # ── Delivery · the watch ───────────────────────────────────────────────────────────────────
 
     def _alert(self) -> None:
-        alerts, pause = Alerts(self.config, self.store), 1.0
+        alerts, pause = Alerts(self.config, self.events), 1.0
         while not self._over.wait(pause):
             try:
                 pause = 1.0 if alerts.look() else min(2 * pause, 300.0)
-            except StoreError as error:
+            except FileError as error:
                 log.error("alerts: %s", error)
             except Exception:
                 log.exception("alerts failed; they go on")
 
     def _watch(self) -> None:
-        """Ends attempts that are over time, replaces dead workers, keeps house."""
+        """Replaces dead workers, keeps house; four rounds a second."""
         turn = 0
         while not self._over.wait(0.25):
             try:
                 self.watch(time.monotonic(), turn)
-            except StoreError as error:
+            except FileError as error:
                 log.error("%s", error)
             except Exception:
                 log.exception("the watch failed; it goes on")
             turn += 1
 
     def watch(self, now: float, turn: int) -> None:
-        """One round, four a second; `now` is monotonic."""
-        for flight in list(self._flights.values()):
-            if now > flight.deadline:
-                flight.end()
-        for since in list(self._since.values()):
-            if now - since > self.config.itsm.timeout + 60:
+        """One round; `now` is monotonic."""
+        for number, worker in enumerate(self._workers):
+            since = worker.since
+            if since is not None and now - since > self.config.itsm.timeout + 60:
                 self.fatal = "a worker hangs for a minute past its deadline"
-        self.gate.nudge()
-        self.record()  # what a worker holds whose next attempt takes long
-        for place, worker in enumerate(self._workers):
             if not worker.is_alive() and not self.gate.stopping.is_set():
                 log.critical("a worker died: a new one takes its place")
-                self._workers[place] = self._new_worker()
+                self._workers[number] = self._new_worker()
+        self.gate.tick()
+        self._tell()
         if turn % 4 == 0:
-            self.store.last_received()  # the store answers, or the beat stops here
-            self.store.board["beat"] = now
+            self.events.last_received()  # the file answers, or the beat stops here
+            self.events.pulse.beat = now
             self._credential_renewed()
         if turn % 40 == 0:
-            self.store.keep_reserve()
-            self.store.keep_clock()
+            self.events.file.keep_reserve()
+            self.events.file.keep_clock()
             self._near_end(turn)
         if turn % 8 == 0:
             days = self.config.store.keep_days
-            self._retained = self.store.retain(time.time() - days * 86400, self._retained)
+            self._retained = self.events.retain(time.time() - days * 86400, self._retained)
+            self.events.file.flush()
+
+    def _tell(self) -> None:
+        """Tells log and file when the gates closed or opened, or the reason is another."""
+        with self._telling:
+            why, reason = self.breaker.why, self.breaker.reason
+            if (why, reason) != self._told:
+                self._tell_itsm(why, reason)
+                self._told = (why, reason)
+
+    def _tell_itsm(self, why: str, reason: str) -> None:
+        itsm = json.loads(self.events.file.fact("itsm") or "{}")
+        if not why:
+            log.info("the ITSM answers again")
+        elif itsm.get("why") != why:
+            what = "refuses our credential" if why == "credential" else "is down"
+            log.error("the ITSM %s (%s): everything waits, probes go on", what, reason)
+        fact = {"why": why, "reason": reason, "since": itsm.get("since", time.time())}
+        self.events.file.keep_facts(itsm=json.dumps(fact) if why else "")
 
     def _credential_renewed(self) -> None:
         """Probes at once where the ITSM refuses our credential and its file has changed."""
-        if self.breaker.why != "credential":
-            if self.breaker.why and not self.store.counts["pending"]:
-                self.gate.forget_trouble()
-                self._tell("")
-            return
-        with contextlib.suppress(OSError, UnicodeError):
-            if self.config.itsm.authorization.refresh():
-                self.gate.probe_now()
+        if self.breaker.why == "credential":
+            with contextlib.suppress(OSError, UnicodeError):
+                if self.config.credential.refresh():
+                    self.gate.probe_now()
 
     def _near_end(self, turn: int) -> None:
         """Warns of events that will soon be given up, once an hour."""
         if turn % 14400 == 0:
-            found = self.store.near_end(self.config.retry.give_up_after)
-            if found:
-                log.warning("%d events will soon be given up: see `status`", len(found))
+            ending = self.events.near_end(self.config.retry.give_up_after)
+            if ending:
+                log.warning("%d events will soon be given up: see `status`", len(ending))
 
 
 # ── Service: put together, beside systemd ──────────────────────────────────────────────────────
@@ -6571,21 +7683,21 @@ def find_remote(store_path: str) -> Remote | None:
 class Desk:
     """Where a command's verbs are carried out: by the running service, or on the file itself."""
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(self, config: Config, creates: bool = False) -> None:
+        self.config, self.creates = config, creates
         self.remote = find_remote(config.store.path)
-        self._store: Store | None = None
+        self._events: Events | None = None
 
     def __enter__(self) -> Desk:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._store is not None:
-            self._store.close()
+        if self._events is not None:
+            self._events.file.close()
 
     def call(self, verb: str, **arguments: Any) -> Any:
         """The verb's result. Raises Error."""
-        if self._store is None and self.remote is not None:
+        if self._events is None and self.remote is not None:
             try:
                 return self.remote.call(verb, arguments)
             except OSError as error:
@@ -6594,14 +7706,14 @@ class Desk:
             gone = self._opened(None)
         return VERBS[verb](self.config, gone, arguments)
 
-    def _opened(self, trouble: OSError | None) -> Store:
-        if self._store is None:
+    def _opened(self, trouble: OSError | None) -> Events:
+        if self._events is None:
             try:
-                self._store = Store(self.config.store.path)
-            except StoreError as error:
+                self._events = Events(File(self.config.store.path, self.creates))
+            except FileError as error:
                 hint = f" (its service does not answer: {trouble})" if trouble else ""
-                raise StoreError(f"{error}{hint}") from None
-        return self._store
+                raise FileError(f"{error}{hint}") from None
+        return self._events
 
 
 # The service
@@ -6688,23 +7800,23 @@ class Service:
         self.asked_to_renew = threading.Event()
         self.renewing = threading.Event()  # a new start in the same process is due
         self._renewal = threading.Thread()  # the last one; this one was never started
-        self.store = Store(config.store.path, create=True)
+        self.events = Events(File(config.store.path, create=True))
         try:
             address = config.server.listen
             self.kept = inherited(environ, address)
             self.listener = self.kept or listen(address)
             self.listener_name = environ.get("LISTEN_FDNAMES", "") if self.kept else OWN
             self.key = secrets.token_urlsafe(32)
-            self.delivery = Delivery(config, self.store)
-            self.web = Web(config, self.store, self.delivery.wake, self.key)
+            self.delivery = Delivery(config, self.events)
+            self.web = Web(config, self.events, self.delivery.wake, self.key)
             Pages(self.web)
             self.server = make_server(
                 self.web, self.listener, config.server.threads, config.server.max_body
             )
             self.address: tuple[str, int] = self.listener.getsockname()[:2]
-            write_control(control_path(self.store.path), self.address, self.key)
+            write_control(control_path(self.events.file.path), self.address, self.key)
         except BaseException:
-            self.store.close()
+            self.events.file.close()
             raise
 
     @property
@@ -6755,14 +7867,14 @@ class Service:
         return f"{parts.scheme}://{parts.netloc}" if parts.netloc else "the ITSM"
 
     def _counts(self) -> str:
-        counts = self.store.counts
+        counts = self.events.counts
         waiting = ", ".join(f"{counts[state]} {state}" for state in ("pending", "held", "failed"))
-        refused = "; the last reload was refused" if self.store.board.get("reload") else ""
+        refused = "; the last reload was refused" if self.events.pulse.reload else ""
         return f"listening on {self.url}; {waiting}{refused}"
 
     def _feed(self, now: float) -> None:
         """Feeds systemd's watchdog while intake, store and every worker showed life just now."""
-        alive = now - self.store.board["beat"] < 10 and self.server.stuck(now) < 10
+        alive = now - self.events.pulse.beat < 10 and self.server.stuck(now) < 10
         if "WATCHDOG_USEC" in self.environ and alive:
             notify(self.environ, "WATCHDOG=1")
 
@@ -6780,20 +7892,20 @@ class Service:
     def _trouble(self) -> str:
         """Why the process must end though nobody asked, or ""."""
         now = time.monotonic()
-        if now - self.store.board["beat"] > 60:
+        if now - self.events.pulse.beat > 60:
             return "the watch over the deliveries is dead"
         if self.server.stuck(now) > 60:
             return "every thread of the web server hangs"
-        return self.store.broken or self.delivery.fatal
+        return self.events.file.broken or self.delivery.fatal
 
     def _renew(self) -> None:
         """Ends the deliveries for a new start, where a trial run says that it will work.
 
-        Webhooks are taken meanwhile, however long an attempt in flight takes to end.
+        NewEvents are taken meanwhile, however long an attempt in flight takes to end.
         """
         while self.asked_to_renew.is_set():
             self.asked_to_renew.clear()
-            self.store.board["reload"] = problem = self._tried()
+            self.events.pulse.reload = problem = self._tried()
         if problem:
             log.error("reload refused, the old configuration goes on: %s", problem)
             return
@@ -6832,8 +7944,8 @@ class Service:
         self.server.task_dispatcher.shutdown(timeout=1)
         ending.join(max(0.1, patience + 2 - (time.monotonic() - began)))
         with contextlib.suppress(OSError):
-            os.unlink(control_path(self.store.path))
-        self.store.close()
+            os.unlink(control_path(self.events.file.path))
+        self.events.file.close()
         if self.renewing.is_set():
             signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # one more waits for the new start
         if self.stopping.is_set() or trouble:
@@ -6846,7 +7958,7 @@ class Service:
     def _end_deliveries(self, patience: float) -> None:
         """Finishes what is in flight; who waits for anything else is answered then."""
         self.delivery.stop(patience)
-        self.store.leave()
+        self.events.leave()
 
     def start_anew(self) -> None:
         """Becomes the new program, which finds the listening socket as systemd would hand it."""
@@ -6857,6 +7969,146 @@ class Service:
         environ["LISTEN_FDNAMES"] = self.listener_name
         command = [*program(), *sys.argv[1:]]
         os.execve(command[0], command, environ)
+
+
+# ── Demo: the life of tickets against a practice ITSM ──────────────────────────────────────────
+
+
+class PracticeItsm:
+    """A small ITSM on loopback that can be switched off and that refuses one ticket at first."""
+
+    def __init__(self) -> None:
+        self.requests: dict[str, list[str]] = {}  # request id -> what was asked, in order
+        self.refuses = "no such user: newcomer"
+        self.up = True
+        practice = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                status, answer = practice.take(body)
+                content = json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *arguments: object) -> None:
+                """Says nothing on its own."""
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}/api"
+
+    def take(self, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Status and answer to one request."""
+        if not self.up:
+            return 503, {"error": "maintenance"}
+        if self.refuses and body.get("req_user_id") == "newcomer":
+            return 400, {"error": self.refuses}
+        if body["code"] == "000":
+            request_id = f"R-{len(self.requests) + 1:04d}"
+            self.requests[request_id] = [f"registered: {body['title']}"]
+            return 200, {"result": {"request_id": request_id}}
+        what = {
+            "020": f"assigned to {body.get('rcv_user_id')}",
+            "030": f"completed after {body.get('work_qty')} h",
+        }
+        self.requests[body["request_id"]].append(what[body["code"]])
+        return 200, {"result": {}}
+
+    def close(self) -> None:
+        """Ends the server."""
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class _Demo:
+    """The steps of the demo, with what they print."""
+
+    def __init__(self, service: Service, itsm: PracticeItsm) -> None:
+        self.service, self.itsm = service, itsm
+        self.http = urllib3.PoolManager(retries=False)
+
+    def say(self, text: str) -> None:
+        """Prints a step."""
+        print(text, flush=True)
+
+    def post(self, hook: str, **fields: str) -> str:
+        """Posts a webhook as the helpdesk would; its event number."""
+        answer = self.http.request("POST", f"{self.service.url}/{hook}", json=fields)
+        number = answer.headers["HD-ITSM-Event"]
+        self.say(
+            f"  POST /{hook:<9} ticket {fields['ticket_id']} -> {answer.status}, event {number}"
+        )
+        return number
+
+    def until(self, what: Callable[[], bool]) -> None:
+        """Waits until `what` holds. Raises Error after 10 seconds."""
+        deadline = time.monotonic() + 10
+        while not what():
+            if time.monotonic() > deadline:
+                raise Error("the demo got stuck: please report this with what was printed")
+            time.sleep(0.02)
+
+    def all_settled(self) -> bool:
+        """Whether nothing waits any more."""
+        return not self.counts()["pending"]
+
+    def counts(self) -> collections.Counter[str]:
+        """How many events are in each state."""
+        return self.service.events.counts
+
+    def run(self) -> None:
+        """The story."""
+        writers = {"4182": "jimin.park", "4183": "dohyun.lee", "4184": "newcomer"}
+        titles = {
+            "4182": "3층 복합기 용지 걸림",
+            "4183": "VPN 접속 불가",
+            "4184": "새 노트북 요청",
+        }
+        self.say("1. Three tickets are created; ticket 4183 is assigned as well.")
+        numbers = {
+            ticket: self.post(
+                "itsm_new",
+                ticket_id=ticket,
+                writer=writers[ticket],
+                category="OA기기",
+                subject=titles[ticket],
+                contents="...",
+            )
+            for ticket in writers
+        }
+        self.post("itsm_ass", ticket_id="4183", technician="dohyun.lee")
+        self.until(self.all_settled)
+        self.say(f"   The ITSM refused ticket 4184: {self.itsm.refuses}.")
+        self.say("2. The ITSM goes down. The helpdesk notices nothing:")
+        self.itsm.up = False
+        opened = (datetime.now(UTC) - timedelta(hours=5)).isoformat()
+        self.post("itsm_ass", ticket_id="4182", technician="sora.kim")
+        self.post("itsm_com", ticket_id="4183", date=opened)
+        self.post("itsm_ass", ticket_id="4184", technician="sora.kim")
+        time.sleep(1)
+        counts = self.counts()
+        self.say(
+            f"   {counts['pending']} events wait, {counts['held']} held for the id of ticket 4184."
+        )
+        self.say("3. The ITSM is back; what waited goes out by itself, in order.")
+        self.itsm.up = True
+        self.until(self.all_settled)
+        self.say("4. Somebody adds the user in the ITSM; the refused event is sent again: retry.")
+        self.itsm.refuses = ""
+        verb_retry(self.service.config, self.service.events, {"events": [numbers["4184"]]})
+        self.service.delivery.wake()
+        self.until(lambda: self.counts()["delivered"] == 7)
+        self.say("5. What the ITSM has on record now:")
+        for request_id, steps in self.itsm.requests.items():
+            self.say(f"   {request_id}: " + "; ".join(steps))
+        self.say("Seven webhooks, seven requests; none lost, none doubled.")
 
 
 # ── Command line: one small function per command ───────────────────────────────────────────────
@@ -6917,7 +8169,7 @@ def command_serve(config: Config, arguments: argparse.Namespace, environ: Enviro
         options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
         trial = [*program(), *options, "check", "--configuration"]
         service = Service(config, environ, trial)
-    except StoreError as error:
+    except FileError as error:
         running = f" (pid {remote.pid})" if remote and "in use" in str(error) else ""
         raise Error(f"cannot start: {error}{running}") from None
     except Error as error:
@@ -6971,8 +8223,8 @@ def _check_store(config: Config) -> Finding:
             return "wrong", "file", str(error)
     if os.path.exists(path):
         try:
-            Store(path).close()
-        except StoreError as error:
+            File(path).close()
+        except FileError as error:
             return "wrong", "file", str(error)
         return "ok", "file", path
     folder = _existing(os.path.dirname(os.path.abspath(path)))
@@ -7079,18 +8331,9 @@ def _check_certificate(config: Config, url: str) -> list[Finding]:
 
 def _check_itsm(config: Config) -> list[Finding]:
     """Name, connection, TLS and any HTTP answer to a GET; what its clock says."""
-    url = config.itsm.check_url or config.itsm.url
-    if not url:
-        url = next(str(kind.url.parts[0]) for kind in config.kinds.values() if kind.url.parts)
-    kind = replace(next(iter(config.kinds.values())), headers=config.itsm.headers)
-    patience = min(10.0, config.itsm.timeout)
-    wire, flight = Wire(config), Flight(time.monotonic() + patience)
-    request = Request("GET", url, (), b"")
-    timer = threading.Timer(patience, flight.end)
-    timer.start()
-    headers = outgoing_headers(config, kind, request, str(uuid.uuid4()))
-    answer = wire.send(flight, request, headers, fresh=True)
-    timer.cancel()
+    request = config.knock.render(config.scope({}, 0, "", time.time(), None))
+    url, patience = request.url, min(10.0, config.itsm.timeout)
+    answer = Wire(config.itsm).exchange(request, time.monotonic() + patience)
     host = urllib.parse.urlsplit(url).netloc
     proxy = urllib.parse.urlsplit(config.itsm.proxy.reveal()).hostname
     via = f" through {proxy}" if proxy else ""
@@ -7176,16 +8419,19 @@ def _explain_request(config: Config, reading: Reading, found: dict[str, Any]) ->
     """Adds the request that would be sent; what stands against it, or ""."""
     kind = config.kinds[reading.kind]
     request_id = None
-    if kind.needs:
+    if kind.waits_for_id:
         with contextlib.suppress(Error), Desk(config) as desk:
             mapping = desk.call("show", ticket=reading.ticket)["mapping"]
             request_id = mapping and mapping["request_id"]
         if request_id is None:
             request_id = "REQUEST-ID"
             found["note"] = "REQUEST-ID stands for the id that the ITSM will have given the ticket"
-    scope = config.scope(reading.fields, 0, reading.ticket, time.time(), request_id, masked=True)
+    key = "a UUID kept with the event"
+    scope = config.scope(
+        reading.fields, 0, reading.ticket, time.time(), request_id, key, masked=True
+    )
     try:
-        found |= preview(config, kind, scope, "a UUID kept with the event")
+        found |= kind.request.render(scope).as_json()
     except Untranslatable as error:
         return f"cannot be translated: {error}"
     found["result"] = "would be sent"
@@ -7242,7 +8488,7 @@ def command_explain(config: Config, arguments: argparse.Namespace, environ: Envi
 def command_status(desk: Desk, arguments: argparse.Namespace) -> int:
     """Counts, the ITSM, and what needs a person; exit 1 where something does."""
     status = desk.call("status")
-    status["running"] = desk.remote is not None and desk._store is None
+    status["running"] = desk.remote is not None and desk._events is None
     counts = "  ".join(f"{state} {status['counts'][state]}" for state in STATES)
     itsm = status["itsm"]
     oldest = status["oldest"]
@@ -7384,7 +8630,9 @@ def command_map(desk: Desk, arguments: argparse.Namespace) -> int:
     """Sets a ticket's request id by hand."""
     found = desk.call("map", ticket=arguments.ticket, request_id=arguments.request)
     freed = f"; goes out now: {' '.join(map(str, found['freed']))}" if found["freed"] else ""
-    _emit(arguments, found, f"ticket {found['ticket']} is request {found['request_id']}{freed}")
+    also = f"; ticket {found['also']} has that request id, too" if found["also"] else ""
+    text = f"ticket {found['ticket']} is request {found['request_id']}{freed}{also}"
+    _emit(arguments, found, text)
     return 0
 
 
@@ -7555,146 +8803,6 @@ def command_resume(desk: Desk, arguments: argparse.Namespace) -> int:
     return 0
 
 
-# The demo: the whole life of tickets against a practice ITSM
-
-
-class PracticeItsm:
-    """A small ITSM on loopback that can be switched off and that refuses one ticket at first."""
-
-    def __init__(self) -> None:
-        self.requests: dict[str, list[str]] = {}  # request id -> what was asked, in order
-        self.refuses = "no such user: newcomer"
-        self.up = True
-        practice = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                status, answer = practice.take(body)
-                content = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *arguments: object) -> None:
-                """Says nothing on its own."""
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_port}/api"
-
-    def take(self, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
-        """Status and answer to one request."""
-        if not self.up:
-            return 503, {"error": "maintenance"}
-        if self.refuses and body.get("req_user_id") == "newcomer":
-            return 400, {"error": self.refuses}
-        if body["code"] == "000":
-            request_id = f"R-{len(self.requests) + 1:04d}"
-            self.requests[request_id] = [f"registered: {body['title']}"]
-            return 200, {"result": {"request_id": request_id}}
-        what = {
-            "020": f"assigned to {body.get('rcv_user_id')}",
-            "030": f"completed after {body.get('work_qty')} h",
-        }
-        self.requests[body["request_id"]].append(what[body["code"]])
-        return 200, {"result": {}}
-
-    def close(self) -> None:
-        """Ends the server."""
-        self.server.shutdown()
-        self.server.server_close()
-
-
-class _Demo:
-    """The steps of the demo, with what they print."""
-
-    def __init__(self, service: Service, itsm: PracticeItsm) -> None:
-        self.service, self.itsm = service, itsm
-        self.http = urllib3.PoolManager(retries=False)
-
-    def say(self, text: str) -> None:
-        """Prints a step."""
-        print(text, flush=True)
-
-    def post(self, hook: str, **fields: str) -> str:
-        """Posts a webhook as the helpdesk would; its event number."""
-        answer = self.http.request("POST", f"{self.service.url}/{hook}", json=fields)
-        number = answer.headers["HD-ITSM-Event"]
-        self.say(
-            f"  POST /{hook:<9} ticket {fields['ticket_id']} -> {answer.status}, event {number}"
-        )
-        return number
-
-    def until(self, what: Callable[[], bool]) -> None:
-        """Waits until `what` holds. Raises Error after 10 seconds."""
-        deadline = time.monotonic() + 10
-        while not what():
-            if time.monotonic() > deadline:
-                raise Error("the demo got stuck: please report this with what was printed")
-            time.sleep(0.02)
-
-    def all_settled(self) -> bool:
-        """Whether nothing waits any more."""
-        return not self.counts()["pending"]
-
-    def counts(self) -> collections.Counter[str]:
-        """How many events are in each state."""
-        return self.service.store.counts
-
-    def run(self) -> None:
-        """The story."""
-        writers = {"4182": "jimin.park", "4183": "dohyun.lee", "4184": "newcomer"}
-        titles = {
-            "4182": "3층 복합기 용지 걸림",
-            "4183": "VPN 접속 불가",
-            "4184": "새 노트북 요청",
-        }
-        self.say("1. Three tickets are created; ticket 4183 is assigned as well.")
-        numbers = {
-            ticket: self.post(
-                "itsm_new",
-                ticket_id=ticket,
-                writer=writers[ticket],
-                category="OA기기",
-                subject=titles[ticket],
-                contents="...",
-            )
-            for ticket in writers
-        }
-        self.post("itsm_ass", ticket_id="4183", technician="dohyun.lee")
-        self.until(self.all_settled)
-        self.say(f"   The ITSM refused ticket 4184: {self.itsm.refuses}.")
-        self.say("2. The ITSM goes down. The helpdesk notices nothing:")
-        self.itsm.up = False
-        opened = (datetime.now(UTC) - timedelta(hours=5)).isoformat()
-        self.post("itsm_ass", ticket_id="4182", technician="sora.kim")
-        self.post("itsm_com", ticket_id="4183", date=opened)
-        self.post("itsm_ass", ticket_id="4184", technician="sora.kim")
-        time.sleep(1)
-        counts = self.counts()
-        self.say(
-            f"   {counts['pending']} events wait, {counts['held']} held for the id of ticket 4184."
-        )
-        self.say("3. The ITSM is back; what waited goes out by itself, in order.")
-        self.itsm.up = True
-        self.until(self.all_settled)
-        self.say("4. Somebody adds the user in the ITSM; the refused event is sent again: retry.")
-        self.itsm.refuses = ""
-        verb_retry(self.service.config, self.service.store, {"events": [numbers["4184"]]})
-        self.service.delivery.wake()
-        self.until(lambda: self.counts()["delivered"] == 7)
-        self.say("5. What the ITSM has on record now:")
-        for request_id, steps in self.itsm.requests.items():
-            self.say(f"   {request_id}: " + "; ".join(steps))
-        self.say("Seven webhooks, seven requests; none lost, none doubled.")
-
-
 def command_demo(arguments: argparse.Namespace, environ: Environ) -> int:
     """Shows the life of three tickets; needs nothing, leaves nothing behind."""
     logging.basicConfig(level=logging.CRITICAL, force=True)
@@ -7783,7 +8891,7 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--config", metavar="FILE", help="the configuration (TOML)")
     common.add_argument("--listen", metavar="HOST:PORT", help="instead of server.listen")
-    common.add_argument("--db", metavar="FILE", help="instead of store.path")
+    common.add_argument("--db", metavar="FILE", help="instead of events.file.path")
     common.add_argument("--itsm-url", metavar="URL", help="instead of itsm.url")
     data = argparse.ArgumentParser(add_help=False, parents=[common])
     data.add_argument("--json", action="store_true", default=False, help="for programs")
@@ -7853,7 +8961,7 @@ def run(arguments: argparse.Namespace, environ: Environ) -> int:
     config = load_config(path, overrides, environ, complete=name in CONFIG_COMMANDS)
     if name in CONFIG_COMMANDS:
         return CONFIG_COMMANDS[name](config, arguments, environ)
-    with Desk(config) as desk:
+    with Desk(config, creates=name in ("import", "map")) as desk:
         return DESK_COMMANDS[name](desk, arguments)
 
 
@@ -7864,7 +8972,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     arguments = _parser().parse_args(argv)
     try:
-        return run(arguments, os.environ)
+        code = run(arguments, os.environ)
+        sys.stdout.flush()  # a reader that has left is noticed here, where it is no error
+        return code
     except ConfigError as error:
         print(f"hd_itsm: {error}", file=sys.stderr)
         return 2

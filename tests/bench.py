@@ -51,6 +51,8 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
 
+from crowd import multiply
+
 HERE = pathlib.Path(__file__).resolve()
 PROGRAM = HERE.parent.parent / "hd_itsm.py"
 CONNECTIONS = 8
@@ -1087,36 +1089,19 @@ def costs(measure: str, big: Sequence[float], small: Sequence[float]) -> Row:
 def grow(path: pathlib.Path, events: int, mappings: int) -> None:
     """Multiplies the one delivered event of a stopped service's file, and its mapping.
 
-    Copies of what the program itself wrote, whatever its columns; a fifth is older than 30 days.
+    A fifth is older than 30 days.
     """
-    own = {
-        "event": "n",
-        "place": "n",
-        "ticket": f"CAST({FIRST_TICKET} + n AS TEXT)",
-        "request_id": "'R-' || n",
-        "idempotency_key": "lower(hex(randomblob(16)))",
-        "digest": "randomblob(32)",
-        "received": f"received - 86400.0 * 40 * ({events} - n) / {events}",
-        "settled": f"settled - 86400.0 * 40 * ({events} - n) / {events}",
-    }
+    age = f"86400.0 * 40 * ({events} - n) / {events}"
+    multiply(path, events - 1, received=f"received - {age}", settled=f"settled - {age}")
     db = sqlite3.connect(path, isolation_level=None)
     with contextlib.closing(db):
         db.execute("PRAGMA synchronous = OFF")
-        db.execute("PRAGMA cache_size = -200000")
-        db.execute("BEGIN")
-        for table, copies in (("events", events), ("attempts", events), ("mappings", mappings)):
-            names = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
-            values = ", ".join(own.get(name, name) for name in names)
-            db.execute(
-                "WITH RECURSIVE copies (n) AS"
-                " (SELECT 2 UNION ALL SELECT n + 1 FROM copies WHERE n < :copies)"
-                f" INSERT OR IGNORE INTO {table} SELECT {values} FROM copies,"
-                f" (SELECT * FROM {table} LIMIT 1)",
-                {"copies": copies},
-            )
-        counts = json.dumps({"delivered": events})
-        db.execute("UPDATE facts SET value = :counts WHERE name = 'counts'", {"counts": counts})
-        db.execute("COMMIT")
+        db.execute(
+            "WITH RECURSIVE copies (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM copies WHERE"
+            " n < :copies) INSERT OR IGNORE INTO tickets (ticket, request_id, since, origin)"
+            f" SELECT CAST({FIRST_TICKET} + n AS TEXT), 'R-' || n, 0.0, 'import' FROM copies",
+            {"copies": mappings},
+        )
 
 
 def measure_status(bench: Bench) -> Iterator[Row]:

@@ -285,26 +285,26 @@ sqlite3.connect = functools.partial(sqlite3.connect, factory=_Early)
 """,
     # an event is delivered before it is sent
     "marked": """
-_exchange = Delivery._exchange
-def _marked(self, wire, event, *rest, **named):
-    self.store.record([Result(event, None, Verdict("delivered", "marked before it was sent"))])
+_attempt = Delivery._attempt
+def _marked(self, inquiry, event, *rest, **named):
+    self.events.record(event, (), Verdict("delivered", "marked before it was sent"))
     time.sleep(0.05)
-    return _exchange(self, wire, event, *rest, **named)
-Delivery._exchange = _marked
+    return _attempt(self, inquiry, event, *rest, **named)
+Delivery._attempt = _marked
 """,
     # everything is sent twice
     "twice": """
-_send = Wire.send
+_exchange = Wire.exchange
 def _twice(self, *rest, **named):
-    _send(self, *rest, **named)
-    return _send(self, *rest, **named)
-Wire.send = _twice
+    _exchange(self, *rest, **named)
+    return _exchange(self, *rest, **named)
+Wire.exchange = _twice
 """,
     # the last of a ticket's line goes first
     "backwards": """
 class _Backwards(sqlite3.Connection):
     def execute(self, sql, *more):
-        sql = sql.replace("ORDER BY place, event", "ORDER BY place DESC, event DESC")
+        sql = sql.replace("ORDER BY rank, event", "ORDER BY rank DESC, event DESC")
         return super().execute(sql, *more)
 sqlite3.connect = functools.partial(sqlite3.connect, factory=_Backwards)
 """,
@@ -322,22 +322,22 @@ sqlite3.connect = functools.partial(sqlite3.connect, factory=_Hushed)
 """,
     # nothing is set aside for a full disk
     "no reserve": """
-Database.keep_reserve = lambda self: None
+File.keep_reserve = lambda self: None
 """,
     # waiting goes by the clock on the wall
     "wall clock": """
-Database.clock = lambda self: time.time()
+File.clock = lambda self: time.time()
 """,
     # a file that is refused is replaced by a new one
     "anew": """
-_init = Store.__init__
+_init = File.__init__
 def _anew(self, path, *rest, **named):
     try:
         _init(self, path, *rest, **named)
-    except StoreError:
+    except FileError:
         os.replace(path, path + ".bad")
         _init(self, path, *rest, **named)
-Store.__init__ = _anew
+File.__init__ = _anew
 """,
     # the file is not held alone
     "shared": """
@@ -350,22 +350,22 @@ sqlite3.connect = functools.partial(sqlite3.connect, factory=_Shared)
 """,
     # nobody looks after the workers
     "unwatched": """
-Delivery.watch = lambda self, now, turn: self.store.board.update(beat=now)
+Delivery.watch = lambda self, now, turn: setattr(self.events.pulse, "beat", now)
 """,
     # only half of the file is copied
     "torn": """
 def _torn(self, path):
     with open(self.path, "rb") as source, open(path, "wb") as copy:
         return copy.write(source.read(os.stat(self.path).st_size // 2))
-Store.backup = _torn
+File.backup = _torn
 """,
     # what was told is forgotten
     "forgetful": """
-_keep_facts = Database.keep_facts
+_keep_facts = File.keep_facts
 def _forgetful(self, **facts):
     facts.pop("told", None)
     _keep_facts(self, **facts)
-Database.keep_facts = _forgetful
+File.keep_facts = _forgetful
 """,
 }
 

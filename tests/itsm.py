@@ -454,6 +454,21 @@ class Delay(Answer):
 
 
 @dataclass(frozen=True)
+class Between(Answer):
+    """`then`, with these bytes before and after it."""
+
+    then: Answer
+    before: bytes = b""
+    after: bytes = b""
+
+    def play(self, line: Line, received: Received, ledger: Ledger) -> None:
+        line.send(self.before)
+        self.then.play(line, received, ledger)
+        if self.after:
+            line.send(self.after)
+
+
+@dataclass(frozen=True)
 class Held(Answer):
     """`then`, once the test sets `until`."""
 
@@ -984,13 +999,13 @@ class Itsm:
     def wait_for(
         self,
         count: int,
-        timeout: float = 10.0,
+        timeout: float = 30.0,
         where: Callable[[Received], bool] = lambda received: True,
     ) -> list[Received]:
         """All requests that fit, once there are `count`; or AssertionError with what came."""
         return self._requests.wait(count, timeout, where)
 
-    def wait_created(self, count: int, timeout: float = 10.0) -> list[Creation]:
+    def wait_created(self, count: int, timeout: float = 30.0) -> list[Creation]:
         """The ledger, once it holds `count`; or AssertionError with what came."""
         return self._ledger.creations.wait(count, timeout, lambda creation: True)
 

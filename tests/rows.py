@@ -29,6 +29,7 @@ OPTIONS = [row for section, table in hd_itsm.SECTIONS.items() for row in _rows(s
 NAMED_OPTIONS = [
     *_rows("hooks", hd_itsm.HookOptions),
     *_rows("kinds", hd_itsm.KindOptions),
+    *_rows("lookups", hd_itsm.LookupOptions),
 ]
 
 

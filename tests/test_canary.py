@@ -112,7 +112,8 @@ class Stay:
 KINDS: dict[str, Any] = {
     "opens": True,
     "unclear": "find",
-    "find": {"request_id": "result.request_id", "after": 0.05},
+    "find": "request",
+    "find_after": 0.05,
     "headers": {"X-Kind": {"env": "KIND_HEADER"}},
     "body": {"code": "000", "title": "{subject}", "key": "{api_key}", "ticket": "{ticket_id}"},
 }
@@ -124,7 +125,7 @@ def configuration(itsm: Itsm, folder: Path) -> tuple[str, dict[str, str]]:
     (folder / "credentials").mkdir()
     (folder / "credentials" / "secret-signature").write_text(SECRETS.signature)
     credential = {"credential": "secret-signature"}
-    kind = {**KINDS, "find": {**KINDS["find"], "url": itsm.url + "/find?ticket={ticket_id}"}}
+    question = {"url": itsm.url + "/find?ticket={ticket_id}", "value": "result.*.request_id"}
     text = settings(
         itsm.url,
         server={"admin_password": SECRETS.admin, "trusted_proxy": ["127.0.0.1"]},
@@ -148,7 +149,8 @@ def configuration(itsm: Itsm, folder: Path) -> tuple[str, dict[str, str]]:
         alert={"url": {"env": "ALERT_URL"}, "after": 0.1, "silence": "1h"},
         log={"level": "DEBUG", "file": "debug.log"},
         values={"api_key": {"env": "API_VALUE"}},
-        kinds__new=kind,
+        kinds__new=KINDS,
+        lookups__request=question,
     )
     environ = {
         "SECOND_TOKEN": SECRETS.second_token,
@@ -394,7 +396,8 @@ def remnants(folder: Path) -> dict[str, list[str]]:
 
 def repeats(received: Received) -> Answer:
     """An ITSM that says back what it got."""
-    return reply(200, json={"result": {"request_id": "R-1"}, "got": received.body.decode()})
+    request_id = "R-1" if "4182" in received.body.decode() else f"R-1{received.number}"
+    return reply(200, json={"result": {"request_id": request_id}, "got": received.body.decode()})
 
 
 UNMINDFUL = """

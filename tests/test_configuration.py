@@ -94,9 +94,7 @@ timeout = 60.0
 workers = 4
 ca_file = ""                 # also client_cert, client_key, proxy
 request_id = "result.request_id"
-ok = {}                      # { "result.code" = ["0", "00"] }
-refused = {}                 # { "*" = "~(?i)permission denied|does not exist" }
-answers = {}                 # { "404" = "failed", "400" = "later" }
+answers = []                 # rules for what its answers mean, before the table
 check_url = ""               # what `check` may GET; default itsm.url
 
 [retry]
@@ -149,14 +147,20 @@ url = "https://itsm.example.com/requests"     # default itsm.url
 headers = {}
 body = { code = "000", title = "{subject|max:80}", contents = "{contents|html|bytes:4000}", \
 priority = 2 }
-form_field = ""              # send the JSON inside this form field
+form = {}                    # instead of body: form fields
+encoding = "utf-8"
 request_id = "result.0.sys_id"
-ok = {}                      # also refused, answers
+answers = []                 # before those of [itsm]
 again = "ignore"
 unclear = "retry"
-find = { url = "https://itsm.example.com/requests?q={ticket_id}", \
-request_id = "result.*.sys_id", after = "60s" }
+find = "incident"            # unclear = "find": the look-up that is asked
+find_after = "60s"           # asked no sooner
 then = ""                    # a further kind delivered after this one
+
+[lookups.incident]           # a question to the ITSM
+url = "https://itsm.example.com/requests?q={ticket_id}"
+value = "result.*.sys_id"
+when = { "result.*.correlation_id" = "{ticket_id}" }
 
 [alert]
 url = ""                     # gets {"text": "..."}: Slack, Teams, Mattermost and alike
@@ -171,7 +175,7 @@ def test_the_whole_configuration_as_the_contract_prints_it_loads(folder: Path) -
     config = load(folder, toml, complete=True)
     assert config.warnings == ()
     assert config.server.listen == ("127.0.0.1", 8080)
-    assert config.itsm.authorization.reveal() == "Basic abc"
+    assert config.credential.reveal() == "Basic abc"
     assert config.retry.give_up_after == 7 * 86400
     assert config.retry.max == 300
     assert config.tables["users"] == {"홍길동": "gdhong", "*": "{}"}
@@ -180,11 +184,11 @@ def test_the_whole_configuration_as_the_contract_prints_it_loads(folder: Path) -
     assert config.hooks["glpi"].kinds == ("new", "complete", "assign")
     assert set(config.kinds) == {"new", "assign", "complete"}
     new = config.kinds["new"]
-    assert (new.opens, new.method, new.again, new.unclear, new.then) == (
+    assert (new.opens, new.request.method, new.again, new.when_unclear, new.then) == (
         *(True, "POST", "ignore", "retry", ""),
     )
-    assert new.find is not None
-    assert new.find.after == 60
+    assert new.find is config.lookups["incident"]
+    assert new.find_after == 60
 
 
 def test_what_the_contract_prints_as_defaults_are_the_defaults(folder: Path) -> None:
@@ -222,9 +226,14 @@ def test_a_hook_kind_or_table_of_the_file_replaces_the_built_in_one_whole(folder
     )
     config = load(folder, toml)
     assert set(config.hooks["itsm_ass"].fields) == {"ticket_id", "technician"}
-    assert set(config.kinds["assign"].body) == {"who"}
+    assert set(config.kinds["assign"].request.body) == {"who"}
     assert config.kinds["new"].opens is False
-    assert set(config.kinds["complete"].body) == {"code", "request_id", "work_qty", "comment"}
+    assert set(config.kinds["complete"].request.body) == {
+        "code",
+        "request_id",
+        "work_qty",
+        "comment",
+    }
 
 
 REPLACED = '[kinds.new]\nbody = { a = "{subject}" }\n'
@@ -270,26 +279,32 @@ def test_everything_else_merges_key_by_key(folder: Path) -> None:
     assert config.values == {"item_id": "", "service": "S", "mine": 3}
 
 
-def test_conditions_and_answers_of_a_kind_come_before_those_of_the_itsm(folder: Path) -> None:
-    toml = (
-        "[itsm]\nok = { a = 1, b = 2 }\nrefused = { c = 'x' }\n"
-        "answers = { '404' = 'failed', '400' = 'later' }\nrequest_id = 'id'\n"
-        "headers = { A = '1', B = '2' }\n"
-        "[kinds.assign]\nok = { b = 3 }\nanswers = { '400' = 'failed' }\nheaders = { B = '3' }\n"
-        "body = { x = '{ticket_id}' }\n"
-    )
+def test_the_rules_and_headers_of_a_kind_come_before_those_of_the_itsm(folder: Path) -> None:
+    toml = """
+[itsm]
+url = "https://itsm.example.com/api"
+authorization = "Basic abc"
+answers = [{ means = "failed", status = 404 }, { means = "later", status = 400 }]
+request_id = "id"
+headers = { A = "1", B = "2", accept = "text/plain" }
+[kinds.assign]
+answers = [{ means = "failed", status = 400 }]
+headers = { b = "3" }
+body = { x = "{ticket_id}" }
+[kinds.complete]
+url = "https://elsewhere.example.com/"
+"""
     kinds = load(folder, toml).kinds
-    holds = [
-        all(condition.holds(body, {}) for condition in kinds["assign"].ok)
-        for body in ({"a": 1, "b": 3}, {"a": 1, "b": 2}, {"b": 3})
-    ]
-    assert holds == [True, False, False]
-    assert kinds["assign"].answers == {404: "failed", 400: "failed"}
-    assert kinds["new"].answers == {404: "failed", 400: "later"}
-    assert len(kinds["assign"].refused) == 1
+    means = {name: [rule.result for rule in kind.answers] for name, kind in kinds.items()}
+    assert means["assign"] == ["failed", "failed", "later"]
+    assert means["new"] == ["failed", "later"]
     assert kinds["assign"].request_id == kinds["new"].request_id
-    assert set(kinds["assign"].headers) == {"A", "B"}
-    assert kinds["assign"].headers["B"].parts == ("3",)
+    headers = kinds["assign"].request.headers
+    assert {"A", "b", "accept", "Authorization", "Idempotency-Key"} <= set(headers)
+    assert "B" not in headers
+    assert "Accept" not in headers
+    assert headers["b"] == hd_itsm.parse_template("3")
+    assert "Authorization" not in kinds["complete"].request.headers
 
 
 # ---- What is wrong -------------------------------------------------------------------------------
@@ -307,9 +322,8 @@ trusted_proxy = ["10.0.0"]
 url = "itsm.example.com"
 timeout = "soon"
 workers = 0
-ok = { "a..b" = 1 }
-refused = { x = "~(" }
-answers = { "404" = "retry", "4xx" = "failed" }
+answers = [{ means = "retry", status = 404 }]
+request_id = "a..b"
 ca_file = "/nowhere/ca.pem"
 headers = { "Content-Length" = "1" }
 [retry]
@@ -358,9 +372,8 @@ def test_all_problems_of_a_file_are_told_at_once_each_with_its_key(folder: Path)
         "itsm.url",
         "itsm.timeout",
         "itsm.workers",
-        "itsm.ok",
-        "itsm.refused",
         "itsm.answers",
+        "itsm.request_id",
         "itsm.ca_file",
         "itsm.headers",
         "retry.tries",
@@ -372,7 +385,6 @@ def test_all_problems_of_a_file_are_told_at_once_each_with_its_key(folder: Path)
         "tables.max",
         "hooks.x.path",
         "hooks.x.fields",
-        "hooks.x",
         "hooks.y.fields",
         "hooks.y",
         "kinds.new.methd",
@@ -406,7 +418,12 @@ def test_all_problems_of_a_file_are_told_at_once_each_with_its_key(folder: Path)
         ("[hooks.x]\nkind = 'new'\nfields = { ticket_id = { pth = 'a' } }", "hooks.x.fields",
          "path"),
         ("[kinds.assign]\nthen = 'complet'\nbody = {}", "kinds.assign.then", "complete"),
-        ("[kinds.new]\nfind = { ul = 'x' }\nopens = true\nbody = {}", "kinds.new.find", "url"),
+        ("[kinds.new]\nfind = 'incidnt'\nopens = true\n[lookups.incident]\nurl = 'https://h/'\n"
+         "value = 'id'", "kinds.new.find", "incident"),
+        ("[itsm]\nanswers = [{ means = 'fialed' }]", "itsm.answers", "failed"),
+        ("[itsm]\nanswers = [{ mean = 'failed' }]", "itsm.answers", "means"),
+        ("[hooks.x]\nrules = [{ kind = 'new', wen = {} }]\nfields = { ticket_id = 'a' }",
+         "hooks.x.rules", "when"),
         ("[log]\nlevel = 'INF'", "log.level", "INFO"),
         ("[kinds.new]\nunclear = 'hald'\nopens = true\nbody = {}", "kinds.new.unclear", "hold"),
     ],
@@ -414,6 +431,43 @@ def test_all_problems_of_a_file_are_told_at_once_each_with_its_key(folder: Path)
 def test_a_misspelt_word_comes_with_a_hint(folder: Path, toml: str, key: str, hint: str) -> None:
     lines = [line for line in problems(folder, toml) if line.startswith(f"{key}: ")]
     assert any(hint in line for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("toml", "line"),
+    [
+        ("[server]\nthreads = 'eight'", "server.threads: must be a whole number from 1 on, not 'eight'"),
+        ("[time]\nzone = 'Asia/Seol'", "time.zone: no time zone data for 'Asia/Seol': write an offset "
+         "like +09:00 (did you mean 'Asia/Seoul'?), not 'Asia/Seol'"),
+        ("[access]\nquery_token = 1", "access.query_token: must be true or false, not 1"),
+        ("[log]\nlevel = 'LOUDER'", "log.level: must be one of DEBUG, INFO, WARNING, ERROR, not 'LOUDER'"),
+    ],
+)  # fmt: skip
+def test_a_mistake_says_what_stands_there(folder: Path, toml: str, line: str) -> None:
+    assert problems(folder, toml) == [line]
+
+
+@pytest.mark.parametrize(
+    ("toml", "keys"),
+    [
+        ("[kinds.assign]\nbody = { a = '{', b = '{technician', c = '{subjct}' }",
+         ["kinds.assign.body", "kinds.assign.body", "kinds.assign"]),
+        ("[itsm]\nheaders = { 'a b' = '1', Host = '2', C = '{' }", ["itsm.headers"] * 3),
+        ("[hooks.x]\nkind = 'new'\nfields = { ticket_id = 'a[', writer = 'b[', subject = 's' }",
+         ["hooks.x.fields"] * 2),  # and not that the fields are missing
+        ("[hooks.x]\nfields = { ticket_id = 'a' }\nrules = [{ kind = 'assign', wen = {} }, "
+         "{ kind = 'assign', when = { 'a[' = 1 } }]", ["hooks.x.rules"] * 2),
+        ("[itsm]\nurl = 'itsm.example.com'", ["itsm.url"]),
+        ("[lookups.x]\nvalue = 'a['", ["lookups.x.value"]),
+        ("[itsm]\nanswers = [{ means = 'x' }, { means = 'failed', status = 'y' }]",
+         ["itsm.answers"] * 2),
+    ],
+)  # fmt: skip
+def test_every_mistake_is_told_once_and_none_that_only_follows(
+    folder: Path, toml: str, keys: list[str]
+) -> None:
+    found = problems(folder, toml, complete="itsm" in toml and "url" in toml)
+    assert [line.split(": ")[0] for line in found] == keys, found
 
 
 @pytest.mark.parametrize("row", OPTIONS, ids=lambda row: row.name)
@@ -429,7 +483,7 @@ def test_a_wrong_type_is_one_problem_at_its_key(folder: Path, row: Row, bad: str
 def test_a_wrong_type_in_a_hook_or_kind_is_told_without_a_crash(
     folder: Path, row: Row, bad: str
 ) -> None:
-    harmless = ("body", "form_field", "delivery_id")
+    harmless = ("body", "form", "delivery_id")
     found = problems(folder, f"[{row.section}.x]\n{row.key} = {bad}")
     told = any(line.startswith(f"{row.section}.x") for line in found)
     assert told or row.key in harmless
@@ -467,8 +521,22 @@ def test_a_row_of_a_table_that_is_no_table_is_told(folder: Path, table: str) -> 
         ("[kinds.assign]\nbody = { a = '{technician|}' }", "kinds.assign"),
         ("[kinds.assign]\nbody = { a = '{}' }", "kinds.assign"),
         ("[kinds.assign]\nbody = { a = '}' }", "kinds.assign"),
-        ("[kinds.assign]\nfind = { url = 'https://h/{nothing}', request_id = 'id' }\nbody = {}",
-         "kinds.assign"),
+        ("[kinds.new]\nopens = true\nfind = 'x'\n[lookups.x]\nurl = 'https://h/{nothing}'\n"
+         "value = 'id'", "kinds.new"),
+        ("[lookups.x]\nurl = 'https://h/'", "lookups.x.value"),
+        ("[lookups.x]\nurl = 'https://h/'\nvalue = 'a['", "lookups.x.value"),
+        ("[kinds.assign]\nbody = {}\nform = { a = 'b' }", "kinds.assign.form"),
+        ("[kinds.assign]\nunclear = 'find'\nfind = 'x'\n[lookups.x]\nvalue = 'id'",
+         "kinds.assign.unclear"),
+        ("[kinds.assign]\nencoding = 'utf-9'", "kinds.assign.encoding"),
+        ("[kinds.assign]\nheaders = { A = '1', a = '2' }", "kinds.assign.headers"),
+        ("[itsm]\nanswers = [{ means = 'failed', status = [] }]", "itsm.answers"),
+        ("[itsm]\nanswers = [{ means = 'failed', status = 'ok' }]", "itsm.answers"),
+        ("[itsm]\nanswers = [{ means = 'failed', when = { a = [] } }]", "itsm.answers"),
+        ("[hooks.x]\nrules = [{ kind = 'assign', when = { '@heder:X' = 1 } }]\n"
+         "fields = { ticket_id = 'a', technician = 'b' }", "hooks.x.rules"),
+        ("[hooks.x]\nrules = [{ when = { a = 1 } }]\n"
+         "fields = { ticket_id = 'a', technician = 'b' }", "hooks.x.rules"),
         ("[kinds.assign]\nthen = 'nowhere'\nbody = {}", "kinds.assign.then"),
         ("[kinds.assign]\nthen = 'new'\nbody = {}", "kinds.assign.then"),
         ("[kinds.assign]\nthen = 'assign'\nbody = {}", "kinds.assign.then"),
@@ -497,7 +565,6 @@ def test_a_row_of_a_table_that_is_no_table_is_told(folder: Path, table: str) -> 
         ("[hooks.x]\nrules = [{ kind = 'assign', whn = { a = 1 } }]\n"
          "fields = { ticket_id = 'a', technician = 'b' }", "hooks.x.rules"),
         ("[kinds.new]\nopens = true\nunclear = 'find'\nbody = {}", "kinds.new.find"),
-        ("[kinds.new]\nopens = true\nfind = { url = 'https://h/' }\nbody = {}", "kinds.new.find"),
         *((f"[kinds.assign]\nbody = {{}}\nurl = '{url}'", "kinds.assign.url")
           for url in ("https://{ticket_id}/x", "{ticket_id}", "https://h{ticket_id}/x",
                       "https://h:{ticket_id}/", "{ticket_id}://h/", "ftp://h/", "https://u:p@h/",
@@ -531,7 +598,7 @@ def test_what_cannot_work_is_told_at_its_key(folder: Path, toml: str, key: str) 
         "fields = { ticket_id = 'a', technician = 'b' }",
         "[access]\ntoken = ['a', 'b']",
         "[access]\nnetworks = ['10.0.0.5', '10.0.0.0/8', '::1', 'fd00::/8']",
-        "[itsm]\nrequest_id = ['id', '@Location']",
+        "[itsm]\nrequest_id = ['id', '@header:Location']",
     ],
 )
 def test_what_works_is_no_problem(folder: Path, toml: str) -> None:
@@ -711,7 +778,7 @@ def test_a_secret_may_be_text_a_file_a_variable_or_a_credential(folder: Path) ->
         ("{ credential = 'itsm' }", "from credential"),
     ):
         config = load(folder, f"{URL}authorization = {given}", environ=environ, complete=True)
-        assert config.itsm.authorization.reveal() == text
+        assert config.credential.reveal() == text
 
 
 def test_every_secret_of_the_configuration_can_be_had(folder: Path) -> None:
@@ -720,9 +787,11 @@ def test_every_secret_of_the_configuration_can_be_had(folder: Path) -> None:
     assert config.server.admin_password.reveal() == f"{WORD}-1"
     assert config.access.hmac
     assert config.access.hmac.secrets[0].reveal() == f"{WORD}-3"
-    assert config.kinds["new"].headers["X-Key"].reveal() == f"{WORD}-6"
+    key = config.kinds["new"].request.headers["X-Key"]
+    assert isinstance(key, Secret)
+    assert key.reveal() == f"{WORD}-6"
     scope = config.scope({"technician": "kim"}, 1, "T", 0.0, "R")
-    body = json.loads(hd_itsm.translate(config.kinds["assign"], scope).body)
+    body = json.loads(config.kinds["assign"].request.render(scope).body)
     assert body == {"password": f"{WORD}-7"}
 
 
@@ -738,7 +807,7 @@ def test_no_secret_shows_in_any_text_of_the_configuration(folder: Path) -> None:
 def test_a_masked_scope_shows_no_secret(folder: Path) -> None:
     config = hiding(folder)
     scope = config.scope({"technician": "kim"}, 1, "T", 0.0, "R", masked=True)
-    request = hd_itsm.translate(config.kinds["assign"], scope)
+    request = config.kinds["assign"].request.render(scope)
     assert WORD not in request.body.decode()
     assert WORD not in repr(scope)
 
@@ -774,7 +843,7 @@ def test_no_problem_shows_a_secret(folder: Path, toml: str) -> None:
 def test_a_file_that_changes_is_read_anew(folder: Path) -> None:
     path = folder / "key"
     path.write_text("first\n", encoding="utf-8")
-    secret = load(folder, f"[itsm]\nauthorization = {{ file = '{path}' }}").itsm.authorization
+    secret = load(folder, f"[itsm]\nauthorization = {{ file = '{path}' }}").credential
     assert secret.reveal() == "first"
     assert secret.refresh() is False
     path.write_text("the second\n", encoding="utf-8")
@@ -790,7 +859,7 @@ def test_a_file_that_changes_is_read_anew(folder: Path) -> None:
 def test_a_file_that_goes_leaves_the_last_known_secret(folder: Path) -> None:
     path = folder / "key"
     path.write_text("known", encoding="utf-8")
-    secret = load(folder, f"[itsm]\nauthorization = {{ file = '{path}' }}").itsm.authorization
+    secret = load(folder, f"[itsm]\nauthorization = {{ file = '{path}' }}").credential
     assert secret.reveal() == "known"
     path.unlink()
     assert secret.reveal() == "known"

@@ -36,6 +36,7 @@ from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_a
 
 import faultlib
 import itsm as stand_in
+from crowd import multiply
 from faultlib import (
     FAKETIME_MENDED,
     WORKERS,
@@ -848,7 +849,12 @@ Delivery.deliver = _stumbling
 
 @pytest.mark.parametrize(
     ("place", "many"),
-    [("Wire.send", 1), ("Wire.send", WORKERS), ("translate", 1), ("Delivery.deliver", WORKERS)],
+    [
+        ("Wire.exchange", 1),
+        ("Wire.exchange", WORKERS),
+        ("RequestTemplate.render", 1),
+        ("Delivery.deliver", WORKERS),
+    ],
 )
 def test_workers_that_hang_are_noticed_and_nothing_is_lost(
     place: str, many: int, tmp_path: Path
@@ -930,35 +936,6 @@ def test_without_memory_a_webhook_gets_503_and_the_next_ones_are_taken(tmp_path:
 STEPS = 5
 
 
-def multiply(path: Path, ticket_id: str, times: int) -> None:
-    """Makes of one ticket's events, in a file that nobody uses, those of `times` more tickets."""
-    with closing(sqlite3.connect(path)) as file:
-        names = [row[1] for row in file.execute("PRAGMA table_info(events)")]
-        ours, theirs = f"'\"{ticket_id}\"'", f"'\"{ticket_id}-' || n || '\"'"
-        made = {
-            "event": "event + :steps * n",
-            "place": "place + :steps * n",
-            "ticket": "ticket || '-' || n",
-            "idempotency_key": "lower(hex(randomblob(16)))",
-            "digest": "randomblob(32)",
-            "fields": f"replace(fields, {ours}, {theirs})",
-            "raw": f"CAST(replace(CAST(raw AS TEXT), {ours}, {theirs}) AS BLOB)",
-        }
-        assert set(made) <= set(names), "the table of the events is not what it was"
-        columns = ", ".join(made.get(name, name) for name in names)
-        file.execute(
-            "WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE"
-            f" n < :times) INSERT INTO events SELECT {columns} FROM numbers, events"
-            " WHERE ticket = :ticket ORDER BY n, event",
-            {"times": times, "ticket": ticket_id, "steps": STEPS},
-        )
-        waiting = file.execute("SELECT count(*) FROM events").fetchone()[0]
-        for name, value in file.execute("SELECT name, value FROM facts").fetchall():
-            counted = re.sub(r'("pending": ?)[0-9]+', rf"\g<1>{waiting}", value)
-            file.execute("UPDATE facts SET value = ? WHERE name = ?", (counted, name))
-        file.commit()
-
-
 def ready_in(rig: Rig) -> float:
     """Seconds from the start to the listening."""
     began = monotonic()
@@ -977,7 +954,7 @@ def test_with_100_000_events_waiting_a_restart_is_quick_memory_flat_and_order_ke
         pour(rig, book, [name], STEPS)
         small = faultlib.memory(rig.pid)
         assert rig.stop() == 0
-        multiply(rig.database, name, times=100_000 // STEPS - 1)
+        multiply(rig.database, 100_000 // STEPS - 1, name)
         full = ready_in(rig)
         assert full < max(2.0, 4 * empty), f"{full:.2f} s with 100,000, {empty:.2f} s with none"
         assert rig.health()["pending"] == 100_000
@@ -1000,12 +977,12 @@ def test_with_100_000_events_waiting_a_restart_is_quick_memory_flat_and_order_ke
 
 def test_control_a_backlog_held_in_memory_and_sent_out_of_order_is_found(tmp_path: Path) -> None:
     code = """
-_recover = Store.recover
+_recover = Events.recover
 def _all(self):
     global everything
     everything = [self.show(number) for _ in range(40) for number in range(1, 501)]
     _recover(self)
-Store.recover = _all
+Events.recover = _all
 """
     with Itsm() as itsm:
         rig, book, name = Rig(tmp_path, bookkept(itsm.url)), Book(), ticket()
@@ -1014,7 +991,7 @@ Store.recover = _all
         pour(rig, book, [name], STEPS)
         small = faultlib.memory(rig.pid)
         assert rig.stop() == 0
-        multiply(rig.database, name, times=500 // STEPS - 1)
+        multiply(rig.database, 500 // STEPS - 1, name)
         rig.program = sabotaged(tmp_path, "backwards", code=code)
         rig.start()
         assert rig.cli("resume").code == 0

@@ -855,7 +855,7 @@ BODY: dict[str, Any] = {
 def at(path: str | list[str], body: Any = BODY, match: str = "") -> Any:
     """What a field at `path` finds."""
     paths = tuple(parse_path(one) for one in ([path] if isinstance(path, str) else path))
-    return Field(paths, re.compile(match) if match else None).read(body)
+    return Field(paths, re.compile(match) if match else None).read(hd_itsm.Message(body))
 
 
 @pytest.mark.parametrize(

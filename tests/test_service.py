@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from crowd import multiply
 from faultlib import missing, sabotaged
 from itsm import MODES, Itsm, held, ok, reply, silence
 from service import (
@@ -1176,25 +1177,6 @@ def test_an_empty_file_is_ready_in_half_a_second(tmp_path: Path, itsm: Itsm) -> 
     assert min(ours) < max(0.5, 4 * min(bare)), f"{ours} s, the imports alone {bare} s"
 
 
-def fill(path: Path, events: int) -> None:
-    """Makes of the one waiting event, in a file that nobody uses, so many of further tickets."""
-    with closing(sqlite3.connect(path)) as file:
-        names = [row[1] for row in file.execute("PRAGMA table_info(events)")]
-        made = {"event": "event + n", "place": "place + n", "ticket": "ticket || '-' || n"}
-        made |= {"idempotency_key": "lower(hex(randomblob(16)))", "digest": "randomblob(32)"}
-        assert set(made) <= set(names), "the table of the events is not what it was"
-        columns = ", ".join(made.get(name, name) for name in names)
-        file.execute(
-            "WITH RECURSIVE more (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM more WHERE n < ?)"
-            f" INSERT INTO events SELECT {columns} FROM more, events WHERE event = 1 ORDER BY n",
-            (events - 1,),
-        )
-        counted = "UPDATE facts SET value = replace(value, :one, :all) WHERE instr(value, :one)"
-        said = {"one": '"pending": 1', "all": f'"pending": {events}'}
-        assert file.execute(counted, said).rowcount == 1
-        file.commit()
-
-
 def test_with_100_000_waiting_events_it_is_ready_in_two_seconds(
     start: Start, itsm: Itsm, manager: Manager
 ) -> None:
@@ -1202,7 +1184,7 @@ def test_with_100_000_waiting_events_it_is_ready_in_two_seconds(
     assert unit.cli("pause").code == 0
     assert unit.post("note", note(ticket())).event == 1
     assert unit.stop() == 0
-    fill(unit.database, 100_000)
+    multiply(unit.database, 99_999)
     bare = imports()
     took = ready_in(unit)
     assert took < max(2.0, 12 * bare), f"{took} s, the imports alone {bare} s"
