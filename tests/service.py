@@ -21,7 +21,7 @@ import socket
 import subprocess
 import sys
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -36,13 +36,15 @@ T = TypeVar("T")
 
 HERE = Path(__file__).resolve().parent
 PROGRAM = HERE.parent / "hd_itsm.py"
+COMMAND = [sys.executable, "-m", "hd_itsm"]  # the file, but compiled once: half of a start's time
 PAYLOADS = HERE / "payloads"
 AUTHORIZATION = "Basic aXRzbTppdHNtLXBhc3N3b3Jk"
-START = 15.0  # seconds a start may take on a busy machine
+START = 60.0  # seconds a start may take on a busy machine
+PATIENCE = 30.0  # seconds in which what is waited for must come, on a busy machine
 NO_HEADERS: Mapping[str, str] = {}
 
 
-def until(what: Callable[[], T], why: str, timeout: float = 10.0) -> T:
+def until(what: Callable[[], T], why: str, timeout: float = PATIENCE) -> T:
     """What `what` gives, once it is true; else AssertionError with `why`."""
     deadline = monotonic() + timeout
     while not (found := what()):
@@ -210,19 +212,23 @@ class Run(NamedTuple):
 
 
 class Service:
-    """`python hd_itsm.py` in `folder`; it runs inside `with`, its file and log stay there."""
+    """`command` (else the program) in `folder`; it runs inside `with`, its file and log stay."""
 
     def __init__(
-        self, folder: Path, config: str, environ: Mapping[str, str] = NO_HEADERS, port: int = 0
+        self,
+        folder: Path,
+        config: str,
+        environ: Mapping[str, str] = NO_HEADERS,
+        command: Sequence[str] = COMMAND,
     ) -> None:
         self.folder = folder
-        self.port = port
+        self.command = list(command)
+        self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
-        self._begun = 0  # where in the log the present process began
-        kept = ("PATH", "HOME", "LANG", "TMPDIR", "SYSTEMROOT")
-        self._environ = {name: os.environ[name] for name in kept if name in os.environ} | dict(
-            environ
-        )
+        self._begun = 0  # where in the log the present process, or its last reload, began
+        kept = ("PATH", "HOME", "LANG", "TMPDIR", "SYSTEMROOT", "PYTHONPYCACHEPREFIX")
+        ours = {name: os.environ[name] for name in kept if name in os.environ}
+        self._environ = {**ours, "PYTHONPATH": str(PROGRAM.parent), **environ}
         self.configure(config)
 
     def configure(self, config: str) -> None:
@@ -266,24 +272,37 @@ class Service:
         assert self._process is not None, "the service does not run"
         return self._process
 
-    def start(self) -> None:
-        """Starts it and returns when it listens."""
+    def launch(self) -> None:
+        """Starts it and does not wait."""
         assert self._process is None, "it runs already"
         self._begun = len(self.log)
         with (self.folder / "stderr.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, str(PROGRAM)],
+                self.command,
                 cwd=self.folder,
                 env=self._environ,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
+
+    def start(self) -> None:
+        """Starts it and returns when it listens."""
+        self.launch()
         try:
-            line = until(self._listening, "it does not listen", START)
+            self._listens()
         except BaseException:
             self.kill()
             raise
+
+    def reload(self) -> None:
+        """SIGHUP; returns when it listens again."""
+        self._begun = len(self.log)
+        self.signal(signal.SIGHUP)
+        self._listens()
+
+    def _listens(self) -> None:
+        line = until(self._listening, "it does not listen", START)
         self.port = urllib.parse.urlsplit(line.split("listening on ")[1].split(",")[0]).port or 0
 
     def _listening(self) -> str:
@@ -296,13 +315,13 @@ class Service:
         """Sends a signal to the process."""
         self._running().send_signal(number)
 
-    def wait(self, timeout: float = 15.0) -> int:
+    def wait(self, timeout: float = PATIENCE) -> int:
         """Its exit code, once it has ended."""
         code = self._running().wait(timeout)
         self._process = None
         return code
 
-    def stop(self, timeout: float = 15.0) -> int:
+    def stop(self, timeout: float = PATIENCE) -> int:
         """SIGTERM; its exit code."""
         self.signal(signal.SIGTERM)
         return self.wait(timeout)
@@ -311,7 +330,7 @@ class Service:
         """SIGKILL."""
         process, self._process = self._running(), None
         process.kill()
-        process.wait(10)
+        process.wait(PATIENCE)
 
     def restart(self) -> None:
         """SIGKILL, if it runs, and a new start on the same file."""
@@ -347,7 +366,7 @@ class Service:
         body: object = b"",
         headers: Mapping[str, str | bytes] = NO_HEADERS,
         wait: int = 0,
-        timeout: float = 20.0,
+        timeout: float = PATIENCE,
     ) -> Reply:
         """POSTs to a hook: bytes and text as they are, anything else as JSON in UTF-8.
 
@@ -367,7 +386,7 @@ class Service:
         path: str,
         body: bytes | None = None,
         headers: Mapping[str, str | bytes] = NO_HEADERS,
-        timeout: float = 20.0,
+        timeout: float = PATIENCE,
     ) -> Reply:
         """Any well-formed request, on a connection of its own."""
         began = monotonic()
@@ -386,12 +405,12 @@ class Service:
         finally:
             line.close()
 
-    def connect(self, timeout: float = 10.0) -> socket.socket:
+    def connect(self, timeout: float = PATIENCE) -> socket.socket:
         """A bare connection."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=timeout)
 
     def exchange(
-        self, data: bytes, half_close: bool = False, patience: float = 5.0
+        self, data: bytes, half_close: bool = False, patience: float = PATIENCE
     ) -> list[Reply]:
         """The answers to raw bytes: all until the connection ends, or is silent after one."""
         heard = bytearray()
@@ -413,11 +432,11 @@ class Service:
         *arguments: object,
         stdin: bytes = b"",
         environ: Mapping[str, str] = NO_HEADERS,
-        timeout: float = 30.0,
+        timeout: float = 2 * PATIENCE,
     ) -> Run:
         """A command in the service's folder, run to its end."""
         done = subprocess.run(
-            [sys.executable, str(PROGRAM), *map(str, arguments)],
+            [*self.command, *map(str, arguments)],
             cwd=self.folder,
             env={**self._environ, **environ},
             input=stdin,
@@ -426,6 +445,16 @@ class Service:
         )
         assert b"Traceback" not in done.stderr, done.stderr.decode()
         return Run(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def health(self) -> dict[str, Any]:
+        """What GET /health says."""
+        found = self.request("GET", "/health").json()
+        assert isinstance(found, dict)
+        return found
+
+    def drained(self, timeout: float = PATIENCE) -> None:
+        """Waits until nothing is pending."""
+        until(lambda: self.health()["pending"] == 0, "all goes out", timeout)
 
     def show(self, event: int) -> dict[str, Any]:
         """Everything of an event."""
