@@ -821,6 +821,9 @@ def parse_date(value: Any, zone: tzinfo | None, formats: Sequence[str] = ()) -> 
 # ── Translation: fields to an ITSM request ─────────────────────────────────────────────────────
 
 
+# ── Translation · HTML to plain text ───────────────────────────────────────────────────────────
+
+
 class Untranslatable(Error):
     """The event cannot become a request with today's configuration."""
 
@@ -939,6 +942,9 @@ def html_to_text(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in lines)).strip()
 
 
+# ── Translation · scope: what placeholders may name ────────────────────────────────────────────
+
+
 class Clock(NamedTuple):
     """What translation must know of time: zone (None: the machine's), days, formats."""
 
@@ -1033,6 +1039,9 @@ class Scope(NamedTuple):
         return max(0, int(seconds // (3600 if name == "hours" else 60)))
 
 
+# ── Translation · filters ──────────────────────────────────────────────────────────────────────
+
+
 def _filter_number(value: Any, argument: str, scope: Scope) -> Any:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value
@@ -1088,6 +1097,9 @@ FILTERS: dict[str, Callable[[Any, str, Scope], Any]] = {
     "or_null": lambda value, argument, scope: value if present(value) else None,
     "or_omit": lambda value, argument, scope: value if present(value) else OMIT,
 }
+
+
+# ── Translation · templates ────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
@@ -1202,6 +1214,9 @@ def placeholders_in(tree: Tree) -> Iterator[Placeholder]:
     """Every placeholder of a tree."""
     for template in templates_in(tree):
         yield from (part for part in template.parts if isinstance(part, Placeholder))
+
+
+# ── Translation · requests ─────────────────────────────────────────────────────────────────────
 
 
 class Hidden(Protocol):
@@ -1397,6 +1412,9 @@ class Kind:
 # ── Options: what may be configured: secrets, readers, tables ──────────────────────────────────
 
 
+# ── Options · secrets ──────────────────────────────────────────────────────────────────────────
+
+
 class ConfigError(Error):
     """All problems of a configuration, one per line."""
 
@@ -1499,6 +1517,9 @@ def _spellings(secret: str) -> tuple[str, ...]:
     encoded = base64.b64encode(login.encode()).decode()
     found = (secret, secret.rpartition(" ")[2], encoded, login.partition(":")[2])
     return tuple(one for one in found if len(one) > 3)
+
+
+# ── Options · readers: TOML value to value ─────────────────────────────────────────────────────
 
 
 def _table(value: Any) -> dict[str, Any]:
@@ -1886,6 +1907,9 @@ def _read_encoding(value: Any) -> str:
         raise ValueError(f'no encoding {value!r}: write it like "utf-8" or "cp949"') from None
 
 
+# ── Options · the tables of options ────────────────────────────────────────────────────────────
+
+
 @dataclass(frozen=True)
 class Option:
     """How one key of the configuration is read and told. `sample` is shown by `init`."""
@@ -2259,6 +2283,9 @@ class Config:
             idempotency_key,
             self.lookups,
         )
+
+
+# ── Configuration · the loader ─────────────────────────────────────────────────────────────────
 
 
 def _secrets_in(value: Any) -> Iterator[Secret]:
@@ -2698,6 +2725,8 @@ class _Loader:
                 name = kinds[name].get("then", "") if isinstance(kinds.get(name), dict) else ""
         return False
 
+
+# ── Configuration · the file ───────────────────────────────────────────────────────────────────
 
 CONFIG_PLACES = ("hd_itsm.toml", "/etc/hd_itsm.toml")
 
