@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import ctypes
 import email.utils
+import gzip
 import http.client
 import json
 import os
+import socket
 import sqlite3
 import subprocess
 import tempfile
 import threading
 import time
 import tracemalloc
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -1921,3 +1925,198 @@ when = {{ "issue.status.id" = "5" }}
             row = works.wait(works.assign("1"), state)
         assert [one.method for one in itsm.requests] == ["POST", "PUT", "GET"]
         assert state == "delivered" or "issue.status.id is" in row["reason"]
+
+
+# ---- What was found on the first version -------------------------------------------------------
+
+
+@contextmanager
+def deaf(*hosts: str) -> Iterator[int]:
+    """A port at which these addresses take no connection and refuse none: their queue is full."""
+    with ExitStack() as stack:
+        port = 0
+        for host in hosts:
+            listener = stack.enter_context(socket.socket())
+            listener.bind((host, port))
+            port = listener.getsockname()[1]
+            listener.listen(0)
+            for _ in range(4):
+                filler = stack.enter_context(socket.socket())
+                filler.setblocking(False)
+                filler.connect_ex((host, port))
+        yield port
+
+
+def test_a_name_with_three_addresses_of_which_none_answers_costs_one_timeout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
+    with deaf(*hosts) as port:
+        known = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, port)) for host in hosts]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: known)
+        with Works(tmp_path, f"http://itsm.example.com:{port}/api") as works:
+            works.new("1")
+            attempt = works.wait_attempts(1, 1)[0]
+    assert TIMEOUT * 0.9 <= attempt["duration"] <= TIMEOUT + 1.0
+    assert (attempt["outcome"], attempt["reason"]) == ("later", "no answer in time")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "raw deflate"])
+def test_an_answer_that_is_compressed_unasked_is_read(encoding: str, tmp_path: Path) -> None:
+    body = b'{"result": {"request_id": "R-7"}}'
+    packed = {
+        "gzip": gzip.compress(body),
+        "deflate": zlib.compress(body),
+        "raw deflate": zlib.compress(body)[2:-4],
+    }[encoding]
+    headers = (("Content-Type", "application/json"), ("Content-Encoding", encoding.split()[-1]))
+    with Itsm(reply(data=packed, headers=headers)) as itsm, Works(tmp_path, itsm.url) as works:
+        works.wait(works.new("1"), "delivered")
+        assert works.request_id("1") == "R-7"
+
+
+@pytest.mark.parametrize(("unclear", "state"), [("hold", "held"), ("retry", "pending")])
+def test_a_location_that_is_no_address_is_unclear_and_no_fault(
+    unclear: str, state: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kinds = f'[kinds.new]\nopens = true\nunclear = "{unclear}"\nrequest_id = "@header:Location"\n'
+    with Itsm(reply(201, headers=(("Location", "http://[/x"),))) as itsm:
+        with Works(tmp_path, itsm.url, kinds=kinds, retry="first = 30\nmax = 60") as works:
+            works.new("1")
+            attempt = works.wait_attempts(1, 1)[0]
+            works.wait(1, state)
+        assert attempt["outcome"] == "unclear"
+        assert len(itsm.requests) == 1
+    assert "Traceback" not in caplog.text
+
+
+def test_a_fault_of_ours_after_sending_is_unclear_recorded_and_sends_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def riddle(*_: Any) -> Outcome:
+        raise AssertionError("nobody thought of that")
+
+    monkeypatch.setattr(hd_itsm, "decide", riddle)
+    with Itsm() as itsm, Works(tmp_path, itsm.url, kinds=HOLDING) as works:
+        works.new("1")
+        row = works.wait(1, "held")
+        assert [one["outcome"] for one in row["attempts"]] == ["unclear"]
+        assert len(itsm.requests) == 1
+
+
+def test_tickets_that_always_fail_are_told_from_an_outage_though_others_are_rare(
+    tmp_path: Path,
+) -> None:
+    """Eight of them and nothing else look like an outage; the next good ticket shows it."""
+
+    def answer(received: Received) -> stand_in.Answer | None:
+        bad = summary(received).startswith("of bad") if received.body else False
+        return reply(500) if bad else ok()
+
+    retry = "first = 0.01\nmax = 0.05\nprobe = 0.5\ntries = 4"
+    with Itsm(decide=answer) as itsm, Works(tmp_path, itsm.url, retry=retry) as works:
+        for number in range(8):
+            works.new(f"bad{number}")
+        until(lambda: works.delivery.breaker.why == "down")
+        began = time.monotonic()
+        works.wait(works.new("good"), "delivered")
+        assert time.monotonic() - began < 3 * 0.5  # by the next probe, not after eight others
+        until(lambda: works.events.counts["failed"] == 8, "the bad ones end", 20.0)
+
+
+def test_while_the_itsm_is_down_no_create_is_risked_where_a_second_one_hurts(
+    tmp_path: Path,
+) -> None:
+    """Nor is it said that it answers, before it does."""
+    up = threading.Event()
+
+    def answer(received: Received) -> stand_in.Answer | None:
+        if up.is_set():
+            return ok() if received.method == "POST" else reply(404)
+        return hang_up()
+
+    with Itsm(decide=answer) as itsm, Works(tmp_path, itsm.url, kinds=HOLDING) as works:
+        for number in range(8):
+            works.new(str(number))
+        until(lambda: works.delivery.breaker.why == "down")
+        known = len([one for one in itsm.requests if one.method == "POST"])
+        until(lambda: len([one for one in itsm.requests if one.method == "GET"]) >= 3)
+        assert len([one for one in itsm.requests if one.method == "POST"]) == known
+        assert works.events.counts["held"] == known
+        assert works.delivery.breaker.why == "down"
+        up.set()
+        works.wait_counts(held=known, delivered=8 - known)
+
+
+@pytest.mark.parametrize(
+    ("value", "answer", "expected"),
+    [
+        ("items.*.id", {"items": [{"id": 7}]}, [7]),
+        ("items.*.id", {"items": []}, []),
+        ("items.*.id", {"items": None}, []),
+        ("items.*.id", {"issues": [{"id": 7}]}, None),  # the path leads nowhere
+        ("items.*.id", {"items": [{"number": 7}]}, None),
+        ("items.0.id", {"items": []}, []),
+        ("item.id", {"item": {"id": "A-1"}}, ["A-1"]),
+        ("item.id", {}, None),
+        ("@body", "T0K3N", ["T0K3N"]),
+    ],
+)
+def test_none_is_an_empty_list_at_the_path_and_nothing_else(
+    value: str, answer: Any, expected: list[Any] | None, tmp_path: Path
+) -> None:
+    config = configured(tmp_path, f'[lookups.x]\nurl = "https://h/"\nvalue = "{value}"')
+    scope = config.scope({}, 1, "4182", 0.0, None)
+    message = hd_itsm.Message(answer)
+    assert hd_itsm.values_in(config.lookups["x"], message, scope) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ([{"id": 1, "ref": "43786"}], [1]),
+        ([{"id": 1, "ref": "437862"}, {"id": 2, "ref": "43786"}], [2]),
+        ([{"id": 1, "ref": "437862"}], []),  # parts of a word are no hit
+        ([{"id": 1}], None),  # there is nothing to compare
+    ],
+)
+def test_a_hit_must_hold_what_the_look_up_demands(
+    answer: Any, expected: list[Any] | None, tmp_path: Path
+) -> None:
+    toml = """
+[lookups.x]
+url = "https://h/"
+value = "issues.*.id"
+when = { "issues.*.ref" = "{ticket_id}" }
+"""
+    config = configured(tmp_path, toml)
+    scope = config.scope({}, 1, "43786", 0.0, None)
+    message = hd_itsm.Message({"issues": answer})
+    assert hd_itsm.values_in(config.lookups["x"], message, scope) == expected
+
+
+def test_hold_means_the_same_for_a_kind_that_does_not_open(tmp_path: Path) -> None:
+    kinds = '[kinds.assign]\nunclear = "hold"\nbody = { who = "{technician}" }\n'
+    with Itsm(script=[ok(), take_then_cut()]) as itsm:
+        with Works(tmp_path, itsm.url, kinds=kinds) as works:
+            works.new("1")
+            row = works.wait(works.assign("1"), "held")
+            assert "map" in row["reason"] or "retry" in row["reason"]
+        assert len(itsm.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (stand_in.nonsense(), "no HTTP"),
+        (stand_in.many_headers(), "head of its answer"),
+        (stand_in.long_header(), "head of its answer"),
+    ],
+)
+def test_no_name_of_a_library_stands_as_a_reason(
+    answer: stand_in.Answer, words: str, tmp_path: Path
+) -> None:
+    with Itsm(script=[answer]) as itsm, Works(tmp_path, itsm.url) as works:
+        works.new("1")
+        attempt = works.wait_attempts(1, 1)[0]
+    assert words in attempt["reason"]
