@@ -23,6 +23,7 @@ Page) and delivering are siblings that meet only in the file.
   File           the SQLite file: open, migrate, transact, keep time and room
   Records        what goes into the file and comes out of it
   Events         intake, line, outcomes, questions, a person's acts: every other statement
+  Status         how it is, for people, monitoring and programs
   Operations     what an operator asks and does, alike for command line, control and page
   Door           admit, read, store, answer
   Page           what a person sees in a browser
@@ -3025,7 +3026,7 @@ def _connect(path: str, patience: float) -> sqlite3.Connection:
     return connection
 
 
-# ── File · transactions, facts, counts, the clock, room ──────────────────────────────────────────
+# ── File · transactions, facts, counts, the clock, room ────────────────────────────────────────
 
 
 class _Write:
@@ -4100,10 +4101,15 @@ class Events:
         )
         return {**rows[0], "attempts": attempts}
 
-    def line(self, ticket: str) -> list[int]:
-        """The numbers of all events of a ticket, in its order."""
+    def line(self, ticket: str, after: int = 0, limit: int = -1) -> list[int]:
+        """The numbers of a ticket's events in its order, from the one after `after` on."""
         rows = self.file.read(
-            "SELECT event FROM events WHERE ticket = :ticket ORDER BY rank, event", ticket=ticket
+            "SELECT event FROM events WHERE ticket = :ticket AND (rank, event) >"
+            " (coalesce((SELECT rank FROM events WHERE event = :after), :after), :after)"
+            " ORDER BY rank, event LIMIT :limit",
+            ticket=ticket,
+            after=after,
+            limit=limit,
         )
         return [row["event"] for row in rows]
 
@@ -4343,78 +4349,10 @@ class Events:
         return count
 
 
-# ── Operations: what an operator asks and does; pure ───────────────────────────────────────────
+# ── Status: how it is, for people, monitoring and programs ─────────────────────────────────────
 
 
-def judge_kind(config: Config, base: NewEvent, fields: Mapping[str, Any]) -> NewEvent:
-    """`base` with what its kind says of it; failed where it could not be translated today."""
-    kind = config.kinds.get(base.kind)
-    if kind is None:
-        return base._replace(state="failed", reason=no_such_kind(base.kind))
-    names, then = kind.names, kind.then
-    while then:
-        names, then = names | config.kinds[then].names, config.kinds[then].then
-    used = {name: value for name, value in fields.items() if name in names}
-    base = base._replace(
-        used=repr(used),
-        opens=kind.opens,
-        waits_for_id=kind.waits_for_id and not kind.opens,
-        again=kind.again,
-    )
-    try:
-        kind.request.parts(config.scope(fields, 0, str(base.ticket), base.received, "?"))
-    except Untranslatable as error:
-        return base._replace(state="failed", reason=f"cannot be translated: {error}")
-    return base
-
-
-def judge(config: Config, hook: Hook, reading: Reading, base: NewEvent) -> NewEvent:
-    """The webhook as it is to be stored: pending, ignored by the rules, or failed and why."""
-    if reading.problem:
-        return base._replace(state="failed", reason=reading.problem, repaired=reading.repaired)
-    base = base._replace(
-        kind=reading.kind,
-        ticket=reading.ticket,
-        fields=COMPACT.encode(reading.fields),
-        repaired=reading.repaired,
-    )
-    if not reading.kind:
-        return base._replace(state="ignored", reason=f"no rule of hook {hook.name} matches")
-    return judge_kind(config, base, reading.fields)
-
-
-def incidents(config: Config, events: Events, held_after: float) -> dict[str, str]:
-    """What needs a person now, by name, each with what to do; `held_after`: seconds."""
-    now, needs = time.time(), {}
-    itsm = json.loads(events.file.fact("itsm") or "{}")
-    if itsm.get("why") == "credential":
-        rereads = config.credential.source not in ("credential", "env")
-        then = "it is read by itself" if rereads else "then restart"
-        needs["credential"] = (
-            f"the ITSM refuses our credential ({itsm['reason']}): put the new one in place, {then}"
-        )
-    elif itsm and now - itsm["since"] > config.alert.after:
-        needs["outage"] = f"the ITSM is down ({itsm['reason']}): deliveries go on when it is up"
-    if count := events.counts["failed"]:
-        needs["failed"] = f"{count} failed: `events --state failed` says why; `retry` or `drop`"
-    held = events.held_since()
-    if held is not None and now - held >= held_after:
-        needs["held"] = f"{events.counts['held']} held: `events --state held` says what for"
-    if count := len(events.near_end(config.retry.give_up_after)):
-        needs["near_end"] = f"{count} will soon be given up: see [retry] give_up_after"
-    if problem := events.pulse.reload:
-        needs["reload"] = f"the last reload was refused, the old configuration goes on: {problem}"
-    if events.file.full:
-        needs["disk"] = "the disk is full: webhooks are refused until there is room"
-    last, silence = events.last_received(), config.alert.silence
-    if silence and last is not None and now - last > silence:
-        needs["silence"] = f"no webhook came for {round((now - last) / 3600)} h: why not?"
-    return needs
-
-
-# The verbs: what an operator asks and does, alike from the command line and the control endpoint.
-
-Arguments = Mapping[str, Any]
+# ── Status · words for people ──────────────────────────────────────────────────────────────────
 
 
 def iso(moment: float | None, clock: Clock) -> str | None:
@@ -4422,209 +4360,67 @@ def iso(moment: float | None, clock: Clock) -> str | None:
     return None if moment is None else clock.local(moment).isoformat(timespec="seconds")
 
 
-def raw_text(raw: bytes) -> str:
-    """A body as text, for people."""
-    return next(decode_body(raw))[0] if raw else ""
+def one_line(value: Any) -> str:
+    """A value for a terminal: one line, nothing that moves the cursor."""
+    return CONTROL.sub(" ", as_text(value))
 
 
-def _shown(config: Config, events: Events, row: Mapping[str, Any]) -> dict[str, Any]:
-    """An event's row in the words of SPEC section 2."""
-    shown = {
-        "event": row["event"],
-        "state": row["state"],
-        "kind": row["kind"] or None,
-        "ticket": row["ticket"],
-        "request_id": row["request_id"],
-        "hook": row["hook"],
-        "received": iso(row["received"], config.clock),
-        "reason": row["reason"],
-        "repaired": row["repaired"],
-        "attempts": row["attempts"],
-    }
-    if row["state"] == "pending" and row["due"] is not None:
-        shown["next_try"] = iso(
-            time.time() + max(0.0, row["due"] - events.file.clock()), config.clock
+def _width(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
+
+
+def as_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Rows as an aligned table."""
+    lines = [list(columns)] + [[one_line(row.get(name)) for name in columns] for row in rows]
+    widths = [max(_width(line[n]) for line in lines) for n in range(len(columns))]
+    return "\n".join(
+        "  ".join(
+            text + " " * (width - _width(text)) for text, width in zip(line, widths, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+# ── Status · status ────────────────────────────────────────────────────────────────────────────
+
+
+def for_you(config: Config, events: Events, held_after: float) -> dict[str, str]:
+    """What needs a person now, by name, each with what to do; `held_after`: seconds."""
+    now, tasks = time.time(), {}
+    itsm = json.loads(events.file.fact("itsm") or "{}")
+    if itsm.get("why") == "credential":
+        rereads = config.credential.source not in ("credential", "env")
+        then = "it is read by itself" if rereads else "then restart"
+        tasks["credential"] = (
+            f"the ITSM refuses our credential ({itsm['reason']}): put the new one in place, {then}"
         )
-    return shown
+    elif itsm and now - itsm["since"] > config.alert.after:
+        tasks["outage"] = f"the ITSM is down ({itsm['reason']}): deliveries go on when it is up"
+    if count := events.counts["failed"]:
+        tasks["failed"] = f"{count} failed: `events --state failed` says why; `retry` or `drop`"
+    held = events.held_since()
+    if held is not None and now - held >= held_after:
+        tasks["held"] = f"{events.counts['held']} held: `events --state held` says what for"
+    if count := len(events.near_end(config.retry.give_up_after)):
+        tasks["near_end"] = f"{count} will soon be given up: see [retry] give_up_after"
+    if problem := events.pulse.reload:
+        tasks["reload"] = f"the last reload was refused, the old configuration goes on: {problem}"
+    if events.file.full:
+        tasks["disk"] = "the disk is full: webhooks are refused until there is room"
+    last, silence = events.last_received(), config.alert.silence
+    if silence and last is not None and now - last > silence:
+        tasks["silence"] = f"no webhook came for {round((now - last) / 3600)} h: why not?"
+    return tasks
 
 
-def show_event(config: Config, events: Events, number: int) -> dict[str, Any]:
-    """Everything of one event. Raises Error where there is none."""
-    row = events.show(number)
-    if row is None:
-        raise Error(f"there is no event {number}; `events` lists them")
-    attempts = [{**one, "at": iso(one["at"], config.clock)} for one in row["attempts"]]
-    shown = _shown(config, events, row)
-    shown |= {"idempotency_key": row["idempotency_key"], "sender": row["sender"]}
-    shown |= {"delivery_id": row["delivery_id"], "parent": row["parent"]}
-    shown |= {"settled": iso(row["settled"], config.clock), "fields": json.loads(row["fields"])}
-    return shown | {"raw": raw_text(row["raw"]), "attempts": attempts}
-
-
-def event_number(text: Any) -> int:
-    """The number that `text` is. Raises Error where no event can have it."""
-    if not re.fullmatch("[0-9]{1,18}", str(text)):
-        raise Error(f"there is no event {str(text)[:40]!r}: an event has a number")
-    return int(text)
-
-
-def verb_events(config: Config, events: Events, arguments: Arguments) -> Any:
-    """Events, newest first: state, ticket, kind, since (epoch seconds), limit, before; whole."""
-    state = str(arguments.get("state") or "")
-    if state and state not in STATES:
-        raise Error(f"no state {state!r}{_hint(state, STATES)}: {', '.join(STATES)}")
-    rows = events.page(
-        state,
-        str(arguments.get("ticket") or ""),
-        str(arguments.get("kind") or ""),
-        float(arguments.get("since") or 0),
-        int(arguments.get("before") or 0),
-        min(int(arguments.get("limit") or 50), 1000),
-    )
-    if arguments.get("whole"):
-        return [show_event(config, events, row["event"]) for row in rows]
-    return [_shown(config, events, row) for row in rows]
-
-
-def verb_show(config: Config, events: Events, arguments: Arguments) -> Any:
-    """One event (`event`), or a ticket's mapping and timeline (`ticket`)."""
-    if arguments.get("event") is not None:
-        return show_event(config, events, event_number(arguments["event"]))
-    ticket = str(arguments["ticket"])
-    mapping = events.mapping(ticket)
-    numbers = events.line(ticket)
-    if mapping is None and not numbers:
-        raise Error(f"ticket {ticket} was never seen: no event and no mapping")
-    if mapping:
-        mapping["since"] = iso(mapping["since"], config.clock)
-    shown = [show_event(config, events, number) for number in numbers[-200:]]
-    return {"ticket": ticket, "mapping": mapping, "events": shown}
-
-
-def reread(config: Config, row: Mapping[str, Any]) -> NewEvent:
-    """A stored event read and judged anew with today's configuration."""
-    base = NewEvent(
-        hook=row["hook"],
-        raw=row["raw"],
-        headers=row["headers"],
-        sender=row["sender"],
-        received=row["received"],
-        state="pending",
-    )
-    if row["parent"] is not None:  # it has no body of its own
-        fields = json.loads(row["fields"])
-        base = base._replace(kind=row["kind"], ticket=row["ticket"], fields=row["fields"])
-        return judge_kind(config, base, fields)
-    hook = config.hooks.get(row["hook"])
-    if hook is None:
-        reason = f"hook {row['hook']} is not configured any more"
-        return base._replace(state="failed", reason=reason)
-    return judge(config, hook, read_webhook(hook, row["raw"], json.loads(row["headers"])), base)
-
-
-def _retry_one(config: Config, events: Events, number: int, force: bool, dry: bool) -> str:
-    row = events.show(number)
-    if row is None:
-        return f"there is no event {number}"
-    webhook = reread(config, row)
-    if webhook.state == "ignored":
-        return f"event {number}: {webhook.reason}"
-    if webhook.state == "failed":
-        return f"event {number} would fail again: {webhook.reason}"
-    return "" if dry else events.retry(number, webhook, force)
-
-
-def _chosen(events: Events, state: str, arguments: Arguments) -> list[int]:
-    """Numbers of all events in `state` that fit kind, reason and since."""
-    numbers: list[int] = []
-    kind, since = str(arguments.get("kind") or ""), float(arguments.get("since") or 0)
-    reason, before = str(arguments.get("reason") or ""), 0
-    while rows := events.page(state, "", kind, since, before, 1000):
-        numbers += [row["event"] for row in rows if reason in row["reason"]]
-        before = rows[-1]["event"]
-    return numbers
-
-
-def verb_retry(config: Config, events: Events, arguments: Arguments) -> Any:
-    """Puts events back to pending: events, or state with kind, reason, since; force; dry_run."""
-    numbers = [event_number(number) for number in arguments.get("events") or ()]
-    dry = bool(arguments.get("dry_run"))
-    if not numbers:
-        state = str(arguments.get("state") or "")
-        if state not in ("failed", "ignored", "dropped", "held"):
-            raise Error("name events, or --state failed (ignored, dropped, held)")
-        numbers = _chosen(events, state, arguments)
-    retried, refused = [], []
-    for number in sorted(numbers):
-        refusal = _retry_one(config, events, number, bool(arguments.get("force")), dry)
-        if refusal:
-            refused.append({"event": number, "reason": refusal})
-        else:
-            retried.append(number)
-    return {"retried": retried, "refused": refused, "dry_run": dry}
-
-
-def verb_drop(config: Config, events: Events, arguments: Arguments) -> Any:
-    """Gives events up, with the reason `why`."""
-    why = str(arguments.get("why") or "").strip()
-    if not why:
-        raise Error("drop needs a reason: --why TEXT; it is kept with the event")
-    dropped, refused = [], []
-    for number in map(event_number, arguments["events"]):
-        if refusal := events.drop(number, why):
-            refused.append({"event": number, "reason": refusal})
-        else:
-            dropped.append(number)
-    return {"dropped": dropped, "refused": refused}
-
-
-def mapping_of(arguments: Arguments) -> tuple[str, str]:
-    """The ticket and the request id that are named. Raises Error where one cannot be."""
-    ticket, request_id = read_id(arguments.get("ticket")), read_id(arguments.get("request_id"))
-    if not ticket or not request_id:
-        raise Error(f"ticket and request id must be texts of 1 to {MAX_ID} characters")
-    return ticket, request_id
-
-
-def verb_map(config: Config, events: Events, arguments: Arguments) -> Any:
-    """Sets the request id of a ticket; what was held for it goes out."""
-    ticket, request_id = mapping_of(arguments)
-    freed, other = events.map(ticket, request_id)
-    return {"ticket": ticket, "request_id": request_id, "freed": freed, "also": other or None}
-
-
-def verb_import(config: Config, events: Events, arguments: Arguments) -> Any:
-    """Adds mappings: rows of [ticket, request id, epoch seconds]."""
-    rows = [(read_id(one[0]), read_id(one[1]), float(one[2])) for one in arguments["rows"]]
-    if not all(ticket and request_id for ticket, request_id, _ in rows):
-        raise Error("a mapping without ticket or request id: nothing was imported")
-    return {"imported": events.import_mappings(rows)}
-
-
-def verb_mappings(config: Config, events: Events, arguments: Arguments) -> Any:
-    """A page of mappings, after the ticket `after`."""
-    rows = events.mappings(str(arguments.get("after") or ""))
-    return [{**row, "since": iso(row["since"], config.clock)} for row in rows]
-
-
-def verb_pause(config: Config, events: Events, arguments: Arguments) -> Any:
-    """Stops deliveries; intake goes on."""
-    events.file.keep_facts(paused=events.file.fact("paused") or repr(time.time()))
-    return {"paused": iso(float(events.file.fact("paused")), config.clock)}
-
-
-def verb_resume(config: Config, events: Events, arguments: Arguments) -> Any:
-    """Lets deliveries go on."""
-    events.file.keep_facts(paused="")
-    return {"paused": None}
-
-
-def verb_status(config: Config, events: Events, arguments: Arguments) -> Any:
+def status_now(
+    config: Config, events: Events, arguments: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
     """Counts by state, the oldest undelivered, the ITSM, and what needs a person."""
     oldest, clock = events.oldest(), config.clock
     counts = {state: events.counts.get(state, 0) for state in STATES}
     itsm = json.loads(events.file.fact("itsm") or "{}")
-    last = events.file.counted("last_delivery") / 1000
+    last, paused = events.file.counted("last_delivery") / 1000, events.file.fact("paused")
     return {
         **counts,
         "counts": counts,
@@ -4636,67 +4432,42 @@ def verb_status(config: Config, events: Events, arguments: Arguments) -> Any:
             "reason": itsm.get("reason", ""),
             "since": iso(itsm.get("since"), clock),
         },
-        "paused": iso(float(events.file.fact("paused")), clock)
-        if events.file.fact("paused")
-        else None,
+        "paused": iso(float(paused), clock) if paused else None,
         "last_delivery": iso(last, clock) if last else None,
         "last_webhook": iso(events.last_received(), clock),
         "repaired": events.file.counted("repaired"),
         "running": bool(events.pulse.beat),
-        "needs": list(incidents(config, events, held_after=HELD_AFTER).values()),
+        "needs": list(for_you(config, events, held_after=HELD_AFTER).values()),
     }
 
 
-def verb_forget(config: Config, events: Events, arguments: Arguments) -> Any:
-    """Removes the texts of a ticket's settled events; its mapping stays."""
-    ticket = str(arguments["ticket"])
-    waiting = [
-        number
-        for state in ("pending", "held", "failed")
-        for number in (row["event"] for row in events.page(state, ticket, limit=1000))
+def status_as_text(status: Mapping[str, Any]) -> str:
+    """How it is, and what needs a person."""
+    itsm, oldest = status["itsm"], status["oldest"]
+    why = f" since {itsm['since']}: {itsm['reason']}" if itsm["reason"] else ""
+    waiting = f"{oldest['event']} of {oldest['received']}" if oldest else "-"
+    lines = [
+        "  ".join(f"{state} {status['counts'][state]}" for state in STATES),
+        f"service        {'running' if status['running'] else 'not running'}",
+        f"ITSM           {itsm['state']}{why}",
+        f"oldest waiting {waiting}",
+        f"last webhook   {status['last_webhook'] or '-'}",
+        f"last delivery  {status['last_delivery'] or '-'}",
     ]
-    return {"ticket": ticket, "forgotten": events.forget(ticket), "left": sorted(waiting)}
+    if status["paused"]:
+        lines.append(f"paused         since {status['paused']}: `resume` goes on")
+    lines += [f"needs you      {task}" for task in status["needs"]]
+    if not status["needs"] and not status["paused"] and itsm["state"] == "up":
+        lines.append("all is well")
+    return "\n".join(lines)
 
 
-def verb_known(config: Config, events: Events, arguments: Arguments) -> Any:
-    """What is known of `tickets`."""
-    return [
-        {
-            "ticket": ticket,
-            "request_id": (events.mapping(ticket) or {}).get("request_id"),
-            "events": events.steps(ticket),
-        }
-        for ticket in map(str, arguments["tickets"])
-    ]
-
-
-def verb_backup(config: Config, events: Events, arguments: Arguments) -> Any:
-    """Makes a copy beside the file, where a service may write; whoever asked moves it away."""
-    path = f"{os.path.abspath(events.file.path)}.backup.{secrets.token_hex(4)}"
-    return {"file": path, "bytes": events.file.backup(path)}
-
-
-VERBS: dict[str, Callable[[Config, Events, Arguments], Any]] = {
-    "events": verb_events,
-    "show": verb_show,
-    "retry": verb_retry,
-    "drop": verb_drop,
-    "map": verb_map,
-    "import": verb_import,
-    "mappings": verb_mappings,
-    "pause": verb_pause,
-    "resume": verb_resume,
-    "status": verb_status,
-    "known": verb_known,
-    "forget": verb_forget,
-    "backup": verb_backup,
-}
-WAKING = ("retry", "drop", "map", "import", "resume")  # after these something may be due
+# ── Status · health ────────────────────────────────────────────────────────────────────────────
 
 
 def health(config: Config, events: Events) -> tuple[str, dict[str, Any]]:
     """`ok`, `warn` or `fail`, and what it is made of."""
-    status = verb_status(config, events, {})
+    status = status_now(config, events)
     age, beat = status["oldest_age"], events.pulse.beat
     dead = time.monotonic() - beat > 30
     word = "fail" if age > 3600 or dead or events.file.broken else "ok"
@@ -4716,6 +4487,8 @@ def health(config: Config, events: Events) -> tuple[str, dict[str, Any]]:
         "needs": status["needs"],
     }
 
+
+# ── Status · metrics ───────────────────────────────────────────────────────────────────────────
 
 METRICS = (  # name, type, help, label; the values are gathered by `metrics`
     ("events", "gauge", "events by state", "state"),
@@ -4740,7 +4513,7 @@ METRICS = (  # name, type, help, label; the values are gathered by `metrics`
 def metrics(config: Config, events: Events) -> str:
     """Everything countable, in Prometheus' text format 0.0.4."""
     status, (counters, durations, seconds) = (
-        verb_status(config, events, {}),
+        status_now(config, events),
         events.since_start.snapshot(),
     )
     values: dict[str, dict[str, float]] = {
@@ -4769,6 +4542,8 @@ def metrics(config: Config, events: Events) -> str:
         lines.append(f'{name}_bucket{{le="{limit}"}} {running}')
     return "\n".join([*lines, f"{name}_sum {seconds:g}", f"{name}_count {running}", ""])
 
+
+# ── Status · openapi ───────────────────────────────────────────────────────────────────────────
 
 ANSWERED = {  # what a hook answers, for the OpenAPI description
     "200": "stored, or known for a duplicate, or ignored: the webhook's own JSON",
@@ -4819,6 +4594,793 @@ def openapi(config: Config) -> dict[str, Any]:
         "paths": paths,
         "components": {"securitySchemes": schemes},
     }
+
+
+# ── Operations: what an operator asks and does; pure ───────────────────────────────────────────
+
+
+# ── Operations · what becomes of a webhook ─────────────────────────────────────────────────────
+
+
+def judge_kind(config: Config, base: NewEvent, fields: Mapping[str, Any]) -> NewEvent:
+    """`base` with what its kind says of it; failed where it could not be translated today."""
+    kind = config.kinds.get(base.kind)
+    if kind is None:
+        return base._replace(state="failed", reason=no_such_kind(base.kind))
+    names, then = kind.names, kind.then
+    while then:
+        names, then = names | config.kinds[then].names, config.kinds[then].then
+    used = {name: value for name, value in fields.items() if name in names}
+    base = base._replace(
+        used=repr(used),
+        opens=kind.opens,
+        waits_for_id=kind.waits_for_id and not kind.opens,
+        again=kind.again,
+    )
+    try:
+        kind.request.parts(config.scope(fields, 0, str(base.ticket), base.received, "?"))
+    except Untranslatable as error:
+        return base._replace(state="failed", reason=f"cannot be translated: {error}")
+    return base
+
+
+def judge(config: Config, hook: Hook, reading: Reading, base: NewEvent) -> NewEvent:
+    """The webhook as it is to be stored: pending, ignored by the rules, or failed and why."""
+    if reading.problem:
+        return base._replace(state="failed", reason=reading.problem, repaired=reading.repaired)
+    base = base._replace(
+        kind=reading.kind,
+        ticket=reading.ticket,
+        fields=COMPACT.encode(reading.fields),
+        repaired=reading.repaired,
+    )
+    if not reading.kind:
+        return base._replace(state="ignored", reason=f"no rule of hook {hook.name} matches")
+    return judge_kind(config, base, reading.fields)
+
+
+def reread(config: Config, row: Mapping[str, Any]) -> NewEvent:
+    """A stored event read and judged anew with today's configuration."""
+    base = NewEvent(
+        hook=row["hook"],
+        raw=row["raw"],
+        headers=row["headers"],
+        sender=row["sender"],
+        received=row["received"],
+        state="pending",
+    )
+    if row["parent"] is not None:  # it has no body of its own
+        fields = json.loads(row["fields"])
+        base = base._replace(kind=row["kind"], ticket=row["ticket"], fields=row["fields"])
+        return judge_kind(config, base, fields)
+    hook = config.hooks.get(row["hook"])
+    if hook is None:
+        reason = f"hook {row['hook']} is not configured any more"
+        return base._replace(state="failed", reason=reason)
+    return judge(config, hook, read_webhook(hook, row["raw"], json.loads(row["headers"])), base)
+
+
+# ── Operations · arguments ─────────────────────────────────────────────────────────────────────
+
+Arguments = Mapping[str, Any]  # by their keys; typed, each one there
+
+
+class WrongArgument(Error):
+    """What was asked for cannot be meant: which argument, its wrong value, what would be right."""
+
+
+def read_text(value: Any) -> str:
+    """A text or a number, as text. Raises ValueError, like all that follow."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{as_text(value)[:60]!r} is no text")
+    return as_text(value)
+
+
+def read_flag(value: Any) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{as_text(value)[:60]!r} is neither true nor false")
+    return value
+
+
+def read_count(value: Any) -> int:
+    """A whole number above 0."""
+    if isinstance(value, bool) or not re.fullmatch("0*[1-9][0-9]{0,8}", as_text(value)):
+        raise ValueError(f"{as_text(value)[:40]!r} must be a whole number above 0")
+    return int(as_text(value))
+
+
+def event_number(value: Any) -> int:
+    """The number of an event."""
+    if isinstance(value, bool) or not re.fullmatch("[0-9]{1,18}", as_text(value)):
+        raise ValueError(f"there is no event {as_text(value)[:40]!r}: an event has a number")
+    return int(as_text(value))
+
+
+def id_of(value: Any) -> str:
+    """A ticket's id or a request id."""
+    if not (text := read_id(value)):
+        raise ValueError(
+            f"{as_text(value)[:40]!r} is no id: that is a text of 1 to {MAX_ID} characters without"
+            " control characters"
+        )
+    return text
+
+
+def read_since(value: Any) -> float:
+    """A moment given as "2h" (ago), as a date, or in epoch seconds; in epoch seconds."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    with contextlib.suppress(ValueError):
+        return time.time() - _read_duration(value)
+    try:
+        return parse_date(value, None).timestamp()
+    except ValueError:
+        words = f'{as_text(value)[:40]!r} must be like "2h", "7d" or 2026-11-23'
+        raise ValueError(words) from None
+
+
+def word_of(what: str, words: Sequence[str]) -> Callable[[Any], str]:
+    """Reads one of some words; `what` they are."""
+
+    def read(value: Any) -> str:
+        if value not in words:
+            text = as_text(value)[:40]
+            raise ValueError(f"{text!r} is no {what}{_hint(text, words)}: {', '.join(words)}")
+        return str(value)
+
+    return read
+
+
+def _row_of(*cells: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
+    """Reads a list of so many cells."""
+
+    def read(value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list | tuple) or len(value) != len(cells):
+            raise ValueError(f"{as_text(value)[:60]!r} must be a list of {len(cells)}")
+        return tuple(read_cell(cell) for read_cell, cell in zip(cells, value, strict=True))
+
+    return read
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of an operation, given as text or as JSON.
+
+    A name that begins with -- is an option, any other stands at its place. `read` makes the value;
+    it raises ValueError with the wrong one and what would be right, and takes what it made.
+    Without `help` only programs give it.
+    """
+
+    name: str
+    read: Callable[[Any], Any] = read_text
+    help: str = ""
+    metavar: str = ""
+    required: bool = False
+    many: bool = False
+    default: Any = None
+    empty: Any = None  # the value of an option that stands alone
+
+    @property
+    def key(self) -> str:
+        """Its name in JSON and in code."""
+        return self.name.lstrip("-").replace("-", "_")
+
+    @property
+    def shown(self) -> str:
+        """What people call it."""
+        return self.name if self.name.startswith("-") else self.metavar or self.name
+
+    def value(self, given: Any) -> Any:
+        """What is given, typed; an empty text is nothing. Raises WrongArgument."""
+        if given in (None, "", []):
+            if self.required:
+                raise WrongArgument(f"{self.shown} is missing: {self.help}")
+            return [] if self.many else self.default
+        if self.many and not isinstance(given, list):
+            raise WrongArgument(f"{self.shown}: {as_text(given)[:60]!r} must be a list")
+        try:
+            return [self.read(each) for each in given] if self.many else self.read(given)
+        except ValueError as error:
+            raise WrongArgument(f"{self.shown}: {error}") from None
+
+
+def read_arguments(
+    known: Sequence[Argument], given: Mapping[str, Any], one_of: Sequence[str] = ()
+) -> Arguments:
+    """All arguments, typed; of `one_of` exactly one is to be given. Raises WrongArgument."""
+    described = {argument.key: argument for argument in known}
+    for key in given:
+        if key not in described:
+            raise WrongArgument(f"no argument {key!r}{_hint(key, described)}")
+    values = {key: argument.value(given.get(key)) for key, argument in described.items()}
+    if one_of and sum(values[key] not in (None, []) for key in one_of) != 1:
+        names = " or ".join(described[key].shown for key in one_of)
+        raise WrongArgument(f"give {names}: one of them")
+    return values
+
+
+# ── Operations · events ────────────────────────────────────────────────────────────────────────
+
+AT_ONCE = 200  # events in one part of an answer
+BYTES_AT_ONCE = 1 << 20  # of bodies in one part; of one event all the same
+EVENT_COLUMNS = (
+    "event", "received", "ticket", "kind", "state", "attempts", "request_id", "reason"
+)  # fmt: skip
+
+
+def raw_text(raw: bytes) -> str:
+    """A body as text, for people."""
+    return next(decode_body(raw))[0] if raw else ""
+
+
+def event_as_json(config: Config, events: Events, row: Mapping[str, Any]) -> dict[str, Any]:
+    """An event's row in the words of SPEC section 2."""
+    event = {
+        "event": row["event"],
+        "state": row["state"],
+        "kind": row["kind"] or None,
+        "ticket": row["ticket"],
+        "request_id": row["request_id"],
+        "hook": row["hook"],
+        "received": iso(row["received"], config.clock),
+        "reason": row["reason"],
+        "repaired": row["repaired"],
+        "attempts": row["attempts"],
+    }
+    if row["state"] == "pending" and row["due"] is not None:
+        waits = max(0.0, row["due"] - events.file.clock())
+        event["next_try"] = iso(time.time() + waits, config.clock)
+    return event
+
+
+def whole_event(
+    config: Config, events: Events, number: int, bodies: bool = True
+) -> dict[str, Any]:
+    """Everything of an event, or all but raw body and fields. Raises Error where there is none."""
+    row = events.show(number)
+    if row is None:
+        raise Error(f"there is no event {number}; `events` lists them")
+    attempts = [{**each, "at": iso(each["at"], config.clock)} for each in row["attempts"]]
+    event = event_as_json(config, events, row)
+    event |= {"idempotency_key": row["idempotency_key"], "sender": row["sender"]}
+    event |= {"delivery_id": row["delivery_id"], "parent": row["parent"]}
+    event |= {"settled": iso(row["settled"], config.clock)}
+    if bodies:
+        event |= {"fields": json.loads(row["fields"]), "raw": raw_text(row["raw"])}
+    return event | {"attempts": attempts}
+
+
+def _whole_events(
+    config: Config, events: Events, numbers: Sequence[int], bodies: bool
+) -> tuple[list[dict[str, Any]], int]:
+    """The first of these events, as many as one part holds, and how many were looked at."""
+    part: list[dict[str, Any]] = []
+    size, looked = 0, 0
+    for number in numbers[:AT_ONCE]:
+        if size >= BYTES_AT_ONCE:
+            break
+        looked += 1
+        with contextlib.suppress(Error):  # gone meanwhile: it was old
+            part.append(whole_event(config, events, number, bodies))
+            size += 2 * len(part[-1].get("raw", ""))  # its fields are about as long
+    return part, looked
+
+
+def list_events(config: Config, events: Events, arguments: Arguments) -> dict[str, Any]:
+    """Events, newest first; for programs whole ones."""
+    most, before = min(arguments["limit"], AT_ONCE), arguments["before"]
+    rows = events.page(
+        arguments["state"] or "",
+        arguments["ticket"] or "",
+        arguments["kind"] or "",
+        arguments["since"] or 0.0,
+        before,
+        most + 1,
+    )
+    if arguments["json"]:
+        numbers = [row["event"] for row in rows[:most]]
+        part, looked = _whole_events(config, events, numbers, bodies=True)
+    else:
+        part = [event_as_json(config, events, row) for row in rows[:most]]
+        looked = len(part)
+    left = arguments["limit"] - looked
+    goes_on = looked < len(rows) and left > 0
+    following = {"before": rows[looked - 1]["event"], "limit": left} if goes_on else None
+    return {"events": part, "next": following}
+
+
+def events_as_text(result: Mapping[str, Any]) -> str:
+    """A line for each event."""
+    return as_table(result["events"], EVENT_COLUMNS) if result["events"] else "no such events"
+
+
+def ticket_as_json(
+    config: Config, events: Events, ticket: str, numbers: Sequence[int]
+) -> dict[str, Any]:
+    """A ticket's mapping and these of its events, without bodies."""
+    mapping = events.mapping(ticket)
+    if mapping:
+        mapping["since"] = iso(mapping["since"], config.clock)
+    part, _ = _whole_events(config, events, numbers, bodies=False)
+    return {"ticket": ticket, "mapping": mapping, "events": part}
+
+
+def show_event_or_ticket(config: Config, events: Events, arguments: Arguments) -> dict[str, Any]:
+    """Everything of an event, or a ticket's mapping and timeline; for programs whole events."""
+    if arguments["event"] is not None:
+        return whole_event(config, events, arguments["event"])
+    ticket, after = arguments["ticket"], arguments["after"]
+    numbers = events.line(ticket, after, AT_ONCE + 1)
+    result = {} if after else ticket_as_json(config, events, ticket, ())
+    if not after and not numbers and result["mapping"] is None:
+        raise Error(f"ticket {ticket} was never seen: no event and no mapping")
+    part, looked = _whole_events(config, events, numbers, arguments["json"])
+    goes_on = looked < len(numbers)
+    following = {"after": numbers[looked - 1]} if goes_on else None
+    return {**result, "events": part, "next": following}
+
+
+SHOWN = (  # of an event, where there is anything to show
+    "ticket", "kind", "request_id", "hook", "received", "settled", "sender", "repaired", "next_try"
+)  # fmt: skip
+
+
+def event_as_text(event: Mapping[str, Any]) -> str:
+    """Everything that is given of an event."""
+    reason = f" ({one_line(event['reason'])})" if event["reason"] else ""
+    lines = [f"event {event['event']}: {event['state']}{reason}"]
+    lines += [f"  {name:<11}{one_line(event[name])}" for name in SHOWN if event.get(name)]
+    for name, value in event.get("fields", {}).items():
+        lines.append(f"  field      {name} = {one_line(value)}")
+    if "raw" in event:
+        lines += ["  raw body", *("    " + one_line(line) for line in event["raw"].splitlines())]
+    for attempt in event["attempts"]:
+        answer = f": {one_line(attempt['answer'])}" if attempt["answer"] else ""
+        lines.append(
+            f"  attempt {attempt['attempt']}  {attempt['at']}  {attempt['duration']:.3f} s"
+            f"  {attempt['outcome']} ({one_line(attempt['reason'])}){answer}"
+        )
+    return "\n".join(lines)
+
+
+def shown_as_text(result: Mapping[str, Any]) -> str:
+    """An event, or a part of a ticket's timeline."""
+    if "event" in result:
+        return event_as_text(result)
+    lines, mapping = [], result.get("mapping")
+    if mapping:
+        request = f"request {mapping['request_id']} since {mapping['since']}"
+        lines = [f"ticket {result['ticket']}: {request} (by {mapping['origin']})", ""]
+    elif "ticket" in result:
+        lines = [f"ticket {result['ticket']}: no request id yet", ""]
+    return "\n".join([*lines, "\n\n".join(map(event_as_text, result["events"]))])
+
+
+# ── Operations · a person's acts ───────────────────────────────────────────────────────────────
+
+
+def _numbers(numbers: Sequence[int]) -> str:
+    """Numbers of events, of many the first ones."""
+    more = f" and {len(numbers) - 20} more" if len(numbers) > 20 else ""
+    return " ".join(map(str, numbers[:20])) + more
+
+
+def _refusals(result: Mapping[str, Any]) -> list[str]:
+    """Why some events were left as they are, of many the first ones."""
+    refused = result["refused"]
+    lines = [f"refused: {one_line(each['reason'])}" for each in refused[:20]]
+    return lines + ([f"and {len(refused) - 20} more refused"] if len(refused) > 20 else [])
+
+
+def _exit_refused(result: Mapping[str, Any]) -> int:
+    return 1 if result["refused"] else 0
+
+
+def _retry_one(config: Config, events: Events, number: int, force: bool, dry: bool) -> str:
+    row = events.show(number)
+    if row is None:
+        return f"there is no event {number}"
+    new = reread(config, row)
+    if new.state == "ignored":
+        return f"event {number}: {new.reason}"
+    if new.state == "failed":
+        return f"event {number} would fail again: {new.reason}"
+    return "" if dry else events.retry(number, new, force)
+
+
+def _in_state(events: Events, arguments: Arguments) -> tuple[list[int], Arguments | None]:
+    """Numbers of the next events that fit, oldest first, and the arguments to go on with."""
+    rows = events.page(
+        arguments["state"],
+        kind=arguments["kind"] or "",
+        since=arguments["since"] or 0.0,
+        after=arguments["after"] or -1,  # 0 would be the newest ones
+        limit=AT_ONCE,
+    )
+    numbers = [row["event"] for row in rows if (arguments["reason"] or "") in row["reason"]]
+    return numbers, {"after": rows[-1]["event"]} if len(rows) == AT_ONCE else None
+
+
+def _of_these(numbers: Sequence[int]) -> tuple[list[int], Arguments | None]:
+    """The first of the events that are named, and the arguments to go on with."""
+    ordered = sorted(set(numbers))
+    return ordered[:AT_ONCE], {"events": ordered[AT_ONCE:]} if len(ordered) > AT_ONCE else None
+
+
+def retry_events(config: Config, events: Events, arguments: Arguments) -> dict[str, Any]:
+    """Puts events back to pending, in the old order."""
+    dry, force = arguments["dry_run"], arguments["force"]
+    if arguments["events"]:
+        numbers, following = _of_these(arguments["events"])
+    else:
+        numbers, following = _in_state(events, arguments)
+    retried, refused = [], []
+    for number in numbers:
+        if refusal := _retry_one(config, events, number, force, dry):
+            refused.append({"event": number, "reason": refusal})
+        else:
+            retried.append(number)
+    return {"retried": retried, "refused": refused, "dry_run": dry, "next": following}
+
+
+def retried_as_text(result: Mapping[str, Any]) -> str:
+    """Which events go out again, and which not and why."""
+    word = "would be retried" if result["dry_run"] else "back to pending"
+    retried = result["retried"]
+    numbers = f": {_numbers(retried)}" if retried else ""
+    return "\n".join([f"{len(retried)} {word}{numbers}", *_refusals(result)])
+
+
+def drop_events(config: Config, events: Events, arguments: Arguments) -> dict[str, Any]:
+    """Gives events up, and keeps why."""
+    why = arguments["why"].strip()
+    if not why:
+        raise WrongArgument("--why is empty: the reason is kept with the event")
+    numbers, following = _of_these(arguments["events"])
+    dropped, refused = [], []
+    for number in numbers:
+        if refusal := events.drop(number, why):
+            refused.append({"event": number, "reason": refusal})
+        else:
+            dropped.append(number)
+    return {"dropped": dropped, "refused": refused, "next": following}
+
+
+def dropped_as_text(result: Mapping[str, Any]) -> str:
+    """Which events were given up, and which not and why."""
+    dropped = [f"dropped: {_numbers(result['dropped'])}"] if result["dropped"] else []
+    return "\n".join([*dropped, *_refusals(result)])
+
+
+def map_ticket(config: Config, events: Events, arguments: Arguments) -> dict[str, Any]:
+    """Sets the request id of a ticket; what was held for it goes out."""
+    ticket, request_id = arguments["ticket"], arguments["request_id"]
+    freed, other = events.map(ticket, request_id)
+    return {"ticket": ticket, "request_id": request_id, "freed": freed, "also": other or None}
+
+
+def mapped_as_text(result: Mapping[str, Any]) -> str:
+    """The mapping, and what follows from it."""
+    freed = f"; goes out now: {_numbers(result['freed'])}" if result["freed"] else ""
+    also = f"; ticket {result['also']} has that request id, too" if result["also"] else ""
+    return f"ticket {result['ticket']} is request {result['request_id']}{freed}{also}"
+
+
+def pause_deliveries(config: Config, events: Events, arguments: Arguments) -> dict[str, Any]:
+    """Stops deliveries; intake goes on."""
+    events.file.keep_facts(paused=events.file.fact("paused") or repr(time.time()))
+    return {"paused": iso(float(events.file.fact("paused")), config.clock)}
+
+
+def resume_deliveries(config: Config, events: Events, arguments: Arguments) -> dict[str, Any]:
+    """Lets deliveries go on."""
+    events.file.keep_facts(paused="")
+    return {"paused": None}
+
+
+def paused_as_text(result: Mapping[str, Any]) -> str:
+    """Whether deliveries go on."""
+    if result["paused"]:
+        return f"paused since {result['paused']}: webhooks are taken, nothing is sent"
+    return "deliveries go on"
+
+
+def forget_ticket(config: Config, events: Events, arguments: Arguments) -> dict[str, Any]:
+    """Removes the texts of a ticket's settled events; its mapping stays."""
+    ticket = arguments["ticket"]
+    left = [
+        row["event"]
+        for state in ("pending", "held", "failed")
+        for row in events.page(state, ticket, limit=1000)
+    ]
+    return {"ticket": ticket, "forgotten": events.forget(ticket), "left": sorted(left)}
+
+
+def forgotten_as_text(result: Mapping[str, Any]) -> str:
+    """How much was removed, and what was not."""
+    text = f"ticket {result['ticket']}: the texts of {result['forgotten']} events are removed"
+    left = f"; not yet settled, so left: {_numbers(result['left'])} (`drop` them first)"
+    return text + (left if result["left"] else "")
+
+
+# ── Operations · mappings and copies ───────────────────────────────────────────────────────────
+
+
+def import_mappings(config: Config, events: Events, arguments: Arguments) -> dict[str, Any]:
+    """Adds mappings: rows of ticket, request id, epoch seconds."""
+    return {"imported": events.import_mappings(arguments["rows"])}
+
+
+def imported_as_text(result: Mapping[str, Any]) -> str:
+    """How many mappings were added."""
+    return f"{result['imported']} mappings imported"
+
+
+def export_mappings(config: Config, events: Events, arguments: Arguments) -> dict[str, Any]:
+    """All mappings, in the order of their tickets."""
+    rows = events.mappings(arguments["after"] or "")
+    following = {"after": rows[-1]["ticket"]} if rows else None
+    mappings = [{**row, "since": iso(row["since"], config.clock)} for row in rows]
+    return {"mappings": mappings, "next": following}
+
+
+def mappings_as_text(result: Mapping[str, Any]) -> str:
+    """Mappings as lines of CSV."""
+    lines = io.StringIO()
+    rows = [(row["ticket"], row["request_id"], row["since"]) for row in result["mappings"]]
+    csv.writer(lines, lineterminator="\n").writerows(rows)
+    return lines.getvalue()
+
+
+CLOSED_WORDS = {  # what helpdesks call a state -> the kind that must have been delivered for it
+    "closed": "complete", "resolved": "complete", "solved": "complete", "done": "complete",
+    "assigned": "assign", "open": "new",
+}  # fmt: skip
+GAPS = ("never_seen", "without_request_id", "half_sent")
+
+
+def _gap(config: Config, events: Events, ticket: str, state: str) -> tuple[str, str]:
+    """One of GAPS or "", and what is missing; `state`: what the helpdesk says of the ticket."""
+    steps, mapping = events.steps(ticket), events.mapping(ticket)
+    if not steps and mapping is None:
+        return "never_seen", "no event and no mapping: send its webhook again, or `map` it"
+    if mapping is None:
+        states = (f"event {step['event']} {step['state']}" for step in steps[:20])
+        return "without_request_id", ", ".join(states)
+    undelivered = [step for step in steps if step["state"] in ("pending", "held", "failed")]
+    if undelivered:
+        listed = (f"event {step['event']} {step['kind']} {step['state']}" for step in undelivered)
+        return "half_sent", ", ".join(itertools.islice(listed, 20))
+    wanted = CLOSED_WORDS.get(state.strip().lower(), state.strip().lower())
+    delivered = {step["kind"] for step in steps if step["state"] == "delivered"}
+    if wanted in config.kinds and not config.kinds[wanted].opens and wanted not in delivered:
+        return "half_sent", f"the helpdesk says {state}, but no {wanted} was delivered"
+    return "", ""
+
+
+def reconcile_tickets(config: Config, events: Events, arguments: Arguments) -> dict[str, Any]:
+    """Which of the helpdesk's tickets (id, state) are not as they should be here."""
+    gaps: dict[str, Any] = {name: [] for name in GAPS}
+    for ticket, state in arguments["tickets"]:
+        name, missing = _gap(config, events, ticket, state)
+        if name:
+            gaps[name].append({"ticket": ticket, "missing": missing})
+    return {"checked": len(arguments["tickets"]), **gaps}
+
+
+def gaps_as_text(result: Mapping[str, Any]) -> str:
+    """The tickets that are not as they should be, with what is missing."""
+    lines = [f"{result['checked']} tickets compared"]
+    for name in GAPS:
+        lines.append(f"{name.replace('_', ' ')}: {len(result[name])}")
+        for gap in result[name]:
+            lines.append(f"  {one_line(gap['ticket'])}: {one_line(gap['missing'])}")
+    return "\n".join(lines)
+
+
+def copy_path(store_path: str, name: str) -> str:
+    """Where a copy is made: beside the file, where a service may write."""
+    return f"{os.path.abspath(store_path)}.backup.{name}"
+
+
+def copy_file(config: Config, events: Events, arguments: Arguments) -> dict[str, Any]:
+    """Makes a copy beside the file; whoever asked chose its name and moves it away."""
+    return {"bytes": events.file.backup(copy_path(events.file.path, arguments["name"]))}
+
+
+def copy_name(value: Any) -> str:
+    """What tells a copy from others: hexadecimal digits, so that it names no other file."""
+    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{8,32}", value):
+        raise ValueError(f"{as_text(value)[:40]!r} must be 8 to 32 hexadecimal digits")
+    return value
+
+
+# ── Operations · the table ─────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What an operator asks or does, alike from the command line, from a program and the page.
+
+    `function` raises Error. Of a result with `next` there is more: asked again with these
+    arguments in place of the former, it gives the next part.
+    """
+
+    name: str
+    help: str
+    function: Callable[[Config, Events, Arguments], dict[str, Any]]
+    as_text: Callable[[Mapping[str, Any]], str]
+    arguments: tuple[Argument, ...] = ()
+    one_of: tuple[str, ...] = ()  # keys of arguments of which exactly one is to be given
+    exit_code: Callable[[Mapping[str, Any]], int] = lambda result: 0
+    long: str = ""  # the key of a list that is shown part by part, since it may be long
+    creates: bool = False  # the file, where there is none yet
+    wakes: bool = False  # something may be due afterwards
+    question: str = ""  # of the page, before it does it; "": no button of it
+    states: tuple[str, ...] = ()  # of an event, in which the page has a button for it
+
+    def read(self, given: Mapping[str, Any]) -> Arguments:
+        """Its arguments, typed. Raises WrongArgument."""
+        return read_arguments(self.arguments, given, self.one_of)
+
+
+RETRIED = ("failed", "ignored", "dropped", "held")  # states of which all events can be retried
+FOR_PROGRAMS = Argument("json", read_flag, default=False)  # for a program, which wants it all
+OF_KIND = Argument("--kind", read_text, "only events of this kind")
+RECEIVED_SINCE = Argument(
+    "--since", read_since, 'received since: "2h", "7d", 2026-11-23', metavar="D"
+)
+TICKET_ID = Argument("ticket", id_of, "the helpdesk's id", metavar="TICKET", required=True)
+
+OPERATIONS = {
+    operation.name: operation
+    for operation in (
+        Operation(
+            "status",
+            "counts, the ITSM, and what needs a person (exit 1)",
+            status_now,
+            status_as_text,
+            exit_code=lambda result: 1 if result["needs"] else 0,
+        ),
+        Operation(
+            "events",
+            "list events, newest first",
+            list_events,
+            events_as_text,
+            (
+                Argument("--state", word_of("state", STATES), "only events in this state"),
+                OF_KIND,
+                RECEIVED_SINCE,
+                Argument("--ticket", id_of, "only events of this ticket", metavar="T"),
+                Argument("--limit", read_count, "at most so many (50)", metavar="N", default=50),
+                Argument("before", event_number, default=0),
+                FOR_PROGRAMS,
+            ),
+            long="events",
+        ),
+        Operation(
+            "show",
+            "everything of an event, or a ticket's timeline",
+            show_event_or_ticket,
+            shown_as_text,
+            (
+                Argument("event", event_number, "its number", metavar="EVENT"),
+                Argument("--ticket", id_of, "a ticket's mapping and events", metavar="T"),
+                Argument("after", event_number, default=0),
+                FOR_PROGRAMS,
+            ),
+            one_of=("event", "ticket"),
+            long="events",
+        ),
+        Operation(
+            "retry",
+            "back to pending, translated anew with today's configuration",
+            retry_events,
+            retried_as_text,
+            (
+                Argument("events", event_number, "their numbers", metavar="EVENT", many=True),
+                Argument(
+                    "--state", word_of("state to retry", RETRIED), "all events in this state"
+                ),
+                OF_KIND,
+                RECEIVED_SINCE,
+                Argument("--reason", read_text, "whose reason holds this text", metavar="TEXT"),
+                Argument("--dry-run", read_flag, "only count", default=False),
+                Argument("--force", read_flag, "even older than a delivered one", default=False),
+                Argument("after", event_number, default=0),
+            ),
+            one_of=("events", "state"),
+            exit_code=_exit_refused,
+            wakes=True,
+            question="Send event {event} again, translated with today's configuration?",
+            states=("failed", "ignored", "dropped"),
+        ),
+        Operation(
+            "drop",
+            "give events up; recorded",
+            drop_events,
+            dropped_as_text,
+            (
+                Argument(
+                    "events", event_number, "their numbers", "EVENT", required=True, many=True
+                ),
+                Argument(
+                    "--why", read_text, "the reason, kept with the event", "TEXT", required=True
+                ),
+            ),
+            exit_code=_exit_refused,
+            wakes=True,
+            question="Give event {event} up? It is kept, but not sent.",
+            states=("pending", "held", "failed"),
+        ),
+        Operation(
+            "map",
+            "set a ticket's request id by hand; what was held for it goes out",
+            map_ticket,
+            mapped_as_text,
+            (TICKET_ID, Argument("request_id", id_of, "the ITSM's id", "REQUEST", required=True)),
+            creates=True,
+            wakes=True,
+            question="Map ticket {ticket} to request {request_id}? What was held for it goes out.",
+        ),
+        Operation(
+            "pause",
+            "stop deliveries; webhooks are still taken",
+            pause_deliveries,
+            paused_as_text,
+            question="Stop deliveries? Webhooks are still taken and wait.",
+        ),
+        Operation(
+            "resume",
+            "let deliveries go on",
+            resume_deliveries,
+            paused_as_text,
+            wakes=True,
+            question="Let deliveries go on?",
+        ),
+        Operation(
+            "forget",
+            "remove a ticket's texts (personal data); its mapping stays",
+            forget_ticket,
+            forgotten_as_text,
+            (TICKET_ID,),
+            exit_code=lambda result: 1 if result["left"] else 0,
+        ),
+        Operation(
+            "import",
+            "read mappings from CSV",
+            import_mappings,
+            imported_as_text,
+            (Argument("rows", _row_of(id_of, id_of, read_since), required=True, many=True),),
+            creates=True,
+            wakes=True,
+        ),
+        Operation(
+            "export",
+            "print all mappings as CSV",
+            export_mappings,
+            mappings_as_text,
+            (Argument("after"),),
+            long="mappings",
+        ),
+        Operation(
+            "reconcile",
+            "compare the helpdesk's list of tickets (ticket_id, optional state) with what is here",
+            reconcile_tickets,
+            gaps_as_text,
+            (Argument("tickets", _row_of(id_of, read_text), required=True, many=True),),
+            exit_code=lambda result: 1 if any(result[name] for name in GAPS) else 0,
+        ),
+        Operation(
+            "backup",
+            "write a consistent copy of the file, while the service runs or not",
+            copy_file,
+            lambda result: f"{result['bytes']} bytes to {result['file']}",
+            (Argument("name", copy_name, required=True),),
+        ),
+    )
+}
 
 
 # ── Door: admit, read, store, answer ───────────────────────────────────────────────────────────
@@ -5173,20 +5735,21 @@ class Web:
             given = _header(environ, "HD-ITSM-Key")
             if not hmac.compare_digest(given.encode("utf-8", "replace"), self.key.encode()):
                 raise Refused(401, "wrong key")
-            if verb not in VERBS:
-                raise Refused(404, f"no verb {verb}")
-            arguments = parse_json((environ["wsgi.input"].read() or b"{}").decode())
-            if not isinstance(arguments, dict):
-                raise Error("the arguments must be a JSON object")
-            result = VERBS[verb](self.config, self.events, arguments)
-            if verb in WAKING:
+            operation = OPERATIONS.get(verb)
+            if operation is None:
+                raise Refused(404, f"no operation {verb}{_hint(verb, OPERATIONS)}")
+            given = parse_json((environ["wsgi.input"].read() or b"{}").decode())
+            if not isinstance(given, dict):
+                raise WrongArgument("the arguments must be a JSON object")
+            result = operation.function(self.config, self.events, operation.read(given))
+            if operation.wakes:
                 self.wake()
             return _reply(200, {"result": result}, HD_ITSM_Pid=str(os.getpid()))
         except Refused as error:
             return self.refuse(error, "/control")
         except FileError as error:
             return _reply(503, {"error": str(error)})
-        except (Error, ValueError, KeyError, TypeError) as error:
+        except (Error, ValueError) as error:
             return _reply(400, {"error": str(error)})
 
     def health(self) -> bottle.HTTPResponse:
@@ -5861,7 +6424,7 @@ def summary(config: Config, events: Events) -> tuple[str, str, str]:
         probe = ago(events.pulse.next_probe - events.file.clock())
         words = f"since {since} ({itsm['reason']}). {line} Next try in {probe}."
         return "fail", "\u25a0 The ITSM does not answer", words
-    needs = incidents(config, events, held_after=HELD_AFTER)
+    needs = for_you(config, events, held_after=HELD_AFTER)
     if needs:
         count = counts["failed"] + counts["held"]
         need = "event needs" if count == 1 else "events need"
@@ -5885,20 +6448,6 @@ def advice(event: Mapping[str, Any], unclear: bool) -> str:
     if event["state"] == "pending" and event.get("next_try"):
         return f"Next try at {event['next_try'][11:19]}."
     return ""
-
-
-ACTIONS = {  # verb -> states in which a button for it makes sense
-    "retry": ("failed", "ignored", "dropped"),
-    "drop": ("pending", "held", "failed"),
-}
-
-SENTENCES = {
-    "retry": "Send event {event} again, translated with today's configuration?",
-    "drop": "Give event {event} up? It is kept, but not sent.",
-    "map": "Map ticket {ticket} to request {request_id}? What was held for it goes out.",
-    "pause": "Stop deliveries? NewEvents are still taken and wait.",
-    "resume": "Let deliveries go on?",
-}
 
 
 ROWS = 50  # events on a page
@@ -5989,7 +6538,7 @@ class Pages:
 
     def buttons(self, event: Mapping[str, Any], unclear: bool = False) -> str:
         """The actions that make sense in the event's state, as links to what asks once more."""
-        verbs = [verb for verb, states in ACTIONS.items() if event["state"] in states]
+        verbs = [each.name for each in OPERATIONS.values() if event["state"] in each.states]
         if event["state"] == "held" and unclear:
             verbs.insert(0, "retry")
         links = [
@@ -6005,7 +6554,8 @@ class Pages:
         chosen: dict[str, Any] = {name: query.getunicode(name, "") for name in ("state", "kind")}
         before = query.get("before", "")
         chosen["before"] = int(before) if re.fullmatch("[0-9]{1,15}", before) else 0
-        rows = verb_events(self.config, self.events, {**chosen, "limit": ROWS + 1})
+        asked = OPERATIONS["events"].read({**chosen, "limit": ROWS + 1})
+        rows = list_events(self.config, self.events, asked)["events"]
         newer = self.newer(chosen, rows)
         older, rows = len(rows) > ROWS, rows[:ROWS]
         band, word, sentence = summary(self.config, self.events)
@@ -6047,7 +6597,7 @@ class Pages:
         ]
         found = []
         for row in rows:
-            shown = _shown(self.config, self.events, row)
+            shown = event_as_json(self.config, self.events, row)
             shown["advice"] = advice(shown, row["may_have_happened"])
             if row["state"] == "pending":
                 shown["advice"] = "It is given up soon, see [retry] give_up_after."
@@ -6087,7 +6637,7 @@ class Pages:
     def event(self, event: str) -> bottle.HTTPResponse:
         """One event: state and reason, what came, what we send, what was answered."""
         row = self.known(event)
-        found = show_event(self.config, self.events, row["event"])
+        found = whole_event(self.config, self.events, row["event"])
         preview = self.preview(row)
         band = {"failed": "fail", "held": "warn", "delivered": "ok"}.get(found["state"], "note")
         body = _render(
@@ -6127,7 +6677,10 @@ class Pages:
     def ticket(self, ticket: str = "") -> bottle.HTTPResponse:
         """A ticket's mapping and the timeline of its events."""
         ticket = ticket or bottle.request.query.getunicode("ticket", "")
-        found = verb_show(self.config, self.events, {"ticket": ticket})
+        numbers = self.events.line(ticket)[-AT_ONCE:]
+        found = ticket_as_json(self.config, self.events, ticket, numbers)
+        if not numbers and found["mapping"] is None:
+            raise Error(f"ticket {ticket} was never seen: no event and no mapping")
         ahead = None
         for event in found["events"]:
             event["history"] = _render(ATTEMPTS, attempts=event["attempts"])
@@ -6150,20 +6703,26 @@ class Pages:
         words = f"<ul>{links}</ul>" if tickets else "<p>No such ticket or request id was seen.</p>"
         return self.show("Search", f"<h2>Search</h2>{words}", status=200 if tickets else 404)
 
+    def action(self, verb: str) -> Operation:
+        """The operation behind a button. Raises Error where there is none."""
+        operation = OPERATIONS.get(verb)
+        if operation is None or not operation.question:
+            raise Error(f"there is no action {verb}")
+        return operation
+
     def confirm(self, verb: str) -> bottle.HTTPResponse:
         """Asks once, saying what the action will do."""
-        if verb not in SENTENCES:
-            raise Error(f"there is no action {verb}")
+        operation = self.action(verb)
         fields = {
             name: bottle.request.query.getunicode(name, "")
-            for name in re.findall(r"\{(\w+)\}", SENTENCES[verb])
+            for name in re.findall(r"\{(\w+)\}", operation.question)
         }
         back = "/"
         if "event" in fields:
             back = f"/events/{self.known(fields['event'])['event']}"
         elif "ticket" in fields:
-            back = ticket_address(mapping_of(fields)[0])
-        sentence = re.sub(r"\{(\w+)\}", lambda match: fields[match[1]], SENTENCES[verb])
+            back = ticket_address(operation.read(fields)["ticket"])
+        sentence = re.sub(r"\{(\w+)\}", lambda match: fields[match[1]], operation.question)
         body = _render(
             CONFIRM, sentence=sentence, verb=verb, fields=fields, back=back, seal=self.seal
         )
@@ -6173,18 +6732,15 @@ class Pages:
         """Carries an action out and says what it did."""
         environ, form = bottle.request.environ, bottle.request.forms
         self.own_page(environ, form.getunicode("seal", ""))
-        given = {
-            name: form.getunicode(name, "") for name in ("event", "ticket", "request_id", "why")
-        }
-        if verb not in SENTENCES:
-            raise Error(f"there is no action {verb}")
-        back, arguments = "/", dict(given)
-        if verb in ACTIONS:
-            arguments["events"] = [self.known(given["event"])["event"]]
-            back = f"/events/{arguments['events'][0]}"
-        elif verb == "map":
+        operation, back = self.action(verb), "/"
+        names = {"ticket", "request_id", "why"} & {each.key for each in operation.arguments}
+        given: dict[str, Any] = {name: form.getunicode(name, "") for name in names}
+        if operation.states:
+            given["events"] = [self.known(form.getunicode("event", ""))["event"]]
+            back = f"/events/{given['events'][0]}"
+        elif "ticket" in given:
             back = ticket_address(given["ticket"])
-        result = VERBS[verb](self.config, self.events, arguments)
+        result = operation.function(self.config, self.events, operation.read(given))
         self.web.wake()
         notice = f"{verb}: done"
         if result.get("refused"):
@@ -7158,7 +7714,7 @@ class Alerts:
 
     def look(self) -> bool:
         """Tells what is new and what is over; False where it could not. Raises FileError."""
-        now = incidents(self.config, self.events, held_after=self.config.alert.after)
+        now = for_you(self.config, self.events, held_after=self.config.alert.after)
         told: dict[str, str] = json.loads(self.events.file.fact("told") or "{}")
         lines = [text for name, text in now.items() if name not in told]
         lines += [f"over: {text}" for name, text in told.items() if name not in now]
@@ -7645,7 +8201,7 @@ def start_logging(config: Config, environ: Environ) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-# The control file, by which a command finds the running service
+# ── Service · the control file and who asks by it ──────────────────────────────────────────────
 
 
 def control_path(store_path: str) -> str:
@@ -7658,27 +8214,27 @@ def write_control(path: str, address: tuple[str, int], key: str) -> None:
     new = f"{path}.new.{os.getpid()}"
     with contextlib.suppress(FileNotFoundError):
         os.unlink(new)
-    handle = os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
+    with os.fdopen(new_file(new), "w", encoding="utf-8") as file:
         json.dump({"host": address[0], "port": address[1], "key": key, "pid": os.getpid()}, file)
     os.replace(new, path)
 
 
-class Remote:
-    """The running service, as the commands see it."""
+class RunningService:
+    """The running service as a command reaches it: by what stands in its control file."""
 
-    def __init__(self, found: Mapping[str, Any]) -> None:
-        host = str(found["host"])
+    def __init__(self, control: Mapping[str, Any]) -> None:
+        host = str(control["host"])
         self.host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-        self.port, self.key, self.pid = int(found["port"]), str(found["key"]), int(found["pid"])
+        self.port, self.key = int(control["port"]), str(control["key"])
+        self.pid = int(control["pid"])
 
-    def call(self, verb: str, arguments: Arguments) -> Any:
-        """The verb's result. Raises Error for its refusal, OSError where nobody listens there."""
+    def ask(self, operation: Operation, arguments: Arguments) -> Any:
+        """The operation's result. Raises Error for its refusal, OSError where it is not there."""
         pool = urllib3.HTTPConnectionPool(self.host, self.port, retries=False)
         try:
             answer = pool.request(
                 "POST",
-                f"/control/{verb}",
+                f"/control/{operation.name}",
                 body=json.dumps(arguments).encode(),
                 headers={"HD-ITSM-Key": self.key},
                 timeout=urllib3.Timeout(connect=2, read=60),
@@ -7694,58 +8250,64 @@ class Remote:
         raise OSError("another program listens there")
 
 
-def find_remote(store_path: str) -> Remote | None:
+def find_service(store_path: str) -> RunningService | None:
     """The running service of this file, None where none left its control file."""
+    path = control_path(store_path)
     try:
-        found = json.loads(pathlib.Path(control_path(store_path)).read_text(encoding="utf-8"))
-        return Remote(found)
-    except FileNotFoundError:
-        return None
+        return RunningService(json.loads(pathlib.Path(path).read_text(encoding="utf-8")))
     except PermissionError:
-        raise Error(
-            f"{control_path(store_path)}: not readable for you: run this as root"
-        ) from None
-    except (ValueError, KeyError, OSError):
+        raise Error(f"{path}: not readable for you: run this as root") from None
+    except (ValueError, KeyError, TypeError, OSError):
         return None
 
 
-class Desk:
-    """Where a command's verbs are carried out: by the running service, or on the file itself."""
+class Operator:
+    """Has operations done: by the running service, or on the file itself where none runs."""
 
     def __init__(self, config: Config, creates: bool = False) -> None:
         self.config, self.creates = config, creates
-        self.remote = find_remote(config.store.path)
+        self.service = find_service(config.store.path)
         self._events: Events | None = None
 
-    def __enter__(self) -> Desk:
+    def __enter__(self) -> Operator:
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._events is not None:
             self._events.file.close()
 
-    def call(self, verb: str, **arguments: Any) -> Any:
-        """The verb's result. Raises Error."""
-        if self._events is None and self.remote is not None:
-            try:
-                return self.remote.call(verb, arguments)
-            except OSError as error:
-                gone = self._opened(error)
-        else:
-            gone = self._opened(None)
-        return VERBS[verb](self.config, gone, arguments)
+    def ask(self, name: str, /, **given: Any) -> dict[str, Any]:
+        """An operation's result, its first part where there is more. Raises Error."""
+        return next(self.parts(name, given))
 
-    def _opened(self, trouble: OSError | None) -> Events:
+    def parts(self, name: str, given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """The parts of an operation's result, each asked for when it is wanted. Raises Error."""
+        operation, more = OPERATIONS[name], dict(given)
+        while True:
+            part = self._carry_out(operation, operation.read(more))
+            following = part.pop("next", None)
+            yield part
+            if not following:
+                return
+            more |= following
+
+    def _carry_out(self, operation: Operation, arguments: Arguments) -> dict[str, Any]:
+        trouble = None
+        if self._events is None and self.service is not None:
+            try:
+                return self.service.ask(operation, arguments)  # type: ignore[no-any-return]
+            except OSError as error:
+                trouble = error
         if self._events is None:
             try:
                 self._events = Events(File(self.config.store.path, self.creates))
             except FileError as error:
                 hint = f" (its service does not answer: {trouble})" if trouble else ""
                 raise FileError(f"{error}{hint}") from None
-        return self._events
+        return operation.function(self.config, self._events, arguments)
 
 
-# The service
+# ── Service · beside systemd ───────────────────────────────────────────────────────────────────
 
 
 def notify(environ: Environ, state: str, descriptor: int | None = None) -> None:
@@ -7930,7 +8492,7 @@ class Service:
     def _renew(self) -> None:
         """Ends the deliveries for a new start, where a trial run says that it will work.
 
-        NewEvents are taken meanwhile, however long an attempt in flight takes to end.
+        Webhooks are taken meanwhile, however long an attempt in flight takes to end.
         """
         while self.asked_to_renew.is_set():
             self.asked_to_renew.clear()
@@ -8131,7 +8693,9 @@ class _Demo:
         self.until(self.all_settled)
         self.say("4. Somebody adds the user in the ITSM; the refused event is sent again: retry.")
         self.itsm.refuses = ""
-        verb_retry(self.service.config, self.service.events, {"events": [numbers["4184"]]})
+        again = OPERATIONS["retry"]
+        arguments = again.read({"events": [numbers["4184"]]})
+        again.function(self.service.config, self.service.events, arguments)
         self.service.delivery.wake()
         self.until(lambda: self.counts()["delivered"] == 7)
         self.say("5. What the ITSM has on record now:")
@@ -8140,35 +8704,10 @@ class _Demo:
         self.say("Seven webhooks, seven requests; none lost, none doubled.")
 
 
-# ── Command line: one small function per command ───────────────────────────────────────────────
+# ── Command line: commands, their table, the parser ────────────────────────────────────────────
 
 
-# What people see
-
-
-def _width(text: str) -> int:
-    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
-
-
-def _plain(value: Any) -> str:
-    """A value for a terminal: one line, nothing that moves the cursor."""
-    return CONTROL.sub(" ", as_text(value))
-
-
-def show_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
-    """Rows as an aligned table for people."""
-    lines = [list(columns)] + [[_plain(row.get(name)) for name in columns] for row in rows]
-    widths = [max(_width(line[n]) for line in lines) for n in range(len(columns))]
-    return "\n".join(
-        "  ".join(
-            text + " " * (width - _width(text)) for text, width in zip(line, widths, strict=True)
-        ).rstrip()
-        for line in lines
-    )
-
-
-def _emit(arguments: argparse.Namespace, found: Any, text: str) -> None:
-    print(json.dumps(found, ensure_ascii=False, indent=2) if arguments.json else text)
+# ── Command line · a command ───────────────────────────────────────────────────────────────────
 
 
 OVERRIDES = {  # options of the command line -> the configuration's key they override
@@ -8177,30 +8716,112 @@ OVERRIDES = {  # options of the command line -> the configuration's key they ove
     "db": "store.path",
     "itsm_url": "itsm.url",
 }
-EVENT_COLUMNS = (
-    "event",
-    "received",
-    "ticket",
-    "kind",
-    "state",
-    "attempts",
-    "request_id",
-    "reason",
-)
 
 
-def command_serve(config: Config, arguments: argparse.Namespace, environ: Environ) -> int:
+class Call:
+    """A command as it was typed: its arguments, and what it may need to carry them out.
+
+    `options`: what was given of OVERRIDES.
+    """
+
+    def __init__(
+        self, arguments: Arguments, options: Mapping[str, str], as_json: bool, environ: Environ
+    ) -> None:
+        self.arguments, self.options, self.environ = arguments, options, environ
+        self.as_json = as_json
+
+    def config(self, complete: bool = False) -> Config:
+        """The configuration; `complete` as for `load_config`. Raises ConfigError."""
+        keys = {OVERRIDES[name]: value for name, value in self.options.items() if OVERRIDES[name]}
+        path = find_config(self.options.get("config"), self.environ)
+        return load_config(path, keys, self.environ, complete)
+
+    def emit(self, result: Any, text: str) -> None:
+        """Prints the one for programs or the other for people."""
+        print(json.dumps(result, ensure_ascii=False, indent=2) if self.as_json else text)
+
+
+@dataclass(frozen=True)
+class Command:
+    """What can be typed. `function` gives the exit code and raises Error."""
+
+    name: str
+    help: str
+    function: Callable[[Call], int]
+    arguments: tuple[Argument, ...] = ()
+    one_of: tuple[str, ...] = ()
+    prints: bool = True  # data, so that --json means something
+
+
+def _progress(done: int, whole: int = 0) -> None:
+    """How far long work is, on a terminal; `whole` 0: it is over when it ends."""
+    if sys.stderr.isatty():
+        ends = "\n" if done == whole else ""
+        of = f" of {whole}" if whole else ""
+        print(f"\r{done}{of}", end=ends, file=sys.stderr, flush=True)
+
+
+def _print_list(head: Mapping[str, Any], key: str, items: Iterable[Any]) -> None:
+    """Prints items as a list in JSON, each as it comes; with a head as the list `key` in that."""
+    before = json.dumps(head, ensure_ascii=False)[:-1] + f", {json.dumps(key)}: " if head else ""
+    print(before, end="")
+    opening = "["
+    for item in items:
+        print(opening, json.dumps(item, ensure_ascii=False), sep="\n", end="")
+        opening = ","
+    print("[]" if opening == "[" else "\n]", end="}\n" if head else "\n")
+
+
+def _joined(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The whole of a result in parts: its lists joined, all else as the last part has it."""
+    whole: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.items():
+            whole[key] = whole.get(key, []) + value if isinstance(value, list) else value
+    return whole
+
+
+def _print_parts(call: Call, operation: Operation, parts: Iterator[dict[str, Any]]) -> None:
+    """Prints a result that may be long part by part, so that never all of it is in memory."""
+    first, key = next(parts), operation.long
+    if key not in first:
+        call.emit(first, operation.as_text(first))
+    elif call.as_json:
+        rest = (part[key] for part in itertools.chain([first], parts))
+        head = {name: value for name, value in first.items() if name != key}
+        _print_list(head, key, itertools.chain.from_iterable(rest))
+    else:
+        for part in itertools.chain([first], parts):
+            print(operation.as_text(part))
+
+
+def carry_out(operation: Operation, call: Call) -> int:
+    """A command that is an operation and nothing else."""
+    with Operator(call.config(), operation.creates) as operator:
+        parts = operator.parts(operation.name, call.arguments)
+        if operation.long:
+            _print_parts(call, operation, parts)
+            return 0
+        result = _joined(parts)
+    call.emit(result, operation.as_text(result))
+    return operation.exit_code(result)
+
+
+# ── Command line · serve and init ──────────────────────────────────────────────────────────────
+
+
+def command_serve(call: Call) -> int:
     """Runs in the foreground until SIGTERM or SIGINT."""
-    start_logging(config, environ)
+    config = call.config(complete=True)
+    start_logging(config, call.environ)
     try:
-        remote = find_remote(config.store.path)
-        given = {name: getattr(arguments, name) for name in OVERRIDES if hasattr(arguments, name)}
-        options = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+        running = find_service(config.store.path)
+        options = [f"--{name.replace('_', '-')}={text}" for name, text in call.options.items()]
         trial = [*program(), *options, "check", "--configuration"]
-        service = Service(config, environ, trial)
+        service = Service(config, call.environ, trial)
     except FileError as error:
-        running = f" (pid {remote.pid})" if remote and "in use" in str(error) else ""
-        raise Error(f"cannot start: {error}{running}") from None
+        who = f" (pid {running.pid})" if running and "in use" in str(error) else ""
+        raise Error(f"cannot start: {error}{who}") from None
     except Error as error:
         raise Error(f"cannot start: {error}") from None
     for number in SIGNALS:
@@ -8216,13 +8837,12 @@ def command_serve(config: Config, arguments: argparse.Namespace, environ: Enviro
     return code
 
 
-def command_init(arguments: argparse.Namespace) -> int:
+def command_init(call: Call) -> int:
     """Writes the sample configuration; never over a file."""
-    path = arguments.file or "hd_itsm.toml"
+    path = call.arguments["file"]
     try:
-        with open(path, "x", encoding="utf-8") as file:
-            os.chmod(path, 0o600)  # a token may be written into it
-            file.write(sample_config())
+        with os.fdopen(new_file(path), "w", encoding="utf-8") as file:
+            file.write(sample_config())  # a token may be written into it: for nobody else to read
     except FileExistsError:
         raise Error(f"{path} exists: it is left as it is; name another file") from None
     except OSError as error:
@@ -8230,6 +8850,8 @@ def command_init(arguments: argparse.Namespace) -> int:
     print(f"wrote {path}: fill in itsm.url and itsm.authorization, then run `check`")
     return 0
 
+
+# ── Command line · check ───────────────────────────────────────────────────────────────────────
 
 Finding = tuple[str, str, str]
 
@@ -8243,10 +8865,10 @@ def _existing(path: str) -> str:
 
 def _check_store(config: Config) -> Finding:
     path = config.store.path
-    if find_remote(path) is not None and os.path.exists(path):
+    if find_service(path) is not None and os.path.exists(path):
         try:
-            with Desk(config) as desk:
-                desk.call("status")
+            with Operator(config) as operator:
+                operator.ask("status")
             return "ok", "file", f"{path}, held by the running service"
         except Error as error:
             return "wrong", "file", str(error)
@@ -8424,13 +9046,14 @@ def _check_places(config: Config, address: str) -> None:
     listen((host, 0 if ours else port)).close()
 
 
-def command_check(config: Config, arguments: argparse.Namespace, environ: Environ) -> int:
+def command_check(call: Call) -> int:
     """Looks at everything that must be right before `serve` can work; sends no ticket."""
+    config, address = call.config(complete=True), call.arguments["configuration"]
     findings: list[Finding] = [("ok", "configuration", config.source or "defaults")]
-    if arguments.configuration is not None:
-        if arguments.configuration:
-            _check_places(config, arguments.configuration)
-        _emit(arguments, [], "the configuration is sound")
+    if address is not None:
+        if address != "-":
+            _check_places(config, address)
+        call.emit([], "the configuration is sound")
         return 0
     findings += [("look", "configuration", warning) for warning in config.warnings]
     findings += _check_versions()
@@ -8440,229 +9063,90 @@ def command_check(config: Config, arguments: argparse.Namespace, environ: Enviro
     findings += _check_fields(config)
     findings += _check_reach(config)
     rows = [{"result": word, "what": what, "found": found} for word, what, found in findings]
-    _emit(arguments, rows, show_table(rows, ("result", "what", "found")))
+    call.emit(rows, as_table(rows, ("result", "what", "found")))
     return 1 if any(word == "wrong" for word, _, _ in findings) else 0
 
 
-def _explain_request(config: Config, reading: Reading, found: dict[str, Any]) -> str:
+# ── Command line · explain ─────────────────────────────────────────────────────────────────────
+
+
+def _explain_request(config: Config, reading: Reading, explained: dict[str, Any]) -> str:
     """Adds the request that would be sent; what stands against it, or ""."""
     kind = config.kinds[reading.kind]
     request_id = None
     if kind.waits_for_id:
-        with contextlib.suppress(Error), Desk(config) as desk:
-            mapping = desk.call("show", ticket=reading.ticket)["mapping"]
+        with contextlib.suppress(Error), Operator(config) as operator:
+            mapping = operator.ask("show", ticket=reading.ticket)["mapping"]
             request_id = mapping and mapping["request_id"]
         if request_id is None:
             request_id = "REQUEST-ID"
-            found["note"] = "REQUEST-ID stands for the id that the ITSM will have given the ticket"
+            explained["note"] = (
+                "REQUEST-ID stands for the id that the ITSM will have given the ticket"
+            )
     key = "a UUID kept with the event"
     scope = config.scope(
         reading.fields, 0, reading.ticket, time.time(), request_id, key, masked=True
     )
     try:
-        found |= kind.request.render(scope).as_json()
+        explained |= kind.request.render(scope).as_json()
     except Untranslatable as error:
         return f"cannot be translated: {error}"
-    found["result"] = "would be sent"
+    explained["result"] = "would be sent"
     return ""
 
 
-def _explained(found: Mapping[str, Any]) -> str:
+def explained_as_text(explained: Mapping[str, Any]) -> str:
+    """What became of a webhook, a line for each thing."""
     lines = []
-    for name, value in found.items():
+    for name, value in explained.items():
         if name in ("fields", "headers"):
-            lines += [f"{name}:"] + [f"  {key}: {_plain(one)}" for key, one in value.items()]
+            lines += [f"{name}:"] + [f"  {key}: {one_line(of)}" for key, of in value.items()]
         elif name == "body":
             lines += ["body:", value]
         else:
-            lines.append(f"{name}: {_plain(value) or '-'}")
+            lines.append(f"{name}: {one_line(value) or '-'}")
     return "\n".join(lines)
 
 
-def command_explain(config: Config, arguments: argparse.Namespace, environ: Environ) -> int:
+def _webhook_in(path: str) -> bytes:
+    if path == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return pathlib.Path(path).read_bytes()
+    except OSError as error:
+        raise WrongArgument(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def command_explain(call: Call) -> int:
     """Shows what a webhook would become: repairs, rule, fields and the exact request."""
-    name = arguments.hook.strip("/")
+    config = call.config(complete=True)
+    name = call.arguments["hook"].strip("/")
     hook = config.hooks.get(name) or next(
         (hook for hook in config.hooks.values() if hook.path.strip("/") == name), None
     )
     if hook is None:
-        raise ConfigError(
-            f"no hook {name!r}{_hint(name, config.hooks)}: {', '.join(config.hooks)}"
-        )
-    if arguments.body == "-":
-        raw = sys.stdin.buffer.read()
-    else:
-        try:
-            raw = pathlib.Path(arguments.body).read_bytes()
-        except OSError as error:
-            raise ConfigError(f"{arguments.body}: cannot be read: {error.strerror}") from None
-    pairs = [header.partition(":") for header in arguments.header or ()]
+        hooks = ", ".join(config.hooks)
+        raise WrongArgument(f"no hook {name!r}{_hint(name, config.hooks)}: {hooks}")
+    raw = _webhook_in(call.arguments["body"])
+    pairs = [header.partition(":") for header in call.arguments["header"]]
     headers = {key.strip().lower(): value.strip() for key, _, value in pairs}
     reading = read_webhook(hook, raw, headers)
-    found: dict[str, Any] = {"hook": hook.name, "repaired": reading.repaired}
+    explained: dict[str, Any] = {"hook": hook.name, "repaired": reading.repaired}
     if hook.rules:
-        found["rule"] = reading.rule or None
-    found |= {"kind": reading.kind or None, "ticket": reading.ticket, "fields": reading.fields}
+        explained["rule"] = reading.rule or None
+    explained |= {"kind": reading.kind or None, "ticket": reading.ticket, "fields": reading.fields}
     problem = reading.problem
     if not problem and not reading.kind:
-        found["result"] = "ignored (200): no rule of the hook matches"
+        explained["result"] = "ignored (200): no rule of the hook matches"
     elif not problem:
-        problem = _explain_request(config, reading, found)
+        problem = _explain_request(config, reading, explained)
     if problem:
-        found["result"] = f"failed (400): {problem}"
-    _emit(arguments, found, _explained(found))
+        explained["result"] = f"failed (400): {problem}"
+    call.emit(explained, explained_as_text(explained))
     return 1 if problem else 0
 
 
-def command_status(desk: Desk, arguments: argparse.Namespace) -> int:
-    """Counts, the ITSM, and what needs a person; exit 1 where something does."""
-    status = desk.call("status")
-    status["running"] = desk.remote is not None and desk._events is None
-    counts = "  ".join(f"{state} {status['counts'][state]}" for state in STATES)
-    itsm = status["itsm"]
-    oldest = status["oldest"]
-    lines = [
-        counts,
-        f"service        {'running' if status['running'] else 'not running'}",
-        f"ITSM           {itsm['state']}"
-        + (f" since {itsm['since']}: {itsm['reason']}" if itsm["reason"] else ""),
-        f"oldest waiting {oldest['event']} of {oldest['received']}"
-        if oldest
-        else "oldest waiting -",
-        f"last webhook   {status['last_webhook'] or '-'}",
-        f"last delivery  {status['last_delivery'] or '-'}",
-    ]
-    if status["paused"]:
-        lines.append(f"paused         since {status['paused']}: `resume` goes on")
-    lines += [f"needs you      {need}" for need in status["needs"]]
-    if not status["needs"] and not status["paused"] and itsm["state"] == "up":
-        lines.append("all is well")
-    _emit(arguments, status, "\n".join(lines))
-    return 1 if status["needs"] else 0
-
-
-def _since(text: str | None) -> float:
-    """A point in time given as "2h" (ago) or as a date; epoch seconds, 0 for none."""
-    if not text:
-        return 0.0
-    with contextlib.suppress(ValueError):
-        return time.time() - _read_duration(text)
-    try:
-        return parse_date(text, None).timestamp()
-    except ValueError:
-        raise ConfigError(f'--since {text!r}: must be like "2h", "7d" or 2026-11-23') from None
-
-
-def command_events(desk: Desk, arguments: argparse.Namespace) -> int:
-    """Lists events, newest first."""
-    rows = desk.call(
-        "events",
-        state=arguments.state,
-        ticket=arguments.ticket,
-        kind=arguments.kind,
-        since=_since(arguments.since),
-        limit=arguments.limit,
-        whole=arguments.json,
-    )
-    _emit(arguments, rows, show_table(rows, EVENT_COLUMNS) if rows else "no such events")
-    return 0
-
-
-def _shown_event(event: Mapping[str, Any], brief: bool = False) -> str:
-    lines = [
-        f"event {event['event']}: {event['state']}"
-        + (f" ({_plain(event['reason'])})" if event["reason"] else "")
-    ]
-    for name in (
-        "ticket",
-        "kind",
-        "request_id",
-        "hook",
-        "received",
-        "settled",
-        "sender",
-        "repaired",
-        "next_try",
-    ):
-        if event.get(name):
-            lines.append(f"  {name:<11}{_plain(event[name])}")
-    if not brief:
-        lines += [
-            f"  field      {name} = {_plain(value)}" for name, value in event["fields"].items()
-        ]
-        lines += ["  raw body", *("    " + _plain(line) for line in event["raw"].splitlines())]
-    for one in event["attempts"]:
-        said = f": {_plain(one['answer'])}" if one["answer"] else ""
-        lines.append(
-            f"  attempt {one['attempt']}  {one['at']}  {one['duration']:.3f} s  {one['outcome']}"
-            f" ({_plain(one['reason'])}){said}"
-        )
-    return "\n".join(lines)
-
-
-def command_show(desk: Desk, arguments: argparse.Namespace) -> int:
-    """Shows everything of an event, or a ticket's timeline."""
-    if (arguments.event is None) == (arguments.ticket is None):
-        raise ConfigError("show needs an event's number, or --ticket T")
-    found = desk.call("show", event=arguments.event, ticket=arguments.ticket)
-    if arguments.event is not None:
-        _emit(arguments, found, _shown_event(found))
-        return 0
-    mapping = found["mapping"]
-    lines = [
-        f"ticket {found['ticket']}: "
-        + (
-            f"request {mapping['request_id']} since {mapping['since']} (by {mapping['origin']})"
-            if mapping
-            else "no request id yet"
-        )
-    ]
-    for event in found["events"]:
-        lines += ["", _shown_event(event, brief=True)]
-    _emit(arguments, found, "\n".join(lines))
-    return 0
-
-
-def command_retry(desk: Desk, arguments: argparse.Namespace) -> int:
-    """Puts events back to pending, translated anew."""
-    if not arguments.events and arguments.state is None:
-        raise ConfigError("name events, or --state failed (ignored, dropped, held)")
-    found = desk.call(
-        "retry",
-        events=arguments.events,
-        state=arguments.state,
-        kind=arguments.kind,
-        reason=arguments.reason,
-        since=_since(arguments.since),
-        force=arguments.force,
-        dry_run=arguments.dry_run,
-    )
-    word = "would be retried" if found["dry_run"] else "back to pending"
-    lines = [
-        f"{len(found['retried'])} {word}: {' '.join(map(str, found['retried']))}".rstrip(": ")
-    ]
-    lines += [f"refused: {one['reason']}" for one in found["refused"]]
-    _emit(arguments, found, "\n".join(lines))
-    return 1 if found["refused"] else 0
-
-
-def command_drop(desk: Desk, arguments: argparse.Namespace) -> int:
-    """Gives events up."""
-    found = desk.call("drop", events=arguments.events, why=arguments.why)
-    lines = [f"dropped: {' '.join(map(str, found['dropped']))}"] if found["dropped"] else []
-    lines += [f"refused: {one['reason']}" for one in found["refused"]]
-    _emit(arguments, found, "\n".join(lines))
-    return 1 if found["refused"] else 0
-
-
-def command_map(desk: Desk, arguments: argparse.Namespace) -> int:
-    """Sets a ticket's request id by hand."""
-    found = desk.call("map", ticket=arguments.ticket, request_id=arguments.request)
-    freed = f"; goes out now: {' '.join(map(str, found['freed']))}" if found["freed"] else ""
-    also = f"; ticket {found['also']} has that request id, too" if found["also"] else ""
-    text = f"ticket {found['ticket']} is request {found['request_id']}{freed}{also}"
-    _emit(arguments, found, text)
-    return 0
+# ── Command line · what needs a file of the caller ─────────────────────────────────────────────
 
 
 def _rows_of(path: str, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
@@ -8676,163 +9160,106 @@ def _rows_of(path: str, columns: Sequence[str]) -> Iterator[tuple[int, dict[str,
                 elif any(cell.strip() for cell in cells):
                     yield number, dict(zip(names, cells, strict=False))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+        raise WrongArgument(f"{path}: cannot be read: {error.strerror}") from None
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is no CSV in UTF-8: {error}") from None
+        raise WrongArgument(f"{path}: is no CSV in UTF-8: {error}") from None
 
 
-def _progress(done: int, whole: int) -> None:
-    if sys.stderr.isatty() and whole > 1000:
-        print(
-            f"\r{done} of {whole}", end="" if done < whole else "\n", file=sys.stderr, flush=True
-        )
+def _in_slices(
+    operator: Operator, name: str, key: str, rows: Sequence[Any], size: int
+) -> Iterator[dict[str, Any]]:
+    """The operation's results for so many rows at a time; with no rows there are none."""
+    for start in range(0, len(rows), size):
+        yield operator.ask(name, **{key: rows[start : start + size]})
+        if len(rows) > size:
+            _progress(min(start + size, len(rows)), len(rows))
 
 
-def command_import(desk: Desk, arguments: argparse.Namespace) -> int:
+def command_import(call: Call) -> int:
     """Reads mappings from a CSV file; a bad line refuses the whole file."""
-    rows, problems, zone = [], [], desk.config.clock.zone
-    for number, row in _rows_of(arguments.file, ("ticket_id", "request_id", "timestamp")):
-        ticket, request_id = read_id(row.get("ticket_id")), read_id(row.get("request_id"))
+    config, path = call.config(), call.arguments["file"]
+    rows, problems, now = [], [], time.time()
+    for number, row in _rows_of(path, ("ticket_id", "request_id", "timestamp")):
         try:
-            since = (
-                parse_date(row["timestamp"], zone).timestamp()
-                if row.get("timestamp")
-                else time.time()
-            )
-            if not ticket or not request_id:
-                raise ValueError("ticket_id and request_id must not be empty")
-            rows.append([ticket, request_id, since])
+            since = row.get("timestamp")
+            moment = parse_date(since, config.clock.zone).timestamp() if since else now
+            ids = [id_of(row.get(name)) for name in ("ticket_id", "request_id")]
+            rows.append([*ids, moment])
         except ValueError as error:
-            problems.append(f"{arguments.file} line {number}: {error}")
+            problems.append(f"{path} line {number}: {error}")
     if problems:
-        raise ConfigError("\n".join(problems[:20]) + "\nnothing was imported")
-    for start in range(0, len(rows), 1000):
-        desk.call("import", rows=rows[start : start + 1000])
-        _progress(min(start + 1000, len(rows)), len(rows))
-    _emit(arguments, {"imported": len(rows)}, f"{len(rows)} mappings imported")
+        raise WrongArgument("\n".join(problems[:20]) + "\nnothing was imported")
+    with Operator(config, OPERATIONS["import"].creates) as operator:
+        for _ in _in_slices(operator, "import", "rows", rows, 1000):
+            pass
+    result = {"imported": len(rows)}
+    call.emit(result, imported_as_text(result))
     return 0
 
 
-def command_export(desk: Desk, arguments: argparse.Namespace) -> int:
+def command_export(call: Call) -> int:
     """Prints all mappings as CSV (or JSON)."""
-    after, found = "", []
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    if not arguments.json:
-        writer.writerow(("ticket_id", "request_id", "timestamp"))
-    while rows := desk.call("mappings", after=after):
-        after = rows[-1]["ticket"]
-        if arguments.json:
-            found += rows
-        else:
-            writer.writerows((row["ticket"], row["request_id"], row["since"]) for row in rows)
-    if arguments.json:
-        _emit(arguments, found, "")
+    with Operator(call.config()) as operator:
+        parts = operator.parts("export", {})
+        if call.as_json:
+            _print_list({}, "", itertools.chain.from_iterable(p["mappings"] for p in parts))
+            return 0
+        for number, part in enumerate(parts):
+            print("ticket_id,request_id,timestamp\n" if not number else "", end="")
+            print(mappings_as_text(part), end="")
     return 0
 
 
-def command_backup(desk: Desk, arguments: argparse.Namespace) -> int:
+def command_reconcile(call: Call) -> int:
+    """Compares the helpdesk's list of tickets with what is known here; exit 1 for any gap."""
+    path, rows = call.arguments["file"], []
+    for number, row in _rows_of(path, ("ticket_id", "state")):
+        try:
+            rows.append([id_of(row.get("ticket_id")), row.get("state") or ""])
+        except ValueError as error:
+            raise WrongArgument(f"{path} line {number}: {error}") from None
+    with Operator(call.config()) as operator:
+        result = _joined(_in_slices(operator, "reconcile", "tickets", rows, 500))
+    result = {name: [] for name in GAPS} | result | {"checked": len(rows)}
+    call.emit(result, gaps_as_text(result))
+    return OPERATIONS["reconcile"].exit_code(result)
+
+
+def _keep_copy(copy: str, target: str) -> None:
+    """Brings a copy of the file to where it is wanted, in one step, over an older one."""
+    new = f"{target}.new.{os.getpid()}"
+    with os.fdopen(new_file(new), "wb") as file, open(copy, "rb") as made:
+        shutil.copyfileobj(made, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, target)
+
+
+def command_backup(call: Call) -> int:
     """Copies the file, consistently, while the service runs or not; replaces an older copy."""
-    target, store = os.path.abspath(arguments.file), os.path.abspath(desk.config.store.path)
+    config = call.config()
+    target, store = os.path.abspath(call.arguments["file"]), os.path.abspath(config.store.path)
     if target in (store, f"{store}-wal", control_path(store)) or os.path.isdir(target):
-        raise ConfigError(f"{target}: name another file for the copy")
-    found = desk.call("backup")
+        raise WrongArgument(f"{target}: name another file for the copy")
+    name = secrets.token_hex(8)
+    with Operator(config) as operator:
+        result = {**operator.ask("backup", name=name), "file": target}
+    copy = copy_path(store, name)
     try:
-        shutil.copyfile(found["file"], f"{target}.new")
-        os.chmod(f"{target}.new", 0o600)
-        with open(f"{target}.new", "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(f"{target}.new", target)
+        _keep_copy(copy, target)
     except OSError as error:
         raise Error(f"{target}: cannot be written: {error.strerror}") from None
     finally:
         with contextlib.suppress(OSError):
-            os.unlink(found["file"])
-    _emit(
-        arguments, {"file": target, "bytes": found["bytes"]}, f"{found['bytes']} bytes to {target}"
-    )
+            os.unlink(copy)
+    call.emit(result, OPERATIONS["backup"].as_text(result))
     return 0
 
 
-CLOSED_WORDS = {  # what helpdesks call a state -> the kind that must have been delivered for it
-    "closed": "complete", "resolved": "complete", "solved": "complete", "done": "complete",
-    "assigned": "assign", "open": "new",
-}  # fmt: skip
+# ── Command line · demo ────────────────────────────────────────────────────────────────────────
 
 
-def _gaps(config: Config, ticket: Mapping[str, Any], state: str) -> tuple[str, str]:
-    """("never_seen", "without_request_id", "half_sent" or "", and what is missing)."""
-    events = ticket["events"]
-    if not events and not ticket["request_id"]:
-        return "never_seen", "no event and no mapping: send its webhook again, or `map` it"
-    if not ticket["request_id"]:
-        states = ", ".join(f"event {one['event']} {one['state']}" for one in events)
-        return "without_request_id", states
-    undelivered = [one for one in events if one["state"] in ("pending", "held", "failed")]
-    if undelivered:
-        listed = (f"event {one['event']} {one['kind']} {one['state']}" for one in undelivered)
-        return "half_sent", ", ".join(listed)
-    wanted = CLOSED_WORDS.get(state.strip().lower(), state.strip().lower())
-    delivered = {one["kind"] for one in events if one["state"] == "delivered"}
-    if wanted in config.kinds and not config.kinds[wanted].opens and wanted not in delivered:
-        return "half_sent", f"the helpdesk says {state}, but no {wanted} was delivered"
-    return "", ""
-
-
-def command_reconcile(desk: Desk, arguments: argparse.Namespace) -> int:
-    """Compares the helpdesk's list of tickets with what is known here; exit 1 for any gap."""
-    rows = [
-        (read_id(row.get("ticket_id")), row.get("state") or "", number)
-        for number, row in _rows_of(arguments.file, ("ticket_id", "state"))
-    ]
-    if bad := [number for ticket, _, number in rows if not ticket]:
-        raise ConfigError(f"{arguments.file} line {bad[0]}: no ticket id in the first column")
-    gaps: dict[str, list[dict[str, str]]] = {
-        "never_seen": [],
-        "without_request_id": [],
-        "half_sent": [],
-    }
-    for start in range(0, len(rows), 500):
-        part = rows[start : start + 500]
-        found = desk.call("known", tickets=[ticket for ticket, _, _ in part])
-        for ticket, (_, state, _) in zip(found, part, strict=True):
-            name, missing = _gaps(desk.config, ticket, state)
-            if name:
-                gaps[name].append({"ticket": ticket["ticket"], "missing": missing})
-        _progress(min(start + 500, len(rows)), len(rows))
-    lines = [f"{len(rows)} tickets compared"]
-    for name, found in gaps.items():
-        lines.append(f"{name.replace('_', ' ')}: {len(found)}")
-        lines += [f"  {_plain(one['ticket'])}: {_plain(one['missing'])}" for one in found]
-    _emit(arguments, {"checked": len(rows), **gaps}, "\n".join(lines))
-    return 1 if any(gaps.values()) else 0
-
-
-def command_forget(desk: Desk, arguments: argparse.Namespace) -> int:
-    """Removes a ticket's texts (personal data); mapping, numbers and states stay."""
-    found = desk.call("forget", ticket=arguments.ticket)
-    text = f"ticket {arguments.ticket}: the texts of {found['forgotten']} events are removed"
-    if found["left"]:
-        text += (
-            f"; not yet settled, so left: {' '.join(map(str, found['left']))} (`drop` them first)"
-        )
-    _emit(arguments, found, text)
-    return 1 if found["left"] else 0
-
-
-def command_pause(desk: Desk, arguments: argparse.Namespace) -> int:
-    """Stops deliveries; webhooks are still taken."""
-    found = desk.call("pause")
-    _emit(arguments, found, f"paused since {found['paused']}: webhooks are taken, nothing is sent")
-    return 0
-
-
-def command_resume(desk: Desk, arguments: argparse.Namespace) -> int:
-    """Lets deliveries go on."""
-    _emit(arguments, desk.call("resume"), "deliveries go on")
-    return 0
-
-
-def command_demo(arguments: argparse.Namespace, environ: Environ) -> int:
+def command_demo(call: Call) -> int:
     """Shows the life of three tickets; needs nothing, leaves nothing behind."""
     logging.basicConfig(level=logging.CRITICAL, force=True)
     itsm = PracticeItsm()
@@ -8856,74 +9283,117 @@ def command_demo(arguments: argparse.Namespace, environ: Environ) -> int:
     return 0
 
 
-Add = Callable[..., argparse.ArgumentParser]
+# ── Command line · the table ───────────────────────────────────────────────────────────────────
 
 
-def _look_arguments(add: Add, choice: Callable[[argparse.ArgumentParser], None]) -> None:
-    """The commands that look."""
-    check = add("check", "is everything right? Reaches the ITSM without sending a ticket")
-    check.add_argument(
-        "--configuration",
-        nargs="?",
-        const="",
-        metavar="ADDRESS",
-        help="only the configuration; with the ADDRESS where the service listens now: also whether"
-        " a reload could have its file, log and address",
+def _of_operation(name: str, function: Callable[[Call], int] | None = None) -> Command:
+    """The command of an operation; `function` where it needs a file of the caller as well."""
+    operation = OPERATIONS[name]
+    return Command(
+        name,
+        operation.help,
+        function or functools.partial(carry_out, operation),
+        () if function else operation.arguments,
+        operation.one_of,
     )
-    explain = add("explain", "what would this webhook become? Sends and stores nothing")
-    explain.add_argument("hook", metavar="HOOK", help="the hook's name or path")
-    explain.add_argument(
-        "body", nargs="?", default="-", metavar="BODY", help="a file, or - for stdin"
-    )
-    explain.add_argument(
-        "--header", action="append", metavar="NAME:VALUE", help="a header of the webhook"
-    )
-    add("status", "counts, the ITSM, and what needs a person (exit 1)")
-    events = add("events", "list events, newest first")
-    choice(events)
-    events.add_argument("--ticket", metavar="T", help="only events of this ticket")
-    events.add_argument("--limit", type=int, default=50, metavar="N", help="at most so many (50)")
-    show = add("show", "everything of an event, or a ticket's timeline")
-    show.add_argument("event", nargs="?", type=int, metavar="EVENT")
-    show.add_argument("--ticket", metavar="T", help="a ticket's mapping and events instead")
 
 
-def _act_arguments(add: Add, choice: Callable[[argparse.ArgumentParser], None]) -> None:
-    """The commands that change something."""
-    retry = add("retry", "back to pending, translated anew with today's configuration")
-    retry.add_argument("events", nargs="*", type=int, metavar="EVENT")
-    choice(retry)
-    retry.add_argument("--reason", metavar="TEXT", help="only where the reason holds this text")
-    retry.add_argument("--dry-run", action="store_true", help="only count")
-    retry.add_argument("--force", action="store_true", help="even older than a delivered one")
-    drop = add("drop", "give events up; recorded")
-    drop.add_argument("events", nargs="+", type=int, metavar="EVENT")
-    drop.add_argument(
-        "--why", required=True, metavar="TEXT", help="the reason, kept with the event"
+CSV_FILE = Argument("file", read_text, "in UTF-8", metavar="FILE.csv", required=True)
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command("serve", "run in the foreground (the default)", command_serve, prints=False),
+        Command(
+            "demo",
+            "the life of tickets against a practice ITSM; needs nothing",
+            command_demo,
+            prints=False,
+        ),
+        Command(
+            "init",
+            "write the sample configuration",
+            command_init,
+            (Argument("file", read_text, "its name", metavar="FILE", default="hd_itsm.toml"),),
+        ),
+        Command(
+            "check",
+            "is everything right? Reaches the ITSM without sending a ticket",
+            command_check,
+            (
+                Argument(
+                    "--configuration",
+                    read_text,
+                    "only the configuration; with the ADDRESS where the service listens now: also"
+                    " whether a reload could have its file, log and address",
+                    metavar="ADDRESS",
+                    empty="-",
+                ),
+            ),
+        ),
+        Command(
+            "explain",
+            "what would this webhook become? Sends and stores nothing",
+            command_explain,
+            (
+                Argument("hook", read_text, "its name or path", metavar="HOOK", required=True),
+                Argument("body", read_text, "a file; - for stdin", metavar="BODY", default="-"),
+                Argument("--header", read_text, "of the webhook", metavar="NAME:VALUE", many=True),
+            ),
+        ),
+        *map(_of_operation, ("status", "events", "show", "retry", "drop", "map")),
+        replace(_of_operation("import", command_import), arguments=(CSV_FILE,)),
+        _of_operation("export", command_export),
+        replace(
+            _of_operation("backup", command_backup),
+            arguments=(Argument("file", read_text, "the copy", metavar="FILE", required=True),),
+        ),
+        replace(_of_operation("reconcile", command_reconcile), arguments=(CSV_FILE,)),
+        *map(_of_operation, ("forget", "pause", "resume")),
     )
-    mapping = add("map", "set a ticket's request id by hand; what was held for it goes out")
-    mapping.add_argument("ticket", metavar="TICKET")
-    mapping.add_argument("request", metavar="REQUEST")
-    add("import", "read mappings from CSV").add_argument("file", metavar="FILE.csv")
-    add("export", "print all mappings as CSV")
-    backup = add("backup", "write a consistent copy of the file, while the service runs or not")
-    backup.add_argument("file", metavar="FILE")
-    words = "compare the helpdesk's list of tickets (ticket_id, optional state) with what is known"
-    add("reconcile", words).add_argument("file", metavar="FILE.csv")
-    forget = add("forget", "remove a ticket's texts (personal data); its mapping stays")
-    forget.add_argument("ticket", metavar="TICKET")
-    add("pause", "stop deliveries; webhooks are still taken")
-    add("resume", "let deliveries go on")
+}
+
+
+# ── Command line · the parser ──────────────────────────────────────────────────────────────────
+
+
+def _typed(argument: Argument) -> Callable[[str], Any]:
+    """`argument.read` as argparse wants it."""
+
+    def read(text: str) -> Any:
+        try:
+            return argument.read(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
+
+
+def _add_argument(parser: argparse.ArgumentParser, argument: Argument) -> None:
+    option, named = argument.name.startswith("--"), dict[str, Any](help=argument.help)
+    if argument.read is read_flag:
+        parser.add_argument(argument.name, action="store_true", **named)
+        return
+    named |= {"type": _typed(argument), "metavar": argument.metavar or argument.key.upper()}
+    if option:
+        named["required"] = argument.required
+        if argument.many:
+            named["action"] = "append"
+        elif argument.empty is not None:
+            named |= {"nargs": "?", "const": argument.empty}
+    elif argument.many:
+        named["nargs"] = "+" if argument.required else "*"
+    elif not argument.required:
+        named["nargs"] = "?"
+    parser.add_argument(argument.name, **named)
 
 
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--config", metavar="FILE", help="the configuration (TOML)")
     common.add_argument("--listen", metavar="HOST:PORT", help="instead of server.listen")
-    common.add_argument("--db", metavar="FILE", help="instead of events.file.path")
+    common.add_argument("--db", metavar="FILE", help="instead of store.path")
     common.add_argument("--itsm-url", metavar="URL", help="instead of itsm.url")
-    data = argparse.ArgumentParser(add_help=False, parents=[common])
-    data.add_argument("--json", action="store_true", default=False, help="for programs")
     parser = argparse.ArgumentParser(
         prog="hd_itsm",
         parents=[common],
@@ -8931,67 +9401,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"hd_itsm {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-
-    def add(name: str, words: str, *parents: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name, help=words, description=words, parents=list(parents) or [data]
+    for command in COMMANDS.values():
+        added = commands.add_parser(
+            command.name, help=command.help, description=command.help, parents=[common]
         )
-
-    def choice(command: argparse.ArgumentParser) -> None:
-        command.add_argument("--state", choices=STATES, help="only events in this state")
-        command.add_argument("--kind", help="only events of this kind")
-        command.add_argument("--since", metavar="D", help='received since: "2h", "7d", 2026-11-23')
-
-    add("serve", "run in the foreground (the default)", common)
-    add("demo", "the life of three tickets against a practice ITSM; needs nothing", common)
-    add("init", "write the sample configuration", common).add_argument(
-        "file", nargs="?", metavar="FILE"
-    )
-    _look_arguments(add, choice)
-    _act_arguments(add, choice)
+        if command.prints:
+            added.add_argument("--json", action="store_true", help="for programs")
+        for argument in command.arguments:
+            if argument.help:
+                _add_argument(added, argument)
     return parser
 
 
-DESK_COMMANDS: dict[str, Callable[[Desk, argparse.Namespace], int]] = {
-    "status": command_status,
-    "events": command_events,
-    "show": command_show,
-    "retry": command_retry,
-    "drop": command_drop,
-    "map": command_map,
-    "import": command_import,
-    "export": command_export,
-    "backup": command_backup,
-    "reconcile": command_reconcile,
-    "forget": command_forget,
-    "pause": command_pause,
-    "resume": command_resume,
-}
-CONFIG_COMMANDS: dict[str, Callable[[Config, argparse.Namespace, Environ], int]] = {
-    "serve": command_serve,
-    "check": command_check,
-    "explain": command_explain,
-}
+# ── Command line · main ────────────────────────────────────────────────────────────────────────
 
 
-def run(arguments: argparse.Namespace, environ: Environ) -> int:
+def run(typed: argparse.Namespace, environ: Environ) -> int:
     """Carries a command out; its exit code. Raises Error."""
-    name = arguments.command or "serve"
-    if name == "init":
-        return command_init(arguments)
-    if name == "demo":
-        return command_demo(arguments, environ)
-    overrides = {
-        key: getattr(arguments, name)
-        for name, key in OVERRIDES.items()
-        if key and hasattr(arguments, name)
-    }
-    path = find_config(getattr(arguments, "config", None), environ)
-    config = load_config(path, overrides, environ, complete=name in CONFIG_COMMANDS)
-    if name in CONFIG_COMMANDS:
-        return CONFIG_COMMANDS[name](config, arguments, environ)
-    with Desk(config, creates=name in ("import", "map")) as desk:
-        return DESK_COMMANDS[name](desk, arguments)
+    command, given = COMMANDS[typed.command or "serve"], vars(typed)
+    arguments = read_arguments(
+        command.arguments,
+        {each.key: given.get(each.key) for each in command.arguments},
+        command.one_of,
+    )
+    options = {name: given[name] for name in OVERRIDES if name in given}
+    return command.function(Call(arguments, options, given.get("json", False), environ))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -8999,17 +9433,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    arguments = _parser().parse_args(argv)
+    typed = _parser().parse_args(argv)
     try:
-        code = run(arguments, os.environ)
+        code = run(typed, os.environ)
         sys.stdout.flush()  # a reader that has left is noticed here, where it is no error
         return code
-    except ConfigError as error:
-        print(f"hd_itsm: {error}", file=sys.stderr)
-        return 2
     except Error as error:
         print(f"hd_itsm: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, ConfigError | WrongArgument) else 1
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

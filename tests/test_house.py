@@ -29,6 +29,7 @@ ROOMS = (
     "File",
     "Records",
     "Events",
+    "Status",
     "Operations",
     "Door",
     "Page",
