@@ -78,6 +78,7 @@ import signal
 import socket
 import sqlite3
 import ssl
+import stat
 import subprocess
 import sys
 import tempfile
@@ -5521,6 +5522,11 @@ def _refusal(error: Refused) -> bottle.HTTPResponse:
     return _reply(error.status, {"error": str(error)}, **headers)
 
 
+def proof(key: str, *said: str) -> str:
+    """What only who has the key of the control file can know of what is said (HMAC-SHA256)."""
+    return hmac.new(key.encode(), "\n".join(said).encode(), "sha256").hexdigest()
+
+
 class Sparing:
     """Lets one log line a minute through for each key, and counts those it holds back."""
 
@@ -5564,6 +5570,7 @@ class Web:
             self.site.route(path, "POST", functools.partial(self.hook, hook))
         for status in ASTRAY:
             self.site.error(status, callback=self.astray)
+        self.site.route("/control/hello", "GET", self.hello)
         self.site.route("/control/<verb>", "POST", self.control)
         self.site.route("/health", "GET", self.health)
         self.site.route("/metrics", "GET", self.metrics)
@@ -5727,30 +5734,65 @@ class Web:
         if is_loopback(host) and not is_loopback(name):
             raise Refused(421, "this address is for callers on the machine itself")
 
-    def control(self, verb: str) -> bottle.HTTPResponse:
-        """Carries out a verb for the command line, which proves itself by the key."""
+    def hello(self) -> bottle.HTTPResponse:
+        """Proves to a command that this is the service of its control file, by its nonce."""
         environ = bottle.request.environ
         try:
             self.own_host(environ)
-            given = _header(environ, "HD-ITSM-Key")
-            if not hmac.compare_digest(given.encode("utf-8", "replace"), self.key.encode()):
-                raise Refused(401, "wrong key")
-            operation = OPERATIONS.get(verb)
-            if operation is None:
-                raise Refused(404, f"no operation {verb}{_hint(verb, OPERATIONS)}")
-            given = parse_json((environ["wsgi.input"].read() or b"{}").decode())
-            if not isinstance(given, dict):
-                raise WrongArgument("the arguments must be a JSON object")
-            result = operation.function(self.config, self.events, operation.read(given))
-            if operation.wakes:
-                self.wake()
-            return _reply(200, {"result": result}, HD_ITSM_Pid=str(os.getpid()))
+            nonce = _header(environ, "HD-ITSM-Nonce")
+            if not re.fullmatch("[0-9a-f]{32}", nonce):
+                raise Refused(400, "HD-ITSM-Nonce must be 32 hexadecimal digits")
+            return _reply(200, {}, HD_ITSM_Proof=proof(self.key, "service", nonce))
         except Refused as error:
             return self.refuse(error, "/control")
+
+    def proven(self, environ: Mapping[str, Any], operation: str) -> tuple[str, str]:
+        """The nonce of a command and the digest of what it sends, both proven by the key.
+
+        Raises Refused (401, 421).
+        """
+        self.own_host(environ)
+        given = _header(environ, "HD-ITSM-Proof").split()
+        nonce, digest, word = given if len(given) == 3 else ("", "", "")
+        wanted = proof(self.key, "command", nonce, operation, digest)
+        if not hmac.compare_digest(word.encode(), wanted.encode()):
+            raise Refused(401, "no proof of the key that stands in the control file")
+        return nonce, digest
+
+    def control(self, verb: str) -> bottle.HTTPResponse:
+        """Carries out an operation for a command that proves the key, and proves the answer."""
+        environ = bottle.request.environ
+        try:
+            nonce, digest = self.proven(environ, verb)
+            body = environ["wsgi.input"].read()
+            if hashlib.sha256(body).hexdigest() != digest:
+                raise Refused(401, "this is not the body that was proven")
+        except Refused as error:
+            return self.refuse(error, "/control")
+        status, content = 200, dict[str, Any]()
+        try:
+            content["result"] = self.carry_out(verb, body)
         except FileError as error:
-            return _reply(503, {"error": str(error)})
+            status, content["error"] = 503, str(error)
         except (Error, ValueError) as error:
-            return _reply(400, {"error": str(error)})
+            status, content["error"] = 400, str(error)
+        text = COMPACT.encode(content)
+        sent = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+        answer = proof(self.key, "answer", nonce, str(status), sent)
+        return _reply(status, text, HD_ITSM_Proof=answer)
+
+    def carry_out(self, name: str, body: bytes) -> dict[str, Any]:
+        """An operation's result for arguments in JSON. Raises Error, ValueError."""
+        operation = OPERATIONS.get(name)
+        if operation is None:
+            raise WrongArgument(f"no operation {name!r}{_hint(name, OPERATIONS)}")
+        given = parse_json(body.decode())
+        if not isinstance(given, dict):
+            raise WrongArgument("the arguments must be a JSON object")
+        result = operation.function(self.config, self.events, operation.read(given))
+        if operation.wakes:
+            self.wake()
+        return result
 
     def health(self) -> bottle.HTTPResponse:
         """How it is, for monitoring: 200 for ok and warn, 503 for fail."""
@@ -8219,8 +8261,21 @@ def write_control(path: str, address: tuple[str, int], key: str) -> None:
     os.replace(new, path)
 
 
+def _proof_in(response: Any) -> bytes:
+    return str(response.headers.get("HD-ITSM-Proof", "")).encode("utf-8", "replace")
+
+
 class RunningService:
-    """The running service as a command reaches it: by what stands in its control file."""
+    """The running service as a command reaches it: by what stands in its control file.
+
+    The port may be somebody else's by now. Each side proves that it has the key, which is never
+    sent: the service before it learns what is asked, on the connection that is then used; the
+    command for its request, the service for its answer.
+    """
+
+    PATIENCE = 10.0  # seconds in which it must prove itself
+    LONGEST = 600.0  # seconds an operation may take, such as the copy of a large file
+    STRANGER = "another program listens there"
 
     def __init__(self, control: Mapping[str, Any]) -> None:
         host = str(control["host"])
@@ -8228,26 +8283,42 @@ class RunningService:
         self.port, self.key = int(control["port"]), str(control["key"])
         self.pid = int(control["pid"])
 
-    def ask(self, operation: Operation, arguments: Arguments) -> Any:
+    def ask(self, operation: Operation, arguments: Arguments) -> dict[str, Any]:
         """The operation's result. Raises Error for its refusal, OSError where it is not there."""
-        pool = urllib3.HTTPConnectionPool(self.host, self.port, retries=False)
+        nonce, body = secrets.token_hex(16), json.dumps(arguments).encode()
+        digest = hashlib.sha256(body).hexdigest()
+        word = proof(self.key, "command", nonce, operation.name, digest)
+        asked = Request("POST", "", {"HD-ITSM-Proof": f"{nonce} {digest} {word}"}, body)
+        connection = _HttpConnection(self.host, self.port)
         try:
-            answer = pool.request(
-                "POST",
-                f"/control/{operation.name}",
-                body=json.dumps(arguments).encode(),
-                headers={"HD-ITSM-Key": self.key},
-                timeout=urllib3.Timeout(connect=2, read=60),
-            )
-        except urllib3.exceptions.HTTPError as error:
-            raise OSError(str(error)) from error
-        with contextlib.suppress(ValueError):
-            content = json.loads(answer.data)
-            if answer.status == 200 and answer.headers.get("HD-ITSM-Pid") == str(self.pid):
-                return content["result"]
-            if answer.status in (400, 503) and isinstance(content, dict) and "error" in content:
-                raise Error(content["error"])
-        raise OSError("another program listens there")
+            self._meet(connection, nonce)
+            deadline = time.monotonic() + self.LONGEST
+            response = connection.exchange(asked, f"/control/{operation.name}", deadline)
+            status, answer = response.status, response.read()
+        except (urllib3.exceptions.HTTPError, http.client.HTTPException, ValueError) as error:
+            raise OSError(_transport_reason(error)) from None
+        finally:
+            connection.close()
+        digest = hashlib.sha256(answer).hexdigest()
+        wanted = proof(self.key, "answer", nonce, str(status), digest)
+        if not hmac.compare_digest(_proof_in(response), wanted.encode()):
+            raise Error(f"what {self.host}:{self.port} answers ({status}) is not of our service")
+        content = json.loads(answer)
+        if status != 200:
+            raise Error(content["error"])
+        return content["result"]  # type: ignore[no-any-return]
+
+    def _meet(self, connection: Any, nonce: str) -> None:
+        """Raises OSError for anybody but the service, and where the connection does not stay."""
+        hello = Request("GET", "", {"HD-ITSM-Nonce": nonce})
+        deadline = time.monotonic() + self.PATIENCE
+        response = connection.exchange(hello, "/control/hello", deadline)
+        whole = len(response.read(1000)) < 1000
+        known = hmac.compare_digest(
+            _proof_in(response), proof(self.key, "service", nonce).encode()
+        )
+        if not (whole and known and connection.sock):
+            raise OSError(self.STRANGER)
 
 
 def find_service(store_path: str) -> RunningService | None:
@@ -8295,7 +8366,7 @@ class Operator:
         trouble = None
         if self._events is None and self.service is not None:
             try:
-                return self.service.ask(operation, arguments)  # type: ignore[no-any-return]
+                return self.service.ask(operation, arguments)
             except OSError as error:
                 trouble = error
         if self._events is None:
@@ -9225,14 +9296,34 @@ def command_reconcile(call: Call) -> int:
     return OPERATIONS["reconcile"].exit_code(result)
 
 
-def _keep_copy(copy: str, target: str) -> None:
+def _open_copy(copy: str, store: str) -> int:
+    """A descriptor of the copy that was made beside the file. Raises OSError, Error.
+
+    Whoever runs the service may write there, and the command may be root's: what belongs to
+    anybody else than the file itself, a link or another name of something is not touched.
+    """
+    careful = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
+    handle = os.open(copy, os.O_RDONLY | careful)
+    made, kept = os.fstat(handle), os.stat(store)
+    if not stat.S_ISREG(made.st_mode) or made.st_nlink != 1 or made.st_uid != kept.st_uid:
+        os.close(handle)
+        raise Error(f"{copy} is not the copy that was asked for: it is left as it is")
+    return handle
+
+
+def _keep_copy(copy: int, target: str) -> None:
     """Brings a copy of the file to where it is wanted, in one step, over an older one."""
-    new = f"{target}.new.{os.getpid()}"
-    with os.fdopen(new_file(new), "wb") as file, open(copy, "rb") as made:
-        shutil.copyfileobj(made, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, target)
+    handle, new = tempfile.mkstemp(prefix=".hd_itsm-", dir=os.path.dirname(target))  # 0600
+    try:
+        with os.fdopen(handle, "wb") as file, os.fdopen(os.dup(copy), "rb") as made:
+            shutil.copyfileobj(made, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(new)
+        raise
 
 
 def command_backup(call: Call) -> int:
@@ -9246,10 +9337,15 @@ def command_backup(call: Call) -> int:
         result = {**operator.ask("backup", name=name), "file": target}
     copy = copy_path(store, name)
     try:
-        _keep_copy(copy, target)
+        handle = _open_copy(copy, store)
+    except OSError as error:
+        raise Error(f"{copy}: no copy was made: {error.strerror}") from None
+    try:
+        _keep_copy(handle, target)
     except OSError as error:
         raise Error(f"{target}: cannot be written: {error.strerror}") from None
     finally:
+        os.close(handle)
         with contextlib.suppress(OSError):
             os.unlink(copy)
     call.emit(result, OPERATIONS["backup"].as_text(result))

@@ -13,6 +13,8 @@ process, and fails where its log holds a traceback.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import http.client
 import json
 import os
@@ -196,6 +198,23 @@ def read_replies(data: bytes) -> list[Reply]:
     return replies
 
 
+# ---- The control channel -----------------------------------------------------------------------
+
+NONCE = "0123456789abcdef" * 2
+
+
+def proof(key: str, *parts: str) -> str:
+    """What only who has the key can say of these parts."""
+    return hmac.new(key.encode(), "\n".join(parts).encode(), "sha256").hexdigest()
+
+
+def asked(key: str, operation: str, body: bytes) -> dict[str, str | bytes]:
+    """The headers with which a command asks for an operation."""
+    digest = hashlib.sha256(body).hexdigest()
+    word = proof(key, "command", NONCE, operation, digest)
+    return {"HD-ITSM-Proof": f"{NONCE} {digest} {word}"}
+
+
 # ---- The process -------------------------------------------------------------------------------
 
 
@@ -257,6 +276,11 @@ class Service:
         found = json.loads(text)
         assert isinstance(found, dict)
         return found
+
+    def control_post(self, operation: str, body: bytes) -> Reply:
+        """Asks for an operation as a command does, with any body."""
+        headers = asked(self.control["key"], operation, body)
+        return self.request("POST", f"/control/{operation}", body, headers)
 
     @property
     def log(self) -> str:

@@ -27,8 +27,10 @@ import pytest
 from faultlib import Disk, Rig, missing, need_faketime, need_mounts, sabotaged
 from itsm import Itsm, ok, reply, silence, unauthorized
 from service import (
+    NONCE,
     Reply,
     Service,
+    asked,
     assignment,
     opening,
     read_replies,
@@ -261,7 +263,13 @@ def seeds(service: Service) -> list[bytes]:
     body = json.dumps(opening("T-1"), ensure_ascii=False).encode()
     form = b"ticket_id=T-1&technician=%ED%99%8D&subject=a%26b"
     mixed = b'{"ticket_id": "T-2", "technician": "' + "홍길동".encode("cp949") + b'"}'
-    key = str(service.control["key"]).encode()
+    key = str(service.control["key"])
+
+    def control(operation: str, data: bytes) -> bytes:
+        rows = "".join(
+            f"{name}: {value!s}\r\n" for name, value in asked(key, operation, data).items()
+        )
+        return post(f"/control/{operation}".encode(), data, rows.encode())
 
     def post(path: bytes, data: bytes, rows: bytes = b"") -> bytes:
         size = b"Content-Length: %d\r\n" % len(data)
@@ -274,12 +282,9 @@ def seeds(service: Service) -> list[bytes]:
         post(b"/itsm_com", form, b"Content-Type: application/x-www-form-urlencoded\r\n"),
         post(b"/itsm_new", b'{"ticket_id": 1e3, "text": [{"a": [1, null, true]}]}'),
         post(b"/itsm_new", body, b"Idempotency-Key: 17\r\nPrefer: wait=0\r\n"),
-        post(
-            b"/control/events",
-            b'{"limit": 5, "state": "failed"}',
-            b"HD-ITSM-Key: " + key + b"\r\n",
-        ),
-        post(b"/control/show", b'{"event": 1}', b"HD-ITSM-Key: " + key + b"\r\n"),
+        control("events", b'{"limit": 5, "state": "failed"}'),
+        control("show", b'{"event": 1}'),
+        f"GET /control/hello HTTP/1.1\r\nHost: localhost\r\nHD-ITSM-Nonce: {NONCE}\r\n\r\n".encode(),
         post(b"/act/retry", b"event=1&seal=x", b"Origin: http://localhost\r\n"),
         b"POST /itsm_new HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
         + chunked,

@@ -29,6 +29,7 @@ from service import (
     PAYLOADS,
     Reply,
     Service,
+    asked,
     assignment,
     closing,
     opening,
@@ -1424,7 +1425,8 @@ def test_the_control_file_is_for_its_owner_alone_and_goes_with_the_service(start
 def test_the_control_endpoint_refuses_a_foreign_missing_or_doubled_host(
     door: Door, rows: str, keyed: bool
 ) -> None:
-    key = f"\r\nHD-ITSM-Key: {door.service.control['key']}" if keyed else ""
+    headers = asked(door.service.control["key"], "pause", b"{}") if keyed else {}
+    key = "".join(f"\r\n{name}: {value!s}" for name, value in headers.items())
     top = f"POST /control/pause HTTP/1.1\r\n{rows}{key}\r\nConnection: close\r\n"
     (answer,) = door.service.exchange(f"{top}Content-Length: 2\r\n\r\n{{}}".encode())
     assert checked(answer).status == 421
@@ -1432,11 +1434,13 @@ def test_the_control_endpoint_refuses_a_foreign_missing_or_doubled_host(
     door.good()  # nothing was paused
 
 
+CROSS_BODY = b'{"ticket": "CROSS", "request_id": "R-666", "events": [1], "why": "x", "rows": []}'
 CROSS: list[dict[str, str | bytes]] = [
     {},
-    {"HD-ITSM-Key": ""},
-    {"HD-ITSM-Key": "wrong"},
-    {"HD-ITSM-Key": "열쇠".encode()},
+    {"HD-ITSM-Proof": ""},
+    {"HD-ITSM-Proof": "wrong"},
+    {"HD-ITSM-Proof": "열쇠".encode()},
+    asked("another key", "pause", CROSS_BODY),
     {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"},
     {"Origin": "null", "Content-Type": "text/plain"},
 ]
@@ -1447,8 +1451,7 @@ CROSS: list[dict[str, str | bytes]] = [
 def test_the_control_endpoint_does_nothing_without_its_key(
     door: Door, headers: dict[str, str | bytes], verb: str
 ) -> None:
-    body = b'{"ticket": "CROSS", "request_id": "R-666", "events": [1], "why": "x", "rows": []}'
-    answer = checked(door.service.request("POST", f"/control/{verb}", body, headers))
+    answer = checked(door.service.request("POST", f"/control/{verb}", CROSS_BODY, headers))
     assert answer.status in (401, 403, 404)
     assert answer.error
     door.good()
@@ -1459,8 +1462,7 @@ def test_the_control_endpoint_does_nothing_without_its_key(
     [b"", b"[]", b"nonsense", b'{"events": ["x"]}', b'{"events": {}}', b"\xff", b"[" * 5000],
 )
 def test_the_control_endpoint_answers_nonsense_with_400(door: Door, body: bytes) -> None:
-    headers = {"HD-ITSM-Key": door.service.control["key"]}
-    answer = checked(door.service.request("POST", "/control/drop", body, headers))
+    answer = checked(door.service.control_post("drop", body))
     assert answer.status == 400
     assert answer.error
     door.good()
