@@ -4414,6 +4414,33 @@ def for_you(config: Config, events: Events, held_after: float) -> dict[str, str]
     return tasks
 
 
+TURNED_AWAY = "turned away"
+AWAY_SHOWN = 20  # different ones
+
+
+def name_turned_away(status: int, caller: str, path: str, why: str) -> str:
+    """The name under which it is counted that a webhook may have been turned away."""
+    return f"{TURNED_AWAY}: {json.dumps([status, caller, path[:100], why[:200]])}"
+
+
+def turned_away(events: Events) -> list[dict[str, Any]]:
+    """What was turned away in the last day, most of it first: it may have been webhooks."""
+    with contextlib.suppress(FileError):  # then the last seconds are not in it
+        events.file.flush()
+    counts: collections.Counter[str] = collections.Counter()
+    for hour in events.file.hours(int(time.time()) // 3600 - 23).values():
+        counts.update({n: count for n, count in hour.items() if n.startswith(TURNED_AWAY)})
+    rows = []
+    for name, count in counts.most_common(AWAY_SHOWN):
+        status, caller, path, why = None, "others", "", "too many to tell them apart"
+        with contextlib.suppress(ValueError):
+            status, caller, path, why = json.loads(name.partition(": ")[2])
+        rows.append(
+            {"count": count, "status": status, "from": caller, "path": path, "reason": why}
+        )
+    return rows
+
+
 def status_now(
     config: Config, events: Events, arguments: Mapping[str, Any] = MappingProxyType({})
 ) -> dict[str, Any]:
@@ -4437,6 +4464,7 @@ def status_now(
         "last_delivery": iso(last, clock) if last else None,
         "last_webhook": iso(events.last_received(), clock),
         "repaired": events.file.counted("repaired"),
+        "turned_away": turned_away(events),
         "running": bool(events.pulse.beat),
         "needs": list(for_you(config, events, held_after=HELD_AFTER).values()),
     }
@@ -4458,7 +4486,12 @@ def status_as_text(status: Mapping[str, Any]) -> str:
     if status["paused"]:
         lines.append(f"paused         since {status['paused']}: `resume` goes on")
     lines += [f"needs you      {task}" for task in status["needs"]]
-    if not status["needs"] and not status["paused"] and itsm["state"] == "up":
+    for away in status["turned_away"]:
+        what = f"{away['count']} x {away['status'] or ''} {away['path']} from {away['from']}"
+        lines.append(f"turned away    {one_line(what)}: {one_line(away['reason'])}")
+    if status["turned_away"]:
+        lines.append("               (in the last day; a helpdesk that does not repeat lost them)")
+    elif not status["needs"] and not status["paused"] and itsm["state"] == "up":
         lines.append("all is well")
     return "\n".join(lines)
 
@@ -5586,6 +5619,8 @@ class Web:
             return self.refuse(receipt, hook.path)
         if isinstance(receipt, FileError):
             self.events.since_start.count("refused", "503")
+            away = name_turned_away(503, self.caller(environ), hook.path, str(receipt))
+            self.events.file.count_soon(away)
             return _reply(503, {"error": str(receipt)}, Retry_After="30")
         if isinstance(receipt, Exception):
             raise receipt
@@ -5632,6 +5667,8 @@ class Web:
         """Counts a request that was turned away, and tells it in the log, though not each time."""
         self.events.since_start.count("refused", str(status))
         caller = self.caller(environ)
+        if path in self.hooks or status not in (401, 403, 421):  # it may have been a webhook
+            self.events.file.count_soon(name_turned_away(status, caller, path, why))
         more = self.sparing.line(f"{caller} {status}", time.monotonic())
         if more is not None:
             log.warning("%s from %s refused: %d %s%s", path[:200], caller, status, why, more)
@@ -8843,12 +8880,24 @@ def _print_list(head: Mapping[str, Any], key: str, items: Iterable[Any]) -> None
     print("[]" if opening == "[" else "\n]", end="}\n" if head else "\n")
 
 
-def _joined(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The whole of a result in parts: its lists joined, all else as the last part has it."""
+def _joined(parts: Iterable[Mapping[str, Any]], told: bool = True) -> dict[str, Any]:
+    """The whole of a result in parts: its lists joined, all else as the last part has it.
+
+    `told`: how far it is, from the second part on.
+    """
     whole: dict[str, Any] = {}
-    for part in parts:
+    done = number = 0
+    for number, part in enumerate(parts):
         for key, value in part.items():
-            whole[key] = whole.get(key, []) + value if isinstance(value, list) else value
+            if isinstance(value, list):
+                done += len(value)
+                whole.setdefault(key, []).extend(value)
+            else:
+                whole[key] = value
+        if number and told:
+            _progress(done)
+    if number and told:
+        _progress(done, done)
     return whole
 
 
@@ -9290,7 +9339,8 @@ def command_reconcile(call: Call) -> int:
         except ValueError as error:
             raise WrongArgument(f"{path} line {number}: {error}") from None
     with Operator(call.config()) as operator:
-        result = _joined(_in_slices(operator, "reconcile", "tickets", rows, 500))
+        parts = _in_slices(operator, "reconcile", "tickets", rows, 500)
+        result = _joined(parts, told=False)  # it tells it itself
     result = {name: [] for name in GAPS} | result | {"checked": len(rows)}
     call.emit(result, gaps_as_text(result))
     return OPERATIONS["reconcile"].exit_code(result)

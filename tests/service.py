@@ -13,6 +13,7 @@ process, and fails where its log holds a traceback.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import http.client
@@ -20,6 +21,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import urllib.parse
@@ -450,6 +452,11 @@ class Service:
         return read_replies(bytes(heard))
 
     # The operator's side
+
+    def change_file(self, sql: str) -> None:
+        """Carries out a statement on the file, while the service does not run."""
+        with contextlib.closing(sqlite3.connect(self.database, isolation_level=None)) as file:
+            file.execute(sql)
 
     def cli(
         self,

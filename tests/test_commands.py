@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 
+from crowd import multiply
 from itsm import Itsm, ok, plain_text, reply
 from service import (
     AUTHORIZATION,
@@ -165,7 +166,8 @@ def test_a_stale_control_file_whose_port_another_program_has_does_not_mislead(
     run = service.cli("events", "--json")
     assert run.code == 0
     assert len(run.json()) == 8
-    assert [one for one in itsm.requests if found["key"] in str(one.headers.pairs)] != []
+    assert itsm.requests  # it was asked, and it did not learn the key
+    assert [one for one in itsm.requests if found["key"] in str(one.headers.pairs)] == []
     control.write_text("nonsense")
     assert service.cli("events", "--json").json() == run.json()
 
@@ -344,6 +346,69 @@ def test_what_comes_from_outside_cannot_move_the_cursor(start: Start, itsm: Itsm
     for command in (("show", event), ("events",), ("status",), ("show", 2)):
         out = service.cli(*command).out
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", out)
+
+
+# ---- status ------------------------------------------------------------------------------------
+
+
+def test_an_event_needs_a_person_only_when_it_is_held_for_longer_than_a_minute(
+    start: Start, itsm: Itsm
+) -> None:
+    service = start(itsm.url)
+    assert service.post("itsm_ass", assignment("A")).state == "held"
+    run = service.cli("status")
+    assert run.code == 0
+    assert "held 1" in run.out
+    assert "needs you" not in run.out
+    service.stop()
+    for seconds, code in ((50, 0), (15, 1)):
+        service.change_file(f"UPDATE events SET settled = settled - {seconds}")
+        assert service.cli("status").code == code
+    service.start()
+    run = service.cli("status")
+    assert run.code == 1
+    assert "needs you      1 held" in run.out
+    assert service.post("itsm_new", opening("A"), wait=10).state == "delivered"
+    until(lambda: service.cli("status").code == 0, "nothing needs a person any more")
+
+
+def test_status_tells_what_was_turned_away_in_the_last_day_why_and_from_where(
+    start: Start, itsm: Itsm
+) -> None:
+    service = start(itsm.url, access={"token": "s3cret"}, server={"max_body": 5000})
+    good = {"X-Webhook-Token": "s3cret"}
+    assert service.status()["turned_away"] == []
+    assert "all is well" in service.cli("status").out
+    service.post("itsm_new", opening("A", contents="x" * 6000), good)
+    for _ in range(3):
+        service.post("itsm_nwe", opening("B"), good)
+    service.post("itsm_new", opening("C"))
+    service.request("GET", "/nowhere")  # a person's mistake, no webhook
+    service.request("POST", "/control/status", b"{}", {"HD-ITSM-Proof": "x"})
+    expected = [(3, 404, "/itsm_nwe"), (1, 413, "/itsm_new"), (1, 401, "/itsm_new")]
+    for restarted in (False, True):
+        if restarted:
+            assert service.stop() == 0
+            service.start()
+        away = service.status()["turned_away"]
+        told = [(row["count"], row["status"], row["path"]) for row in away]
+        assert sorted(told, reverse=True) == sorted(expected, reverse=True)
+        assert told[0] == expected[0]
+        assert {row["from"] for row in away} == {"127.0.0.1"}
+        assert "credential" in next(row["reason"] for row in away if row["status"] == 401)
+        out = service.cli("status").out
+        assert "turned away    3 x 404 /itsm_nwe from 127.0.0.1: no such address" in out
+        assert "all is well" not in out
+    assert "s3cret" not in service.cli("status", "--json").out
+
+
+def test_what_was_turned_away_before_the_last_day_is_not_told(start: Start, itsm: Itsm) -> None:
+    service = start(itsm.url)
+    service.post("itsm_nwe", opening("B"))
+    assert len(service.status()["turned_away"]) == 1
+    assert service.stop() == 0
+    service.change_file("UPDATE counts SET hour = hour - 24 WHERE hour > 0")
+    assert service.status()["turned_away"] == []
 
 
 # ---- retry -------------------------------------------------------------------------------------
@@ -933,3 +998,138 @@ def test_a_request_id_that_is_a_number_is_kept_as_text(itsm: Itsm, start: Start)
     service = start(itsm.url)
     assert service.post("itsm_new", opening("A"), wait=10).state == "delivered"
     assert service.mappings() == {"A": "4711"}
+
+
+# ---- Much of it --------------------------------------------------------------------------------
+
+
+def peak(pid: int) -> int:
+    """The most memory in MiB that a process has held since it began or `forget_peak`."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(re.findall(r"VmHWM:\s+([0-9]+) kB", text)[0]) >> 10
+
+
+def forget_peak(pid: int) -> None:
+    """From here on `peak` counts anew."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+MEASURED = """
+import sys, hd_itsm
+code = hd_itsm.main(sys.argv[1:])
+print(open("/proc/self/status").read(), file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def measured(service: Service, *arguments: object) -> tuple[list[Any], int]:
+    """The events that a command prints as JSON, and the most memory in MiB that it held."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURED, *map(str, arguments)],
+        cwd=service.folder,
+        env={**os.environ, "PYTHONPATH": str(PROGRAM.parent)},
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == 0
+    printed = json.loads(done.stdout)
+    held = int(re.findall(r"VmHWM:\s+([0-9]+) kB", done.stderr.decode())[0]) >> 10
+    return printed["events"] if isinstance(printed, dict) else printed, held
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_large_events_are_shown_part_by_part_and_never_held_together(
+    start: Start, itsm: Itsm
+) -> None:
+    service = start(itsm.url)
+    service.cli("pause")
+    large = "용지 " * 130_000  # 900 KB
+    for number in range(40):
+        assert service.post("note", {"ticket_id": "A", "text": f"{number} {large}"}).status == 200
+    forget_peak(service.pid)
+    before = peak(service.pid)
+    for command in (
+        ("events", "--json"),
+        ("show", "--ticket", "A", "--json"),
+        ("show", "--ticket", "A"),
+        ("events",),
+    ):
+        if "--json" in command:
+            events, held = measured(service, *command)
+            assert sorted(event["event"] for event in events) == list(range(1, 41))
+            assert {len(event["fields"]["text"]) > 390_000 for event in events} == {True}
+            assert held < 100, command
+        else:
+            assert len(service.cli(*command).out) < 20_000
+        assert peak(service.pid) < before + 60, command
+
+
+def test_a_long_timeline_and_a_long_list_come_whole_and_in_order(start: Start, itsm: Itsm) -> None:
+    service = start(itsm.url)
+    service.cli("pause")
+    for number in range(450):
+        service.post("note", {"ticket_id": "A", "text": str(number)})
+    for running in (True, False):
+        if not running:
+            service.stop()
+        timeline = service.cli("show", "--ticket", "A", "--json").json()["events"]
+        assert [event["event"] for event in timeline] == list(range(1, 451))
+        text = service.cli("show", "--ticket", "A").out
+        assert re.findall(r"(?m)^event (\d+)", text) == [str(n) for n in range(1, 451)]
+        assert text.count("ticket A: ") == 1
+        for limit, last in ((450, 1), (1000, 1), (201, 250)):
+            listed = service.cli("events", "--json", "--limit", limit).json()
+            assert [event["event"] for event in listed] == list(range(450, last - 1, -1))
+            out = service.cli("events", "--limit", limit).out
+            assert re.findall(r"(?m)^(\d+) ", out) == [str(n) for n in range(450, last - 1, -1)]
+
+
+def failed_events(service: Service, itsm: Itsm, count: int) -> None:
+    """So many tickets whose opening the ITSM refused; from now on it takes all."""
+    itsm.script = [reply(400)]
+    assert service.post("itsm_new", opening("A"), wait=10).state == "failed"
+    service.stop()
+    multiply(service.database, count - 1, ticket_id="A")
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
+def test_a_retry_of_many_goes_in_slices_and_shows_how_far_it_is(
+    start: Start, itsm: Itsm, running: bool
+) -> None:
+    service = start(itsm.url)
+    failed_events(service, itsm, 1000)
+    if running:
+        service.start()
+    reader, writer = os.openpty()
+    done = subprocess.run(
+        [sys.executable, "-m", "hd_itsm", "retry", "--state", "failed"],
+        cwd=service.folder,
+        env={**os.environ, "PYTHONPATH": str(PROGRAM.parent)},
+        stdout=subprocess.PIPE,
+        stderr=writer,
+        timeout=60,
+    )
+    os.close(writer)
+    told = os.read(reader, 65536).decode()
+    os.close(reader)
+    assert done.returncode == 0
+    assert done.stdout.decode().startswith("1000 back to pending: 1 2 3 ")
+    assert re.findall(r"\r(\d+)", told)[:4] == ["400", "600", "800", "1000"]
+    if not running:
+        service.start()
+    itsm.wait_created(1000)
+    until(lambda: service.status()["counts"]["delivered"] == 1000, "all is recorded")
+    assert len(itsm.requests) == 1001
+
+
+def test_a_retry_of_many_by_their_numbers_is_no_longer_request_either(
+    start: Start, itsm: Itsm
+) -> None:
+    service = start(itsm.url)
+    failed_events(service, itsm, 500)
+    service.start()
+    run = service.cli("retry", *range(500, 0, -1), 900, "--dry-run", "--json")
+    assert run.code == 1
+    assert run.json()["retried"] == list(range(1, 501))
+    assert [refused["event"] for refused in run.json()["refused"]] == [900]
+    assert "next" not in run.json()

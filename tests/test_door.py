@@ -624,6 +624,10 @@ def test_health_warns_of_failed_and_of_held_events(start: Start) -> None:
     assert door.service.cli("drop", event, "--why", "x").code == 0
     assert health(door.service) == (200, "ok")
     door.service.post("itsm_ass", assignment(ticket()))
+    assert health(door.service) == (200, "ok")  # its opening may be on the way
+    door.service.stop()
+    door.service.change_file("UPDATE events SET settled = settled - 61 WHERE state = 'held'")
+    door.service.start()
     assert health(door.service) == (200, "warn")
 
 
