@@ -94,7 +94,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar
 
 import bottle
 import urllib3
@@ -4766,6 +4766,13 @@ def word_of(what: str, words: Sequence[str]) -> Callable[[Any], str]:
     return read
 
 
+def read_header(value: Any) -> str:
+    """A header line."""
+    if not re.match(r"\s*[^\s:]+\s*:", read_text(value)):
+        raise ValueError(f"{as_text(value)[:40]!r} must be like X-Name: value")
+    return read_text(value)
+
+
 def _row_of(*cells: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
     """Reads a list of so many cells."""
 
@@ -4901,13 +4908,22 @@ def _whole_events(
     return part, looked
 
 
+def kind_of(config: Config, events: Events, arguments: Arguments) -> str:
+    """The kind that is asked for, "" for all. Raises WrongArgument where nothing is of it."""
+    kind = str(arguments["kind"] or "")
+    if kind and kind not in config.kinds and not events.page(kind=kind, limit=1):
+        kinds = f"{_hint(kind, config.kinds)}: {', '.join(config.kinds)}"
+        raise WrongArgument(f"--kind: {kind[:40]!r} is no kind{kinds}")
+    return kind
+
+
 def list_events(config: Config, events: Events, arguments: Arguments) -> dict[str, Any]:
     """Events, newest first; for programs whole ones."""
     most, before = min(arguments["limit"], AT_ONCE), arguments["before"]
     rows = events.page(
         arguments["state"] or "",
         arguments["ticket"] or "",
-        arguments["kind"] or "",
+        kind_of(config, events, arguments),
         arguments["since"] or 0.0,
         before,
         most + 1,
@@ -5023,11 +5039,13 @@ def _retry_one(config: Config, events: Events, number: int, force: bool, dry: bo
     return "" if dry else events.retry(number, new, force)
 
 
-def _in_state(events: Events, arguments: Arguments) -> tuple[list[int], Arguments | None]:
+def _in_state(
+    config: Config, events: Events, arguments: Arguments
+) -> tuple[list[int], Arguments | None]:
     """Numbers of the next events that fit, oldest first, and the arguments to go on with."""
     rows = events.page(
         arguments["state"],
-        kind=arguments["kind"] or "",
+        kind=kind_of(config, events, arguments),
         since=arguments["since"] or 0.0,
         after=arguments["after"] or -1,  # 0 would be the newest ones
         limit=AT_ONCE,
@@ -5048,7 +5066,7 @@ def retry_events(config: Config, events: Events, arguments: Arguments) -> dict[s
     if arguments["events"]:
         numbers, following = _of_these(arguments["events"])
     else:
-        numbers, following = _in_state(events, arguments)
+        numbers, following = _in_state(config, events, arguments)
     retried, refused = [], []
     for number in numbers:
         if refusal := _retry_one(config, events, number, force, dry):
@@ -5811,8 +5829,10 @@ class Web:
             content["result"] = self.carry_out(verb, body)
         except FileError as error:
             status, content["error"] = 503, str(error)
-        except (Error, ValueError) as error:
+        except (WrongArgument, ValueError) as error:
             status, content["error"] = 400, str(error)
+        except Error as error:
+            status, content["error"] = 409, str(error)
         text = COMPACT.encode(content)
         sent = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
         answer = proof(self.key, "answer", nonce, str(status), sent)
@@ -6633,8 +6653,8 @@ class Pages:
         chosen: dict[str, Any] = {name: query.getunicode(name, "") for name in ("state", "kind")}
         before = query.get("before", "")
         chosen["before"] = int(before) if re.fullmatch("[0-9]{1,15}", before) else 0
-        asked = OPERATIONS["events"].read({**chosen, "limit": ROWS + 1})
-        rows = list_events(self.config, self.events, asked)["events"]
+        some = self.events.page(**chosen, limit=ROWS + 1)
+        rows = [event_as_json(self.config, self.events, row) for row in some]
         newer = self.newer(chosen, rows)
         older, rows = len(rows) > ROWS, rows[:ROWS]
         band, word, sentence = summary(self.config, self.events)
@@ -8342,7 +8362,7 @@ class RunningService:
             raise Error(f"what {self.host}:{self.port} answers ({status}) is not of our service")
         content = json.loads(answer)
         if status != 200:
-            raise Error(content["error"])
+            raise (WrongArgument if status == 400 else Error)(content["error"])
         return content["result"]  # type: ignore[no-any-return]
 
     def _meet(self, connection: Any, nonce: str) -> None:
@@ -9303,7 +9323,7 @@ def command_import(call: Call) -> int:
         try:
             since = row.get("timestamp")
             moment = parse_date(since, config.clock.zone).timestamp() if since else now
-            ids = [id_of(row.get(name)) for name in ("ticket_id", "request_id")]
+            ids = [id_of(row.get(name, "")) for name in ("ticket_id", "request_id")]
             rows.append([*ids, moment])
         except ValueError as error:
             problems.append(f"{path} line {number}: {error}")
@@ -9484,7 +9504,9 @@ COMMANDS = {
             (
                 Argument("hook", read_text, "its name or path", metavar="HOOK", required=True),
                 Argument("body", read_text, "a file; - for stdin", metavar="BODY", default="-"),
-                Argument("--header", read_text, "of the webhook", metavar="NAME:VALUE", many=True),
+                Argument(
+                    "--header", read_header, "of the webhook", metavar="NAME:VALUE", many=True
+                ),
             ),
         ),
         *map(_of_operation, ("status", "events", "show", "retry", "drop", "map")),
@@ -9534,13 +9556,34 @@ def _add_argument(parser: argparse.ArgumentParser, argument: Argument) -> None:
     parser.add_argument(argument.name, **named)
 
 
-def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+class _CommandParser(argparse.ArgumentParser):
+    """A parser that says what is near a wrong command or option."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program with 2."""
+        wrong = re.search("invalid choice: '([^']*)'", message)
+        if wrong:  # nothing else is a choice
+            message = f"no command {wrong[1]!r}{_hint(wrong[1], COMMANDS)}: {', '.join(COMMANDS)}"
+        super().error(message)
+
+    def check_options(self, words: Iterable[str]) -> None:
+        """Refuses an option that no command has, wherever it stands."""
+        known = ["--help", "--version", "--json", *(f"--{n.replace('_', '-')}" for n in OVERRIDES)]
+        for command in COMMANDS.values():
+            known += [each.name for each in command.arguments if each.name.startswith("--")]
+        for word in itertools.takewhile(lambda word: word != "--", words):
+            option = word.partition("=")[0]
+            if word.startswith("--") and not any(each.startswith(option) for each in known):
+                self.error(f"no option {option}{_hint(option, known)}")
+
+
+def _parser() -> _CommandParser:
+    common = _CommandParser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--config", metavar="FILE", help="the configuration (TOML)")
     common.add_argument("--listen", metavar="HOST:PORT", help="instead of server.listen")
     common.add_argument("--db", metavar="FILE", help="instead of store.path")
     common.add_argument("--itsm-url", metavar="URL", help="instead of itsm.url")
-    parser = argparse.ArgumentParser(
+    parser = _CommandParser(
         prog="hd_itsm",
         parents=[common],
         description="Carries helpdesk tickets into an ITSM system. Without a command: serve.",
@@ -9579,7 +9622,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    typed = _parser().parse_args(argv)
+    parser, words = _parser(), sys.argv[1:] if argv is None else argv
+    parser.check_options(words)
+    typed = parser.parse_args(words)
     try:
         code = run(typed, os.environ)
         sys.stdout.flush()  # a reader that has left is noticed here, where it is no error

@@ -226,6 +226,41 @@ def test_wrong_usage_ends_with_2_and_a_message(desk: Service, arguments: tuple[s
     assert run.out == ""
 
 
+MISTAKES: list[tuple[tuple[object, ...], tuple[str, ...]]] = [
+    (("evnts",), ("'evnts'", "did you mean 'events'")),
+    (("events", "--sate", "failed"), ("--sate", "did you mean '--state'")),
+    (("--confg", "x.toml", "status"), ("--confg", "did you mean '--config'")),
+    (("events", "--state=faild"), ("--state", "'faild'", "did you mean 'failed'")),
+    (("events", "--kind", "asign"), ("--kind", "'asign'", "did you mean 'assign'")),
+    (("retry", "--state", "failed", "--kind", "asign"), ("'asign'", "did you mean 'assign'")),
+    (("events", "--limit", "0"), ("--limit", "'0'", "above 0")),
+    (("events", "--since", "2 hours"), ("--since", "'2 hours'", '"2h"')),
+    (("show", "seven"), ("'seven'", "number")),
+    (("show",), ("EVENT", "--ticket")),
+    (("retry", 1, "--state", "failed"), ("EVENT", "--state")),
+    (("retry", "--state", "deliverd"), ("'deliverd'", "failed, ignored, dropped, held")),
+    (("drop", 1), ("--why",)),
+    (("map", "A", "x" * 201), ("REQUEST", "xxxx", "200 characters")),
+    (("explain", "itsm_nwe", "-"), ("'itsm_nwe'", "did you mean 'itsm_new'")),
+    (("explain", "itsm_new", "nowhere.json"), ("nowhere.json", "No such file")),
+    (
+        ("explain", "itsm_new", "-", "--header", "X-Name"),
+        ("--header", "'X-Name'", "X-Name: value"),
+    ),
+    (("import", "nowhere.csv"), ("nowhere.csv", "No such file")),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), MISTAKES)
+def test_a_mistake_is_told_with_the_wrong_value_and_what_would_be_right(
+    desk: Service, arguments: tuple[object, ...], words: tuple[str, ...]
+) -> None:
+    run = desk.cli(*arguments)
+    assert (run.code, run.out) == (2, "")
+    for word in words:
+        assert word in run.err
+
+
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service with one event of each state, for commands that change nothing."""
