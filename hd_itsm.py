@@ -2743,9 +2743,32 @@ def find_config(given: str | None, environ: Environ) -> str:
     return next((place for place in CONFIG_PLACES if os.path.isfile(place)), "")
 
 
+def _who_else(path: str, handle: int) -> str:
+    """Who else than we and root decides what stands in a file, and what to do; "" for nobody.
+
+    A link counts by itself and by what it leads to.
+    """
+    if not hasattr(os, "geteuid"):
+        return ""
+    ours = {0, os.geteuid()}
+    file, link = os.fstat(handle), os.lstat(path)
+    folder = os.stat(os.path.dirname(os.path.abspath(path)))
+    for owner in (file.st_uid, link.st_uid):
+        if owner not in ours:
+            return f"it belongs to user {owner}, neither to you nor to root: `chown root {path}`"
+    if file.st_mode & 0o022:
+        return f"others than its owner may write it: `chmod go-w {path}`"
+    safe = not folder.st_mode & 0o002 or (folder.st_mode & 0o1000 and folder.st_uid in ours)
+    return "" if safe else "others may put another in its place: move it to a folder of your own"
+
+
 def _read_toml(path: str) -> dict[str, Any]:
+    """The tables of a configuration. Raises ConfigError, also where others may have written it."""
     try:
-        return tomllib.loads(pathlib.Path(path).read_text(encoding="utf-8-sig"))
+        with open(path, encoding="utf-8-sig") as file:
+            if who := _who_else(path, file.fileno()):
+                raise ConfigError(f"{path} is not believed: {who}, or name another by --config")
+            return tomllib.loads(file.read())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -29,6 +29,7 @@ def named(config: pytest.Config) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.umask(0o022)  # a configuration that others may write is not believed
     for name in list(os.environ):
         if name.startswith(FOREIGN) and name not in OURS:
             del os.environ[name]

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ from hd_itsm import (
     load_config,
     sample_config,
 )
-from itsm import Itsm
+from itsm import Itsm, reply
 from rows import NAMED_OPTIONS, OPTIONS, Row, flat
 from service import Service, opening, settings
 
@@ -1054,3 +1054,89 @@ def test_init_writes_the_sample_for_the_owner_alone_and_never_over_a_file(
     assert hd_itsm.main(["init", "new.toml"]) == 1
     assert (folder / "new.toml").read_text(encoding="utf-8") == "mine"
     assert "new.toml" in capsys.readouterr().err
+
+
+# ---- Who wrote it ------------------------------------------------------------------------------
+
+needs_root = pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give files away"
+)
+SOMEBODY = 4242  # a user who is neither root nor we
+
+
+def of_somebody(path: Path) -> None:
+    """A file of somebody else's."""
+    os.chown(path, SOMEBODY, SOMEBODY)
+
+
+def linked_by_somebody(path: Path) -> None:
+    """Somebody else's link to our file."""
+    path.rename(path.with_name("real.toml"))
+    path.symlink_to("real.toml")
+    os.lchown(path, SOMEBODY, SOMEBODY)
+
+
+def linked_to_somebody(path: Path) -> None:
+    """Our link to somebody else's file."""
+    linked_by_somebody(path)
+    os.lchown(path, 0, 0)
+    os.chown(path, SOMEBODY, SOMEBODY)
+
+
+def in_a_folder_of_somebody(path: Path) -> None:
+    """Our file where everybody may write, and somebody else may replace what others wrote."""
+    path.parent.chmod(0o1777)
+    os.chown(path.parent, SOMEBODY, SOMEBODY)
+
+
+def open_to_the_group(path: Path) -> None:
+    """A file that its group may write."""
+    path.chmod(0o660)
+
+
+def open_to_all(path: Path) -> None:
+    """A file that everybody may write."""
+    path.chmod(0o602)
+
+
+def in_an_open_folder(path: Path) -> None:
+    """Our file where everybody may replace it."""
+    path.parent.chmod(0o777)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        pytest.param(of_somebody, "belongs to user 4242", marks=needs_root),
+        pytest.param(linked_by_somebody, "belongs to user 4242", marks=needs_root),
+        pytest.param(linked_to_somebody, "belongs to user 4242", marks=needs_root),
+        pytest.param(in_a_folder_of_somebody, "move it to a folder of your own", marks=needs_root),
+        (open_to_the_group, "chmod go-w"),
+        (open_to_all, "chmod go-w"),
+        (in_an_open_folder, "move it to a folder of your own"),
+    ],
+)
+def test_a_configuration_that_others_may_have_written_is_not_believed(
+    tmp_path: Path, spoil: Callable[[Path], None], words: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    with Itsm() as itsm:
+        service = Service(tmp_path / "folder", settings(itsm.url))
+        spoil(tmp_path / "folder" / "hd_itsm.toml")
+        for command in (("check",), ("--config", "hd_itsm.toml", "status")):
+            run = service.cli(*command)
+            assert (run.code, run.out) == (2, "")
+            assert "hd_itsm.toml is not believed" in run.err
+            assert words in run.err
+        assert itsm.requests == []
+
+
+def test_a_configuration_of_ours_in_a_folder_like_tmp_is_believed(tmp_path: Path) -> None:
+    with Itsm(reply(405)) as itsm:
+        service = Service(tmp_path, settings(itsm.url))
+        (tmp_path / "hd_itsm.toml").rename(tmp_path / "real.toml")
+        (tmp_path / "hd_itsm.toml").symlink_to("real.toml")
+        (tmp_path / "real.toml").chmod(0o644)
+        tmp_path.chmod(0o1777)
+        assert service.cli("check").code == 0
+        assert itsm.requests
