@@ -9058,6 +9058,26 @@ def _check_disk(config: Config) -> Finding:
     )
 
 
+def _check_modes(config: Config) -> list[Finding]:
+    """Whether others may read or write what holds secrets or ticket texts."""
+    store = os.path.abspath(config.store.path)
+    paths = dict.fromkeys((store, f"{store}-wal", control_path(store)), "file")
+    for secret in config.secrets:
+        if secret.source in ("file", "credential"):
+            paths[os.path.abspath(secret.name)] = "secret"
+        elif secret.source == "text" and secret and config.source:
+            paths[os.path.abspath(config.source)] = "secret"
+    findings: list[Finding] = []
+    for path, what in paths.items():
+        with contextlib.suppress(OSError):
+            mode = os.stat(path).st_mode if os.name == "posix" else 0
+            may = ["read"] * bool(mode & 0o004) + ["write"] * bool(mode & 0o022)
+            if may:
+                words = f"{path}: others may {' and '.join(may)} it: `chmod go-w,o-r {path}`"
+                findings.append(("wrong" if "write" in may else "look", what, words))
+    return findings or [("ok", "secret", "nobody else may read or write what is to be kept")]
+
+
 def _check_zone(config: Config) -> Finding:
     now = config.clock.local(time.time())
     return "ok", "zone", f"now is {now.isoformat(timespec='seconds')}; is that your clock?"
@@ -9143,6 +9163,15 @@ def _check_certificate(config: Config, url: str) -> list[Finding]:
     return [(word, "certificate", f"issued by {issuer or 'nobody known'}, {days}")]
 
 
+SUSPICIOUS = {  # a status in answer to a GET -> what it may mean; of others their first digit
+    3: "it leads elsewhere, and a delivery follows nowhere: put the right address into itsm.url",
+    403: "the credential may lack rights, or this address may not call: ask its administrator",
+    404: "the address may be wrong; or it knows no GET there: then name itsm.check_url",
+    429: "it has enough of us for now, or of whoever shares our address or credential",
+    5: "it has a trouble of its own, or a proxy before it: deliveries wait until it is over",
+}
+
+
 def _check_itsm(config: Config) -> list[Finding]:
     """Name, connection, TLS and any HTTP answer to a GET; what its clock says."""
     request = config.knock.render(config.scope({}, 0, "", time.time(), None))
@@ -9159,7 +9188,8 @@ def _check_itsm(config: Config) -> list[Finding]:
         words = f"{host}{via} answers {answer.status}: look at itsm.authorization"
         return [("wrong", "ITSM", words), *findings]
     words = f"{host}{via} answers (HTTP {answer.status} to a GET; nothing was sent)"
-    findings.append(("ok", "ITSM", words))
+    meaning = SUSPICIOUS.get(answer.status) or SUSPICIOUS.get(answer.status // 100)
+    findings.append(("look", "ITSM", f"{words}: {meaning}") if meaning else ("ok", "ITSM", words))
     with contextlib.suppress(ValueError, TypeError):
         theirs = email.utils.parsedate_to_datetime(answer.headers.get("date", ""))
         offset = theirs.timestamp() - time.time()
@@ -9221,7 +9251,7 @@ def command_check(call: Call) -> int:
     findings += [("look", "configuration", warning) for warning in config.warnings]
     findings += _check_versions()
     findings += [_check_store(config), _check_disk(config), _check_log(config)]
-    findings += [_check_zone(config)]
+    findings += [*_check_modes(config), _check_zone(config)]
     findings += _check_itsm(config)
     findings += _check_fields(config)
     findings += _check_reach(config)

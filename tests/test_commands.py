@@ -953,6 +953,55 @@ def test_check_lists_what_is_wrong_with_the_configuration_and_ends_with_2(
     assert "server.thread" in run.err
 
 
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (302, "leads elsewhere"),
+        (403, "may lack rights"),
+        (404, "the address may be wrong"),
+        (429, "enough of us"),
+        (500, "trouble of its own"),
+        (503, "trouble of its own"),
+    ],
+)
+def test_check_says_what_a_doubtful_answer_may_mean(
+    tmp_path: Path, itsm: Itsm, status: int, words: str
+) -> None:
+    itsm.answer = reply(status)
+    run = Service(tmp_path, settings(itsm.url)).cli("check", "--json")
+    assert run.code == 0
+    (row,) = [row for row in run.json() if row["what"] == "ITSM"]
+    assert row["result"] == "look"
+    assert f"HTTP {status}" in row["found"]
+    assert words in row["found"]
+
+
+def test_check_says_who_else_may_read_or_write_secrets_and_file(
+    start: Start, itsm: Itsm, tmp_path: Path
+) -> None:
+    token, config = tmp_path / "token", tmp_path / "hd_itsm.toml"
+    token.write_text("Basic x")
+    service = start(itsm.url, itsm={"authorization": {"file": str(token)}})
+
+    def found(*modes: int) -> list[tuple[str, str]]:
+        for path, mode in zip((token, config, service.database), modes, strict=True):
+            path.chmod(mode)
+        rows = service.cli("check", "--json").json()
+        told = [row for row in rows if "others may" in row["found"]]
+        for row in told:
+            assert f"`chmod go-w,o-r {row['found'].partition(':')[0]}`" in row["found"]
+        return [(row["result"], Path(row["found"].partition(":")[0]).name) for row in told]
+
+    assert found(0o600, 0o644, 0o600) == []  # no secret is written in the configuration
+    assert found(0o640, 0o644, 0o600) == []  # a group is somebody's choice
+    assert found(0o644, 0o644, 0o644) == [("look", "hd_itsm.db"), ("look", "token")]
+    assert found(0o660, 0o644, 0o602) == [("wrong", "hd_itsm.db"), ("wrong", "token")]
+    assert service.cli("check").code == 1
+    service.configure(with_notes(itsm.url))
+    assert found(0o600, 0o644, 0o600) == [("look", "hd_itsm.toml")]
+    assert found(0o600, 0o600, 0o600) == []
+
+
 # ---- init and demo -----------------------------------------------------------------------------
 
 
