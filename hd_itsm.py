@@ -3103,7 +3103,8 @@ class File:
         rows = self.read("SELECT name, count FROM counts WHERE hour = 0")
         self._counts: dict[str, int] = {row["name"]: row["count"] for row in rows}
         self._soon: collections.Counter[str] = collections.Counter()  # not yet kept
-        self._soon_lock = threading.Lock()  # guards it; taken last
+        self._apart: tuple[int, set[str]] = (0, set())  # this hour and the names told apart in it
+        self._soon_lock = threading.Lock()  # guards these; taken last
         self._facts = {row["name"]: row["value"] for row in self.read("SELECT * FROM facts")}
         self.broken = ""  # why nothing can be written any more; the process must end
         self.full = False  # the disk is full: outcomes only, no webhooks
@@ -3149,7 +3150,7 @@ class File:
             )
         self.after_commit(lambda: self._facts.update(facts))
 
-    CALLERS = 50  # names that `count_soon` tells apart
+    CALLERS = 50  # names that `count_soon` tells apart in an hour
 
     def count(self, name: str, more: int = 1, hourly: bool = False) -> None:
         """Counts, in a transaction, what must outlive the process: for good, or in this hour."""
@@ -3164,9 +3165,14 @@ class File:
 
         No transaction for each: whoever is turned away must not make us write.
         """
+        hour = int(time.time()) // 3600
         with self._soon_lock:
-            apart = name in self._soon or len(self._soon) < self.CALLERS
-            self._soon[name if apart else f"{name.partition(':')[0]}: others"] += 1
+            if self._apart[0] != hour:
+                self._apart = hour, set()
+            apart = self._apart[1]
+            if len(apart) < self.CALLERS:
+                apart.add(name)
+            self._soon[name if name in apart else f"{name.partition(':')[0]}: others"] += 1
 
     def flush(self) -> None:
         """Keeps what was counted since, if anything."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -9,6 +10,7 @@ import os
 import re
 import shutil
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -444,6 +446,23 @@ def test_what_was_turned_away_before_the_last_day_is_not_told(start: Start, itsm
     assert service.stop() == 0
     service.change_file("UPDATE counts SET hour = hour - 24 WHERE hour > 0")
     assert service.status()["turned_away"] == []
+
+
+def test_who_knocks_at_ever_new_addresses_does_not_fill_the_file(start: Start, itsm: Itsm) -> None:
+    service = start(itsm.url)
+    for turn in range(3):
+        for number in range(40):
+            service.post(f"nowhere-{turn}-{number}", b"{}")
+        assert len(service.status()["turned_away"]) == 20  # it also writes them down
+    away = service.status()["turned_away"]
+    assert away[0]["from"] == "others"
+    assert away[0]["count"] >= 20  # all but 50, and these again in a new hour
+    assert service.stop() == 0
+    with contextlib.closing(sqlite3.connect(service.database)) as file:
+        sql = "SELECT sum(count), count(*) FROM counts WHERE name LIKE 'turned%'"
+        told, rows = file.execute(sql).fetchone()
+    assert told == 120
+    assert rows <= 2 * 51
 
 
 # ---- retry -------------------------------------------------------------------------------------
