@@ -5858,21 +5858,24 @@ class Web:
             content["result"] = self.carry_out(verb, body)
         except FileError as error:
             status, content["error"] = 503, str(error)
-        except (WrongArgument, ValueError) as error:
+        except WrongArgument as error:
             status, content["error"] = 400, str(error)
         except Error as error:
-            status, content["error"] = 409, str(error)
+            status, content["error"] = 422, str(error)
         text = COMPACT.encode(content)
         sent = hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
         answer = proof(self.key, "answer", nonce, str(status), sent)
         return _reply(status, text, HD_ITSM_Proof=answer)
 
     def carry_out(self, name: str, body: bytes) -> dict[str, Any]:
-        """An operation's result for arguments in JSON. Raises Error, ValueError."""
+        """An operation's result for arguments in JSON. Raises Error."""
         operation = OPERATIONS.get(name)
         if operation is None:
             raise WrongArgument(f"no operation {name!r}{_hint(name, OPERATIONS)}")
-        given = parse_json(body.decode())
+        try:
+            given = parse_json(body.decode())
+        except (ValueError, Unreadable) as error:
+            raise WrongArgument(f"the arguments are no JSON: {error}") from None
         if not isinstance(given, dict):
             raise WrongArgument("the arguments must be a JSON object")
         result = operation.function(self.config, self.events, operation.read(given))
