@@ -5027,7 +5027,7 @@ def shown_as_text(result: Mapping[str, Any]) -> str:
     """An event, or a part of a ticket's timeline."""
     if "event" in result:
         return event_as_text(result)
-    lines, mapping = [], result.get("mapping")
+    lines, mapping = [""], result.get("mapping")  # a further part begins with an empty line
     if mapping:
         request = f"request {mapping['request_id']} since {mapping['since']}"
         lines = [f"ticket {result['ticket']}: {request} (by {mapping['origin']})", ""]
