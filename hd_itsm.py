@@ -67,6 +67,7 @@ import json
 import keyword
 import logging
 import logging.handlers
+import marshal
 import math
 import os
 import pathlib
@@ -2835,6 +2836,10 @@ class FileError(Error):
     """The file cannot be opened or used; the text says what to do."""
 
 
+class FileInUse(FileError):
+    """Another process holds the file."""
+
+
 class FileFull(FileError):
     """There is no room now, on the disk or in memory: nothing was stored, later it may be."""
 
@@ -3002,7 +3007,7 @@ def _create(path: str) -> None:
 def _open_error(path: str, error: sqlite3.Error) -> FileError:
     name = getattr(error, "sqlite_errorname", "")
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return FileError(f"{path} is in use by another process: only one may hold it; stop it")
+        return FileInUse(f"{path} is in use by another process: only one may hold it; stop it")
     if name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM", "SQLITE_AUTH")):
         return FileError(f"{path}: {error}: directory and file must be writable for us")
     if name.startswith(("SQLITE_FULL", "SQLITE_IOERR")):
@@ -8292,6 +8297,9 @@ class Delivery:
 # ── Service: put together, beside systemd ──────────────────────────────────────────────────────
 
 
+# ── Service · logging ──────────────────────────────────────────────────────────────────────────
+
+
 class _OneLine(logging.Formatter):
     """A log line stays one line: what came from outside cannot break or colour it."""
 
@@ -8372,6 +8380,18 @@ class RunningService:
         self.port, self.key = int(control["port"]), str(control["key"])
         self.pid = int(control["pid"])
 
+    def lives(self) -> bool:
+        """Whether its process is there, so that it may answer yet."""
+        if os.name != "posix" or self.pid == os.getpid():  # elsewhere a signal 0 ends a process
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except (ProcessLookupError, OverflowError):
+            return False
+        except PermissionError:
+            pass  # another user's
+        return True
+
     def ask(self, operation: Operation, arguments: Arguments) -> dict[str, Any]:
         """The operation's result. Raises Error for its refusal, OSError where it is not there."""
         nonce, body = secrets.token_hex(16), json.dumps(arguments).encode()
@@ -8426,7 +8446,6 @@ class Operator:
 
     def __init__(self, config: Config, creates: bool = False) -> None:
         self.config, self.creates = config, creates
-        self.service = find_service(config.store.path)
         self._events: Events | None = None
 
     def __enter__(self) -> Operator:
@@ -8452,35 +8471,28 @@ class Operator:
             more |= following
 
     def _carry_out(self, operation: Operation, arguments: Arguments) -> dict[str, Any]:
-        trouble = None
-        if self._events is None and self.service is not None:
+        """By the service, else on the file. While a service starts, neither is there at first."""
+        deadline = time.monotonic() + File.PATIENCE
+        while self._events is None:
+            service, trouble = find_service(self.config.store.path), ""
+            if service is not None:
+                try:
+                    return service.ask(operation, arguments)
+                except OSError as error:
+                    trouble = f" (its service does not answer: {error})"
+            late = time.monotonic() > deadline
+            if service is not None and service.lives() and not late:
+                time.sleep(0.05)  # it reloads or ends: the file is not ours to take
+                continue
             try:
-                return self.service.ask(operation, arguments)
-            except OSError as error:
-                trouble = error
-        if self._events is None:
-            try:
-                self._events = Events(File(self.config.store.path, self.creates))
-            except FileError as error:
-                hint = f" (its service does not answer: {trouble})" if trouble else ""
-                raise FileError(f"{error}{hint}") from None
+                self._events = Events(File(self.config.store.path, self.creates, patience=0.1))
+            except FileInUse as error:
+                if late:
+                    raise FileInUse(f"{error}{trouble}") from None
         return operation.function(self.config, self._events, arguments)
 
 
-# ── Service · beside systemd ───────────────────────────────────────────────────────────────────
-
-
-def notify(environ: Environ, state: str, descriptor: int | None = None) -> None:
-    """Tells systemd how the service is (sd_notify(3)), with a descriptor for its store."""
-    address = environ.get("NOTIFY_SOCKET", "")
-    if not address or not hasattr(socket, "AF_UNIX"):
-        return
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-        sender.connect("\0" + address[1:] if address.startswith("@") else address)
-        if descriptor is None:
-            sender.sendall(state.encode())
-        else:
-            socket.send_fds(sender, [state.encode()], [descriptor])
+# ── Service · sockets ──────────────────────────────────────────────────────────────────────────
 
 
 OWN = "http"  # the name of a listening socket that this program made and systemd keeps
@@ -8494,7 +8506,7 @@ def inherited(environ: Environ, address: tuple[str, int]) -> socket.socket | Non
     number = environ.get("LISTEN_FDS", "")
     if environ.get("LISTEN_PID") != str(os.getpid()) or not re.fullmatch("[0-9]{1,3}", number):
         return None
-    found = None
+    ours = None
     for descriptor in range(3, 3 + int(number)):
         try:
             kept = socket.socket(fileno=descriptor)
@@ -8503,11 +8515,11 @@ def inherited(environ: Environ, address: tuple[str, int]) -> socket.socket | Non
         os.set_inheritable(descriptor, False)
         host, port = kept.getsockname()[:2] if kept.family != socket.AF_UNIX else ("", 0)
         fits = address[1] in (0, port) and address[0] in ("localhost", host)
-        if found is None and (fits or environ.get("LISTEN_FDNAMES") != OWN):
-            found = kept  # one that .socket made is as the administrator wants it
+        if ours is None and (fits or environ.get("LISTEN_FDNAMES") != OWN):
+            ours = kept  # one that .socket made is as the administrator wants it
         else:
             kept.close()
-    return found
+    return ours
 
 
 def listen(address: tuple[str, int]) -> socket.socket:
@@ -8529,9 +8541,69 @@ def listen(address: tuple[str, int]) -> socket.socket:
         raise Error(f"cannot listen on {host}:{port}: {what}; see [server] listen") from None
 
 
+# ── Service · systemd ──────────────────────────────────────────────────────────────────────────
+
+
+def notify(environ: Environ, state: str, descriptor: int | None = None) -> None:
+    """Tells systemd how the service is (sd_notify(3)), with a descriptor for its store."""
+    address = environ.get("NOTIFY_SOCKET", "")
+    if not address or not hasattr(socket, "AF_UNIX"):
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.connect("\0" + address[1:] if address.startswith("@") else address)
+        if descriptor is None:
+            sender.sendall(state.encode())
+        else:
+            socket.send_fds(sender, [state.encode()], [descriptor])
+
+
+def watchdog(environ: Environ) -> float:
+    """Seconds after which systemd gives us up without a sign of life (sd_watchdog_enabled(3)).
+
+    Infinite where it does not watch.
+    """
+    usec = environ.get("WATCHDOG_USEC", "")
+    return int(usec) / 1e6 if re.fullmatch("[0-9]{1,19}", usec) and int(usec) else math.inf
+
+
+# ── Service · source and bytecode ──────────────────────────────────────────────────────────────
+
+
 def program() -> list[str]:
     """How this program was started, without its arguments: the interpreter and the file."""
     return [sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]]
+
+
+_UNPACK = (  # its first word is for who reads a list of processes
+    "'hd_itsm'; import marshal, sys; sys.path[:], sys.argv[:], sys.orig_argv[:], code ="
+    " marshal.loads(open({}, 'rb').read()); exec(code)"
+)
+
+
+def leave_source() -> None:
+    """Becomes the same program started from bytecode, where it was started as a source file.
+
+    CPython keeps the syntax tree of the file that it was told to run until that ends: 17 MB of
+    this one. The bytecode goes from memory to memory: there is no second copy on the disk that
+    might be an old one, and the folder may be read-only. The pid stays, and with it what systemd
+    bound to it. Returns where there is no syntax tree (installed, in a .pyz, with -m), and where
+    it cannot be done.
+    """
+    outermost = sys._getframe()
+    while outermost.f_back is not None:
+        outermost = outermost.f_back
+    from_file = outermost.f_globals is globals() and "__file__" in globals()  # -c has none
+    if not from_file or not hasattr(os, "memfd_create"):
+        return
+    options = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv)]
+    with contextlib.suppress(OSError), open(os.memfd_create("hd_itsm", 0), "wb") as memory:
+        memory.write(marshal.dumps((sys.path, sys.argv, sys.orig_argv, outermost.f_code)))
+        memory.seek(0)
+        unpack = _UNPACK.format(memory.fileno())
+        os.execv(sys.executable, [sys.executable, *options, "-c", unpack, *sys.argv])
+
+
+# ── Service · the daemon ───────────────────────────────────────────────────────────────────────
 
 
 PAUSE = 0.001  # seconds in which more webhooks may come in, while two threads answer others
@@ -8542,30 +8614,37 @@ SIGNALS = {
 
 
 class Service:
-    """The running daemon: store, delivery and web server, put together."""
+    """The running daemon: file, deliveries and web server put together, and its life in `run`.
+
+    Signals only ask (`stop`, `reload`); the loop acts. What a reload has to wait for, a thread of
+    its own waits for, while the loop goes on. Then the loop ends as for a stop, but the process
+    becomes the new program.
+    """
 
     def __init__(self, config: Config, environ: Environ, trial: Sequence[str] = ()) -> None:
         self.config, self.environ = config, environ
         self.trial = trial  # the command that tries new configuration and code out
         self.stopping = threading.Event()
-        self.asked_to_renew = threading.Event()
-        self.renewing = threading.Event()  # a new start in the same process is due
-        self._renewal = threading.Thread()  # the last one; this one was never started
+        self.asked_to_reload = threading.Event()
+        self.reloading = threading.Event()  # all is ready for the new program
+        self._preparing = threading.Thread()  # the last reload's; this one was never started
+        self.round = min(1.0, watchdog(environ) / 4)  # seconds that a round of the loop may take
+        self._kept_house = self._told = 0.0  # when (monotonic)
         self.events = Events(File(config.store.path, create=True))
         try:
             address = config.server.listen
-            self.kept = inherited(environ, address)
-            self.listener = self.kept or listen(address)
-            self.listener_name = environ.get("LISTEN_FDNAMES", "") if self.kept else OWN
-            self.key = secrets.token_urlsafe(32)
-            self.delivery = Delivery(config, self.events)
-            self.web = Web(config, self.events, self.delivery.wake, self.key)
-            Pages(self.web)
-            self.server = make_server(
-                self.web, self.listener, config.server.threads, config.server.max_body
-            )
+            self.inherited = inherited(environ, address)
+            self.listener = self.inherited or listen(address)
+            self.listener_name = environ.get("LISTEN_FDNAMES", "") if self.inherited else OWN
             self.address: tuple[str, int] = self.listener.getsockname()[:2]
-            write_control(control_path(self.events.file.path), self.address, self.key)
+            key = secrets.token_urlsafe(32)
+            self.delivery = Delivery(config, self.events)
+            web = Web(config, self.events, self.delivery.wake, key)
+            Pages(web)
+            self.server = make_server(
+                web, self.listener, config.server.threads, config.server.max_body
+            )
+            write_control(control_path(self.events.file.path), self.address, key)
         except BaseException:
             self.events.file.close()
             raise
@@ -8577,57 +8656,38 @@ class Service:
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
     def stop(self, *signal_and_frame: object) -> None:
-        """Asks `run` to end; safe in a signal handler and from any thread."""
+        """Asks for the end; safe in a signal handler and from any thread."""
         self.stopping.set()
         self.server.pull_trigger()
 
-    def renew(self, *signal_and_frame: object) -> None:
+    def reload(self, *signal_and_frame: object) -> None:
         """Asks for new configuration and code (SIGHUP); safe in a signal handler."""
-        self.asked_to_renew.set()
+        self.asked_to_reload.set()
         self.server.pull_trigger()
 
     def run(self) -> int:
-        """Serves until `stop` or a `renew` that works out; the exit code.
+        """Serves until `stop`; the exit code. Does not return from a reload that works out."""
+        self._start()
+        while not (self.stopping.is_set() or self.reloading.is_set() or self._trouble()):
+            self._turn(self.round)
+            self._keep_house(time.monotonic())
+        return self._end()
 
-        After `renew`, `start_anew` is to be called where `renewing` is still set.
-        """
+    # ── Service · start ────────────────────────────────────────────────────────────────────────
+
+    def _start(self) -> None:
         self.delivery.start()
         log.info("listening on %s, delivering to %s", self.url, self._target())
-        if not self.kept:
+        if not self.inherited:
             notify(self.environ, f"FDSTOREREMOVE=1\nFDNAME={OWN}")  # one for a former address
             notify(self.environ, f"FDSTORE=1\nFDNAME={OWN}", self.listener.fileno())
         notify(self.environ, f"READY=1\nSTATUS=listening on {self.url}")
-        round_at = told_at = 0.0
-        while not (self.stopping.is_set() or self.renewing.is_set() or self._trouble()):
-            self._turn(1.0)
-            now = time.monotonic()
-            if now - round_at >= 1.0:
-                round_at = now
-                close_idle(self.server, now)
-                self._feed(now)
-            if now - told_at >= 10.0:
-                told_at = now
-                notify(self.environ, f"STATUS={self._counts()}")
-            if self.asked_to_renew.is_set() and not self._renewal.is_alive():
-                self._renewal = threading.Thread(target=self._renew, daemon=True)
-                self._renewal.start()
-        return self._end()
 
     def _target(self) -> str:
         parts = urllib.parse.urlsplit(self.config.itsm.url)
         return f"{parts.scheme}://{parts.netloc}" if parts.netloc else "the ITSM"
 
-    def _counts(self) -> str:
-        counts = self.events.counts
-        waiting = ", ".join(f"{counts[state]} {state}" for state in ("pending", "held", "failed"))
-        refused = "; the last reload was refused" if self.events.pulse.reload else ""
-        return f"listening on {self.url}; {waiting}{refused}"
-
-    def _feed(self, now: float) -> None:
-        """Feeds systemd's watchdog while intake, store and every worker showed life just now."""
-        alive = now - self.events.pulse.beat < 10 and self.server.stuck(now) < 10
-        if "WATCHDOG_USEC" in self.environ and alive:
-            notify(self.environ, "WATCHDOG=1")
+    # ── Service · the loop ─────────────────────────────────────────────────────────────────────
 
     def _turn(self, seconds: float) -> None:
         """One round of the web server's loop.
@@ -8640,6 +8700,34 @@ class Service:
         waitress.wasyncore.loop(timeout=seconds, use_poll=True, map=self.server._map, count=1)
         self.server.hand_over()
 
+    def _keep_house(self, now: float) -> None:
+        """What is to be done now and then between two rounds."""
+        if now - self._kept_house >= self.round:
+            self._kept_house = now
+            close_idle(self.server, now)
+            self._feed(now)
+        if now - self._told >= 10.0:
+            self._told = now
+            notify(self.environ, f"STATUS={self._counts()}")
+        if self.asked_to_reload.is_set() and not self._preparing.is_alive():
+            self._preparing = threading.Thread(target=self._prepare_reload, daemon=True)
+            self._preparing.start()
+
+    def _counts(self) -> str:
+        counts = self.events.counts
+        waiting = ", ".join(f"{counts[state]} {state}" for state in ("pending", "held", "failed"))
+        refused = "; the last reload was refused" if self.events.pulse.reload else ""
+        return f"listening on {self.url}; {waiting}{refused}"
+
+    def _feed(self, now: float) -> None:
+        """Feeds systemd's watchdog while intake, file and every worker showed life just now.
+
+        Two rounds lie between two feedings at most: half of its patience.
+        """
+        alive = now - self.events.pulse.beat < 10 and self.server.stuck(now) < 10
+        if alive and math.isfinite(watchdog(self.environ)):
+            notify(self.environ, "WATCHDOG=1")
+
     def _trouble(self) -> str:
         """Why the process must end though nobody asked, or ""."""
         now = time.monotonic()
@@ -8649,13 +8737,55 @@ class Service:
             return "every thread of the web server hangs"
         return self.events.file.broken or self.delivery.fatal
 
-    def _renew(self) -> None:
+    # ── Service · stop ─────────────────────────────────────────────────────────────────────────
+
+    def _end(self) -> int:
+        """Finishes the answers and attempts in flight and lets the file go; the exit code."""
+        trouble = self._trouble()
+        level = logging.CRITICAL if trouble else logging.INFO
+        log.log(level, "stopping%s", trouble and f": {trouble}")
+        if not self.reloading.is_set():
+            notify(self.environ, "STOPPING=1")
+        self._finish(self.config.server.stop_after)
+        if self.reloading.is_set():
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # one more waits for the new start
+        anew = self.reloading.is_set() and not self.stopping.is_set() and not trouble
+        if not anew:  # else commands wait for the new start, and do not take the file
+            with contextlib.suppress(OSError):
+                os.unlink(control_path(self.events.file.path))
+        self.events.file.close()
+        if anew:
+            self._start_anew()
+        self.listener.close()
+        log.info("stopped")
+        return 1 if trouble else 0
+
+    def _finish(self, patience: float) -> None:
+        """Takes no more connections, and waits so many seconds for what is under way."""
+        began = time.monotonic()
+        ending = threading.Thread(target=self._end_deliveries, args=(patience,), daemon=True)
+        ending.start()
+        self.server.stopping, self.server.accepting = True, False
+        while not drain(self.server, began, now := time.monotonic()) and now - began < patience:
+            self._turn(min(0.05, self.round))
+            self._feed(now)
+        self.server.task_dispatcher.shutdown(timeout=1)
+        ending.join(max(0.1, patience + 2 - (time.monotonic() - began)))
+
+    def _end_deliveries(self, patience: float) -> None:
+        """Finishes what is in flight; who waits for anything else is answered then."""
+        self.delivery.stop(patience)
+        self.events.leave()
+
+    # ── Service · reload ───────────────────────────────────────────────────────────────────────
+
+    def _prepare_reload(self) -> None:
         """Ends the deliveries for a new start, where a trial run says that it will work.
 
         Webhooks are taken meanwhile, however long an attempt in flight takes to end.
         """
-        while self.asked_to_renew.is_set():
-            self.asked_to_renew.clear()
+        while self.asked_to_reload.is_set():
+            self.asked_to_reload.clear()
             self.events.pulse.reload = problem = self._tried()
         if problem:
             log.error("reload refused, the old configuration goes on: %s", problem)
@@ -8664,7 +8794,7 @@ class Service:
         usec = time.monotonic_ns() // 1000
         notify(self.environ, f"RELOADING=1\nMONOTONIC_USEC={usec}")
         self.delivery.stop(self.config.server.stop_after)
-        self.renewing.set()
+        self.reloading.set()
         self.server.pull_trigger()
 
     def _tried(self) -> str:
@@ -8679,39 +8809,7 @@ class Service:
             return str(error)
         return "" if trial.returncode == 0 else (trial.stderr or trial.stdout).strip()
 
-    def _end(self) -> int:
-        """Answers and attempts in flight are finished, then the file is closed."""
-        trouble = self._trouble()
-        level = logging.CRITICAL if trouble else logging.INFO
-        log.log(level, "stopping%s", trouble and f": {trouble}")
-        if not self.renewing.is_set():
-            notify(self.environ, "STOPPING=1")
-        began, patience = time.monotonic(), self.config.server.stop_after
-        ending = threading.Thread(target=self._end_deliveries, args=(patience,), daemon=True)
-        ending.start()
-        self.server.stopping, self.server.accepting = True, False
-        while not drain(self.server, began, now := time.monotonic()) and now - began < patience:
-            self._turn(0.05)
-        self.server.task_dispatcher.shutdown(timeout=1)
-        ending.join(max(0.1, patience + 2 - (time.monotonic() - began)))
-        with contextlib.suppress(OSError):
-            os.unlink(control_path(self.events.file.path))
-        self.events.file.close()
-        if self.renewing.is_set():
-            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # one more waits for the new start
-        if self.stopping.is_set() or trouble:
-            self.renewing.clear()
-        if not self.renewing.is_set():
-            self.listener.close()
-            log.info("stopped")
-        return 1 if trouble else 0
-
-    def _end_deliveries(self, patience: float) -> None:
-        """Finishes what is in flight; who waits for anything else is answered then."""
-        self.delivery.stop(patience)
-        self.events.leave()
-
-    def start_anew(self) -> None:
+    def _start_anew(self) -> None:
         """Becomes the new program, which finds the listening socket as systemd would hand it."""
         logging.shutdown()
         os.dup2(self.listener.fileno(), 3)
@@ -8719,7 +8817,10 @@ class Service:
         environ = {**self.environ, "LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
         environ["LISTEN_FDNAMES"] = self.listener_name
         command = [*program(), *sys.argv[1:]]
-        os.execve(command[0], command, environ)
+        try:
+            os.execve(command[0], command, environ)
+        except OSError as error:
+            raise Error(f"cannot start anew: {command[0]}: {error.strerror}") from None
 
 
 # ── Demo: the life of tickets against a practice ITSM ──────────────────────────────────────────
@@ -8985,28 +9086,28 @@ def carry_out(operation: Operation, call: Call) -> int:
 def command_serve(call: Call) -> int:
     """Runs in the foreground until SIGTERM or SIGINT."""
     config = call.config(complete=True)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # it waits until there is a loop
+    leave_source()
     start_logging(config, call.environ)
     try:
         running = find_service(config.store.path)
         options = [f"--{name.replace('_', '-')}={text}" for name, text in call.options.items()]
         trial = [*program(), *options, "check", "--configuration"]
         service = Service(config, call.environ, trial)
-    except FileError as error:
-        who = f" (pid {running.pid})" if running and "in use" in str(error) else ""
+    except FileInUse as error:
+        who = f" (pid {running.pid})" if running else ""
         raise Error(f"cannot start: {error}{who}") from None
     except Error as error:
         raise Error(f"cannot start: {error}") from None
     for number in SIGNALS:
-        renews = number == getattr(signal, "SIGHUP", None)
-        signal.signal(number, service.renew if renews else service.stop)
+        reloads = number == getattr(signal, "SIGHUP", None)
+        signal.signal(number, service.reload if reloads else service.stop)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     for warning in config.warnings:
         log.warning("%s", warning)
-    code = service.run()
-    if service.renewing.is_set():
-        service.start_anew()
-    return code
+    return service.run()
 
 
 def command_init(call: Call) -> int:
@@ -9037,19 +9138,13 @@ def _existing(path: str) -> str:
 
 def _check_store(config: Config) -> Finding:
     path = config.store.path
-    if find_service(path) is not None and os.path.exists(path):
-        try:
-            with Operator(config) as operator:
-                operator.ask("status")
-            return "ok", "file", f"{path}, held by the running service"
-        except Error as error:
-            return "wrong", "file", str(error)
     if os.path.exists(path):
         try:
-            File(path).close()
-        except FileError as error:
+            with Operator(config) as operator:
+                running = operator.ask("status")["running"]
+        except Error as error:
             return "wrong", "file", str(error)
-        return "ok", "file", path
+        return "ok", "file", path + (", held by the running service" if running else "")
     folder = _existing(os.path.dirname(os.path.abspath(path)))
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
         return "wrong", "file", f"store.path: {folder} is not writable for this user"

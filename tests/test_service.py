@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -35,6 +36,7 @@ from service import (
     NO_HEADERS,
     PROGRAM,
     START,
+    Run,
     Service,
     opening,
     settings,
@@ -192,9 +194,9 @@ class Unit(Service):
         environ: Mapping[str, str] = NO_HEADERS,
         program: Path = PROGRAM,
         arguments: tuple[str, ...] = (),
-        watchdog: bool = False,
+        watchdog: float = 0.0,
     ) -> None:
-        usec = {"WATCHDOG_USEC": "30000000"} if watchdog else {}
+        usec = {"WATCHDOG_USEC": str(round(watchdog * 1e6))} if watchdog else {}
         super().__init__(folder, config, {"NOTIFY_SOCKET": manager.path, **usec, **environ})
         self.manager = manager
         self.program = program
@@ -334,7 +336,7 @@ def test_it_hands_over_its_listening_socket_before_it_is_ready(start: Start, its
 
 
 def test_only_the_main_process_speaks_to_the_manager(start: Start, itsm: Itsm) -> None:
-    unit = start(itsm.url, {"watchdog": True})
+    unit = start(itsm.url, {"watchdog": 30.0})
     unit.reload()
     assert unit.stop() == 0
     assert {one.pid for one in unit.manager.all()} == {unit.manager.main}
@@ -461,14 +463,32 @@ def test_a_notify_socket_that_is_not_there_is_no_obstacle(
 # ---- The watchdog ------------------------------------------------------------------------------
 
 
-def test_the_watchdog_is_fed_every_other_second_while_all_is_well(
-    start: Start, itsm: Itsm
+@pytest.mark.parametrize("patience", [0.5, 7200.0])
+def test_the_watchdog_is_fed_twice_in_its_time_at_least_and_every_other_second(
+    patience: float, start: Start, itsm: Itsm
 ) -> None:
-    unit = start(itsm.url, {"watchdog": True})
+    unit = start(itsm.url, {"watchdog": patience})
     until(lambda: len(unit.manager.heard("WATCHDOG")) >= 4, "it is fed four times")
     fed = [one.at for one in unit.manager.heard("WATCHDOG")]
-    assert max(b - a for a, b in pairwise(fed)) < 2.5  # a generous half of any WatchdogSec
+    gaps = sorted(b - a for a, b in pairwise(fed))
+    assert gaps[len(gaps) // 2] <= min(patience / 2, 2.5)  # the middle one: the machine is busy
     assert {one.value("WATCHDOG") for one in unit.manager.heard("WATCHDOG")} == {"1"}
+
+
+def test_the_watchdog_is_fed_while_a_reload_waits_for_a_slow_client(
+    start: Start, itsm: Itsm
+) -> None:
+    unit = start(itsm.url, {"watchdog": 1.0})
+    with unit.connect() as line:
+        began = monotonic()
+        unit.signal(signal.SIGHUP)
+        until(lambda: unit.lines("reloading"), "it reloads")
+        line.sendall(b"POST /note HTTP/1.1\r\nHost: localhost\r\n")  # and then no more
+        until(lambda: unit.lines("stopping"), "the old program stops")
+        stopping = monotonic()
+        ready = unit.manager.wait("READY", began).at
+    fed = [one.at for one in unit.manager.heard("WATCHDOG", stopping) if one.at < ready]
+    assert len(fed) >= 2
 
 
 def test_nothing_is_fed_where_no_watchdog_was_asked_for(start: Start, itsm: Itsm) -> None:
@@ -523,7 +543,7 @@ def hung(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, tupl
             program = sabotaged(folder, code=code)
             config = with_notes(itsm.url, server={"threads": 2}, itsm={"timeout": 1.0})
             unit = Unit(
-                folder, config, stack.enter_context(Manager()), program=program, watchdog=True
+                folder, config, stack.enter_context(Manager()), program=program, watchdog=30.0
             )
             stack.callback(end, unit)
             unit.start()
@@ -742,6 +762,116 @@ def test_webhooks_are_answered_in_time_while_a_reload_waits_for_a_silent_itsm(
     unit.kill()
 
 
+# ---- Commands without a pause ------------------------------------------------------------------
+
+# One command after the other, without an interpreter's start between two of them; stdout is their
+# exit codes, stderr what they complain of.
+ASKING = """
+import contextlib, io, os, hd_itsm
+while not os.path.exists("enough"):
+    with contextlib.redirect_stdout(io.StringIO()):
+        code = hd_itsm.main(["status"])
+    print(code, flush=True)
+"""
+
+
+class Asking:
+    """Somebody who asks for the status all the time; `codes` are the commands' exit codes."""
+
+    def __init__(self, unit: Unit) -> None:
+        self.unit = unit
+
+    def __enter__(self) -> Asking:
+        with (self.unit.folder / "codes").open("wb") as codes:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", ASKING],
+                cwd=self.unit.folder,
+                env=self.unit._environ,
+                stdout=codes,
+                stderr=subprocess.PIPE,
+            )
+        self.go_on()
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        (self.unit.folder / "enough").touch()
+        self.complaints = self._process.communicate(timeout=30)[1].decode()
+
+    @property
+    def codes(self) -> list[str]:
+        return (self.unit.folder / "codes").read_text().split()
+
+    def go_on(self, more: int = 10) -> None:
+        """Returns when so many more commands have ended."""
+        wanted = len(self.codes) + more
+        until(lambda: len(self.codes) >= wanted or self._process.poll(), "commands end")
+
+
+def test_no_command_fails_and_none_ends_the_service_whatever_the_service_does(
+    start: Start, itsm: Itsm
+) -> None:
+    unit = start(itsm.url)
+    with Asking(unit) as asking:
+        for change in (unit.reload, unit.bounce, unit.restart) * 4:
+            change()
+            asking.go_on()
+        assert unit.post("note", note(ticket()), wait=10).state == "delivered"
+    assert asking.complaints == ""
+    assert set(asking.codes) == {"0"}
+
+
+def asked(unit: Unit) -> tuple[threading.Thread, list[Run]]:
+    """A `status` under way, and where it puts what came of it."""
+    runs: list[Run] = []
+    asking = threading.Thread(target=lambda: runs.append(unit.cli("status")), daemon=True)
+    asking.start()
+    return asking, runs
+
+
+def test_a_command_waits_for_the_new_program_and_leaves_it_the_file(
+    start: Start, itsm: Itsm, tmp_path: Path
+) -> None:
+    lingering = """
+_init_real = File.__init__
+def _init(self, *rest, **named):
+    while os.path.exists("linger") and SIGNALS <= signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+        open("lingers", "w").close()  # a new program, as it is the only one without signals
+        time.sleep(0.01)
+    _init_real(self, *rest, **named)
+File.__init__ = _init
+"""
+    unit = start(itsm.url, {"program": sabotaged(tmp_path, code=lingering)})
+    (tmp_path / "linger").touch()
+    began = monotonic()
+    unit.signal(signal.SIGHUP)
+    until(lambda: (tmp_path / "lingers").exists(), "the old program is gone")
+    asking, runs = asked(unit)
+    asking.join(2.0)
+    assert runs == []
+    (tmp_path / "linger").unlink()
+    asking.join(30)
+    unit.manager.wait("READY", began)
+    assert (runs[0].code, runs[0].err) == (0, "")
+    assert re.search(r"service +running", runs[0].out)
+
+
+def test_a_command_waits_for_a_service_that_is_there_and_does_not_listen_yet(
+    start: Start, itsm: Itsm
+) -> None:
+    unit = start(itsm.url)
+    left = unit.control
+    assert unit.stop() == 0
+    silent = {**left, "pid": os.getpid(), "port": free_port()}
+    (unit.folder / "hd_itsm.db.control").write_text(json.dumps(silent))
+    asking, runs = asked(unit)
+    asking.join(1.0)
+    assert runs == []
+    unit.start()
+    asking.join(30)
+    assert (runs[0].code, runs[0].err) == (0, "")
+    assert re.search(r"service +running", runs[0].out)
+
+
 # ---- SIGHUP ------------------------------------------------------------------------------------
 
 
@@ -874,6 +1004,23 @@ def test_a_refused_reload_shows_in_status_until_one_succeeds(start: Start, itsm:
     assert unit.cli("status").code == 0
 
 
+def test_a_reload_before_it_is_ready_waits_until_it_is(
+    start: Start, itsm: Itsm, tmp_path: Path
+) -> None:
+    code = """
+_init_real = File.__init__
+def _init(self, *rest, **named):
+    if not os.path.exists("asked"):
+        open("asked", "w").close()
+        os.kill(os.getpid(), signal.SIGHUP)
+    _init_real(self, *rest, **named)
+File.__init__ = _init
+"""
+    unit = start(itsm.url, {"program": sabotaged(tmp_path, code=code)})
+    until(lambda: len(unit.manager.heard("READY")) == 2, "it is ready, and once more")
+    assert unit.post("note", note(ticket()), wait=10).state == "delivered"
+
+
 def test_two_reloads_at_once_end_with_the_latest_configuration(start: Start, itsm: Itsm) -> None:
     unit = start(itsm.url)
     pid, port = unit.pid, unit.port
@@ -959,26 +1106,25 @@ def test_an_address_that_was_changed_while_it_was_down_is_taken_at_the_start(
     assert manager.kept.getsockname() == ("127.0.0.1", new)
 
 
-def versioned(folder: Path, version: str, more: str = "") -> None:
-    """Writes the program into `folder`, as another version of it."""
+def versioned(path: Path, version: str) -> None:
+    """Writes the program to `path`, as another version of it."""
     text = PROGRAM.read_text(encoding="utf-8")
     top, mark, rest = text.partition('__version__ = "')
     assert mark
-    changed = top + mark + version + rest[rest.index('"') :] + more
-    new = folder / "program.py.new"
-    new.write_text(changed, encoding="utf-8")
-    new.replace(folder / "program.py")
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(top + mark + version + rest[rest.index('"') :], encoding="utf-8")
+    new.replace(path)
 
 
 def test_new_code_takes_over_on_the_same_pid_and_socket(
     start: Start, itsm: Itsm, tmp_path: Path
 ) -> None:
-    versioned(tmp_path, "1.0.1")
+    versioned(tmp_path / "program.py", "1.0.1")
     unit = start(itsm.url, {"program": tmp_path / "program.py"})
     before = unit.pid, unit.port
     unit.post("note", note(ticket()), wait=10)
     with Load(unit) as load:
-        versioned(tmp_path, "9.9.9")
+        versioned(tmp_path / "program.py", "9.9.9")
         unit.reload()
         load.go_on()
     assert load.trouble == []
@@ -990,7 +1136,7 @@ def test_new_code_takes_over_on_the_same_pid_and_socket(
 def test_new_code_that_cannot_run_does_not_take_over(
     start: Start, itsm: Itsm, tmp_path: Path
 ) -> None:
-    versioned(tmp_path, "1.0.1")
+    versioned(tmp_path / "program.py", "1.0.1")
     unit = start(itsm.url, {"program": tmp_path / "program.py"})
     (tmp_path / "program.py").write_text("this is no Python\n", encoding="utf-8")
     unit.refused_reload()
@@ -1174,7 +1320,8 @@ def test_an_empty_file_is_ready_in_half_a_second(tmp_path: Path, itsm: Itsm) -> 
             unit = Unit(folder, with_notes(itsm.url), manager)
             ours.append(ready_in(unit))
             assert unit.stop() == 0
-    assert min(ours) < max(0.5, 4 * min(bare)), f"{ours} s, the imports alone {bare} s"
+    limit = max(0.5, 6 * min(bare))  # as one file it imports twice: once to leave its source
+    assert min(ours) < limit, f"{ours} s, the imports alone {bare} s"
 
 
 def test_with_100_000_waiting_events_it_is_ready_in_two_seconds(
@@ -1194,6 +1341,51 @@ def test_with_100_000_waiting_events_it_is_ready_in_two_seconds(
     unit.reload()
     assert manager.wait("READY", began).at - began < max(3.0, 16 * bare)
     unit.kill()
+
+
+# ---- The process -------------------------------------------------------------------------------
+
+
+def memory(pid: int) -> float:
+    """What a process holds of memory, in MB."""
+    status = Path(f"/proc/{pid}/status")
+    if not status.exists():
+        missing("/proc")
+    return int(status.read_text().split("VmRSS:")[1].split()[0]) / 1024
+
+
+@pytest.fixture(scope="module")
+def bare() -> float:
+    """What Python and the three libraries need, in MB."""
+    command = [sys.executable, "-c", "import bottle, waitress, urllib3; print(); input()"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        return memory(process.pid)
+
+
+@pytest.mark.parametrize("name", ["hd_itsm.py", "carrier", "it's a carrier.v2.py"])
+def test_started_as_one_file_it_keeps_no_syntax_tree_in_memory_and_nothing_beside_the_file(
+    name: str, itsm: Itsm, manager: Manager, tmp_path: Path, bare: float
+) -> None:
+    place, work = tmp_path / "opt", tmp_path / "work"
+    place.mkdir()
+    work.mkdir()
+    versioned(place / name, "1.0.1")
+    words = ("--config", "hd_itsm.toml", "serve")
+    with Unit(work, with_notes(itsm.url), manager, {}, place / name, words) as unit:
+        before = unit.pid
+        for version in ("1.0.1", "9.9.9"):
+            unit.post("note", note(ticket()), wait=10)
+            assert itsm.requests[-1].headers.get("User-Agent") == f"hd_itsm/{version}"
+            assert memory(unit.pid) < 1.5 * bare
+            shown = Path(f"/proc/{unit.pid}/cmdline").read_text().split("\0")
+            assert shown[-5:-1] == [str(place / name), *words]
+            assert [one.name for one in place.iterdir()] == [name]
+            versioned(place / name, "9.9.9")
+            unit.reload()
+        assert unit.pid == before
 
 
 # ---- Secrets -----------------------------------------------------------------------------------
