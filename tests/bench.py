@@ -996,7 +996,7 @@ def drain(mine: Ours, itsm: Itsm, count: int) -> tuple[float, float]:
 def measure_memory(bench: Bench) -> Iterator[Row]:
     """Resident memory after one webhook, against the three libraries with an idle server.
 
-    As installed, with bytecode; and as the one file, whose syntax tree Python keeps.
+    As installed, and as the one file, whose syntax tree Python would keep.
     """
     with Itsm() as itsm, Ours(bench, "bytecode", itsm.port, installed=True):
         pass  # writes the bytecode
