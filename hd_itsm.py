@@ -9527,12 +9527,14 @@ def _open_copy(copy: str, store: str) -> int:
     """A descriptor of the copy that was made beside the file. Raises OSError, Error.
 
     Whoever runs the service may write there, and the command may be root's: what belongs to
-    anybody else than the file itself, a link or another name of something is not touched.
+    anybody else than the file itself or (where no service runs) us, a link or another name of
+    something is not touched.
     """
     careful = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
     handle = os.open(copy, os.O_RDONLY | careful)
-    made, kept = os.fstat(handle), os.stat(store)
-    if not stat.S_ISREG(made.st_mode) or made.st_nlink != 1 or made.st_uid != kept.st_uid:
+    made = os.fstat(handle)
+    owners = (os.stat(store).st_uid, os.geteuid() if os.name == "posix" else 0)
+    if not stat.S_ISREG(made.st_mode) or made.st_nlink != 1 or made.st_uid not in owners:
         os.close(handle)
         raise Error(f"{copy} is not the copy that was asked for: it is left as it is")
     return handle

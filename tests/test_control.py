@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 import hd_itsm
+from faultlib import missing
 from itsm import Itsm
 from service import NONCE, Service, assignment, opening, proof, settings, with_notes
 
@@ -222,6 +223,20 @@ def test_a_backup_is_whole_for_nobody_else_to_read_and_leaves_nothing_beside_it(
     target.rename(other / "hd_itsm.db")
     copied = Service(other, settings("http://127.0.0.1:9/"))
     assert copied.cli("export").out == service.cli("export").out
+
+
+def test_root_copies_the_file_of_a_service_that_does_not_run_under_its_own_user(
+    start: Start, tmp_path: Path
+) -> None:
+    if os.geteuid():
+        missing("root, who can give files away")
+    service = start()
+    assert service.stop() == 0
+    os.chown(service.database, 65534, 65534)
+    run = service.cli("backup", tmp_path / "copy.db")
+    assert (run.code, run.err) == (0, "")
+    assert (tmp_path / "copy.db").stat().st_uid == 0
+    assert service.database.stat().st_uid == 65534
 
 
 @contextmanager
