@@ -2887,11 +2887,13 @@ MIGRATIONS = (  # entry n brings a file of version n to n + 1; never change one 
     CREATE INDEX events_ticket ON events (ticket, rank, event) WHERE ticket IS NOT NULL;
     CREATE INDEX events_pending ON events (ticket, waits_for_id, rank, event)
         WHERE state = 'pending';
-    CREATE INDEX events_held ON events (ticket, waits_for_id) WHERE state = 'held';
-    CREATE INDEX events_openings ON events (ticket, rank, event) WHERE opens = 1;
+    CREATE INDEX events_held ON events (ticket, may_have_happened, waits_for_id)
+        WHERE state = 'held';
+    CREATE INDEX events_openings ON events (ticket, state, rank, event) WHERE opens = 1;
     CREATE INDEX events_open ON events (state, event)  -- OR, not IN: SQLite proves only that
         WHERE state = 'pending' OR state = 'held' OR state = 'failed';
-    CREATE INDEX events_delivery ON events (delivery_id, ticket) WHERE delivery_id IS NOT NULL;
+    CREATE INDEX events_delivery ON events (delivery_id, ticket, kind)
+        WHERE delivery_id IS NOT NULL;
     CREATE INDEX events_unreadable ON events (digest) WHERE ticket IS NULL;
     CREATE TABLE tickets (            -- one row for each: no two of its events can be due
         ticket TEXT PRIMARY KEY,
@@ -3075,7 +3077,7 @@ class _Write:
 class File:
     """The open file: transactions, facts, the service clock, room for a full disk.
 
-    `lock` guards the connection and all attributes; who holds it waits for nothing but the disk
+    `_lock` guards the connection and all attributes; who holds it waits for nothing but the disk
     and takes no other lock. Writers queue their operation; one of them leads: it runs all that
     wait in one transaction, commits once (group commit), lets the others go and hands the lead to
     the first that came meanwhile. `_queue_lock` guards the queue and `_led`, for moments only.
@@ -3094,16 +3096,14 @@ class File:
         _refuse_foreign(path)
         self.path = path
         self._db = _connect(path, patience)
-        for pattern in ("new.*", "backup.*", "reserve.new"):  # left by what was killed
-            for leftover in glob.glob(f"{glob.escape(path)}.{pattern}"):
-                with contextlib.suppress(OSError):
-                    os.unlink(leftover)
-        self.lock = threading.Lock()
+        for leftover in glob.glob(f"{glob.escape(path)}.new.*"):  # of what was killed
+            with contextlib.suppress(OSError):
+                os.unlink(leftover)
+        self._lock = threading.Lock()
         self._queue_lock = threading.Lock()
         self._queue: list[_Write] = []
         self._led = False  # whether somebody leads
         self._after: list[Callable[[], None]] = []  # what a commit makes true
-        self.after_rollback: Callable[[], None] = lambda: None
         self._counting: collections.Counter[tuple[int, str]] = collections.Counter()
         rows = self.read("SELECT name, count FROM counts WHERE hour = 0")
         self._counts: dict[str, int] = {row["name"]: row["count"] for row in rows}
@@ -3120,7 +3120,7 @@ class File:
         """Keeps the clock and closes the file; a second call does nothing."""
         with contextlib.suppress(FileError, sqlite3.ProgrammingError):
             self.keep_clock()
-        with self.lock:
+        with self._lock:
             self._db.close()
 
     def _away(self) -> float:
@@ -3161,6 +3161,12 @@ class File:
         """Counts, in a transaction, what must outlive the process: for good, or in this hour."""
         self._counting[int(time.time()) // 3600 if hourly else 0, name] += more
 
+    def number(self, name: str, more: int) -> int:
+        """Counts so many more of what is numbered 1, 2, 3; in a transaction. The first one's."""
+        first = self.counted(name) + self._counting[0, name] + 1
+        self.count(name, more)
+        return first
+
     def count_to(self, name: str, total: int) -> None:
         """Sets a count instead of adding to it: the moment of something (ms since the epoch)."""
         self._counting[0, name] = total - self.counted(name)
@@ -3198,9 +3204,9 @@ class File:
     def _keep_counts(self) -> None:
         """Keeps what this transaction counted, in it; one statement for all."""
         with self._soon_lock:
-            for name, more in self._soon.items():
-                self.count(name, more, hourly=True)
-            self._soon.clear()
+            soon = self._soon.copy()
+        for name, more in soon.items():
+            self.count(name, more, hourly=True)
         changes = [(hour, name, more) for (hour, name), more in self._counting.items() if more]
         self._counting.clear()
         if not changes:
@@ -3215,11 +3221,14 @@ class File:
             for hour, name, more in changes:
                 if not hour:
                     self._counts[name] = self._counts.get(name, 0) + more
+            if soon:
+                with self._soon_lock:
+                    self._soon -= soon
 
         self.after_commit(believe)
 
     def execute(self, sql: str, **arguments: Any) -> sqlite3.Cursor:
-        """One statement, within a transaction or under `lock`."""
+        """One statement, within a transaction."""
         return self._db.execute(sql, arguments)
 
     def execute_row(self, sql: str, values: Sequence[Any]) -> sqlite3.Cursor:
@@ -3227,16 +3236,29 @@ class File:
         return self._db.execute(sql, values)
 
     def row(self, sql: str, **arguments: Any) -> Any:
-        """The first row of a question, None for none; within a transaction or under `lock`."""
+        """The first row of a question, None for none; within a transaction."""
         return self._db.execute(sql, arguments).fetchone()
 
-    def read(self, sql: str, **arguments: Any) -> list[dict[str, Any]]:
-        """The rows of a question, outside of any transaction. Raises FileError."""
-        with self.lock:
+    def read(
+        self,
+        sql: str,
+        enough: Callable[[sqlite3.Row], bool] = lambda row: False,
+        **arguments: Any,
+    ) -> list[dict[str, Any]]:
+        """The rows of a question, up to the one that is `enough`; outside of any transaction.
+
+        Raises FileError.
+        """
+        rows = []
+        with self._lock:
             try:
-                return [dict(row) for row in self._db.execute(sql, arguments)]
+                for row in self._db.execute(sql, arguments):
+                    rows.append(dict(row))
+                    if enough(row):
+                        break
             except sqlite3.Error as error:
-                raise self.failed(error) from None
+                raise self._failed(error) from None
+        return rows
 
     def after_commit(self, what: Callable[[], None]) -> None:
         """Something that becomes true when the transaction under way is on the disk."""
@@ -3261,7 +3283,7 @@ class File:
 
     def _lead(self, leader: _Write) -> None:
         """Carries out what waits, in one transaction, and hands the lead on."""
-        with self.lock:
+        with self._lock:
             with self._queue_lock:
                 batch, self._queue = self._queue, []
             self._transact(batch)
@@ -3289,7 +3311,7 @@ class File:
             self._keep_counts()
             self._db.execute("COMMIT")
         except sqlite3.Error as trouble:
-            error = self.failed(trouble)
+            error = self._failed(trouble)
         except BaseException as trouble:
             error = trouble
         if error is None:
@@ -3300,11 +3322,10 @@ class File:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
             self._counting.clear()
-            self.after_rollback()
         for entry in batch:
             entry.error, entry.done = error, True
 
-    def failed(self, error: sqlite3.Error) -> Error:
+    def _failed(self, error: sqlite3.Error) -> Error:
         """What a failed statement or commit means for the file from now on."""
         name = getattr(error, "sqlite_errorname", "")
         if name == "SQLITE_FULL":
@@ -3325,12 +3346,10 @@ class File:
 
     def keep_reserve(self) -> None:
         """Sets room aside for a full disk; when that works again, webhooks are taken again."""
-        reserve, new = self.path + ".reserve", self.path + ".reserve.new"
+        reserve, new = self.path + ".reserve", self.path + ".new.reserve"
         if self.broken or (not self.full and os.path.exists(reserve)):
             return
         try:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(new)
             with os.fdopen(new_file(new), "wb") as file:
                 file.write(b"\0" * RESERVE)
                 file.flush()
@@ -3347,7 +3366,7 @@ class File:
     def backup(self, path: str) -> int:
         """Writes a consistent, checked copy while work goes on; its size in bytes.
 
-        Not under `lock`: SQLite copies in steps and takes in what changes between them. Raises
+        Not under `_lock`: SQLite copies in steps and takes in what changes between them. Raises
         FileError, also where something stands at `path`.
         """
         try:
@@ -3365,8 +3384,6 @@ class File:
 
 
 # ── Records: what goes into the file and comes out of it ───────────────────────────────────────
-
-WAITS = "waits for the request id of its ticket; no opening event is pending"
 
 
 class NewEvent(NamedTuple):
@@ -3496,6 +3513,11 @@ class SinceStart:
 # ── Events: intake, line, outcomes, questions, a person's acts ─────────────────────────────────
 
 
+WAITS = "waits for the request id of its ticket; no opening event is pending"
+PENDING = "state = 'pending'"
+OPENED = tuple(f"opens = 1 AND state = '{state}'" for state in ("pending", "held", "delivered"))
+
+
 class Events:
     """All that is known of tickets, on a file: their lines, and how their events move.
 
@@ -3508,12 +3530,8 @@ class Events:
         self.pulse, self.since_start = Pulse(), SinceStart()
         self.edits = 0  # how often a person changed events: what was read before is old then
         self.leaving = False  # the program is about to end
-        self._last: int | None = None  # the last event's number, where it is known
         self._waiters: dict[int, list[threading.Event]] = {}
-        file.after_rollback = self._forget_last
-
-    def _forget_last(self) -> None:
-        self._last = None
+        self._waiting = threading.Lock()  # guards them; taken last, for moments
 
     @property
     def counts(self) -> collections.Counter[str]:
@@ -3527,34 +3545,26 @@ class Events:
         return row["request_id"] if row else None
 
     def _map(self, ticket: str, request_id: str, origin: str, since: float) -> None:
-        """Sets a request id; one that a person gave is changed by a person alone."""
         self.file.execute(
             "INSERT INTO tickets (ticket, request_id, since, origin)"
             " VALUES (:ticket, :request_id, :since, :origin)"
             " ON CONFLICT (ticket) DO UPDATE SET request_id = excluded.request_id,"
-            " since = excluded.since, origin = excluded.origin"
-            " WHERE excluded.origin != 'itsm' OR coalesce(origin, 'itsm') = 'itsm'",
+            " since = excluded.since, origin = excluded.origin",
             ticket=ticket,
             request_id=request_id,
             since=since,
             origin=origin,
         )
 
-    def _insert(self, new: NewEvent, parent: Any = None, due: float | None = None) -> int:
-        return self._insert_all([new], parent, due)
-
-    def _insert_all(
+    def _insert(
         self, news: Sequence[NewEvent], parent: Any = None, due: float | None = None
     ) -> int:
-        """Makes each an event, by one statement; the number of the first. `due`: as heads.
+        """Makes each an event, by one statement; the number of the first.
 
-        One, because each statement lets other threads run and waits for its turn again.
+        `due`: as the head of its ticket, where this has none. One statement, because each lets
+        other threads run and waits for its turn again.
         """
-        if self._last is None:
-            self._last = self.file.row("SELECT coalesce(max(event), 0) AS last FROM events")[
-                "last"
-            ]
-        first, born = self._last + 1, self.file.clock()
+        first, born = self.file.number("events", len(news)), self.file.clock()
         values: list[Any] = []
         tickets: list[Any] = []
         for number, new in enumerate(news, first):
@@ -3562,12 +3572,11 @@ class Events:
             values += (parent["event"] if parent else None, born, str(uuid.uuid4()))
             values += (new.digest, *new[: len(KEPT)])
             self.file.count(new.state)
-            self.file.count("received", parent is None, hourly=True)
+            self.file.count("repaired", bool(new.repaired))
             if new.state == "failed":
                 self.file.count("failed", hourly=True)
-            if new.repaired:
-                self.file.count("repaired")
-            if new.ticket is not None and parent is None and new.state != "ignored":
+            duplicate = new.state == "ignored" and new.kind  # the others no rule wanted
+            if new.ticket is not None and parent is None and not duplicate:
                 tickets += (new.ticket, number, number if due is not None else None, due)
         row = f"({', '.join('?' * (6 + len(KEPT)))})"
         self.file.execute_row(
@@ -3580,10 +3589,12 @@ class Events:
                 "INSERT INTO tickets (ticket, latest, head, due)"
                 f" VALUES {', '.join(['(?, ?, ?, ?)'] * (len(tickets) // 4))}"
                 " ON CONFLICT (ticket) DO UPDATE SET latest = excluded.latest,"
-                " head = coalesce(excluded.head, head), due = coalesce(excluded.due, due)",
+                " due = CASE WHEN head IS NULL THEN excluded.due ELSE due END,"
+                " head = coalesce(head, excluded.head)",
                 tickets,
             )
-        self._last += len(news)
+        if parent is None:
+            self.file.count("received", len(news), hourly=True)
         return first
 
     def _move(self, event: int, leaves: str, enters: str, reason: str, **columns: Any) -> bool:
@@ -3612,70 +3623,73 @@ class Events:
         return True
 
     def _wake_waiters(self, event: int) -> None:
-        for waiter in self._waiters.get(event, ()):
-            waiter.set()
+        with self._waiting:
+            for waiter in self._waiters.get(event, ()):
+                waiter.set()
 
-    def _first(self, ticket: str, condition: str) -> Any:
-        """The first pending event of a ticket's line that fits, None for none."""
-        return self.file.row(
-            "SELECT event, rank FROM events WHERE ticket = :ticket AND state = 'pending'"
-            f" AND {condition} ORDER BY rank, event LIMIT 1",
-            ticket=ticket,
-        )
-
-    def _opening_failed(self, ticket: str) -> bool:
-        """Whether the opening that a ticket waits for needs a person."""
-        row = self.file.row(
-            "SELECT 1 FROM events WHERE ticket = :ticket AND opens = 1"
-            " AND (state = 'failed' OR (state = 'held' AND may_have_happened = 1)) LIMIT 1",
-            ticket=ticket,
-        )
-        return row is not None
-
-    def _arrange(
-        self, ticket: str, postponed: int | None = None, due: float | None = None
-    ) -> None:
-        """Gives the head of the ticket's line its due time: `due`, if it is the one postponed.
+    def _arrange(self, ticket: str) -> None:
+        """Holds what waits for nobody, lets go what was held, and finds the head of the line.
 
         Without a request id the head is an opening event, or one that needs no id; the others
         wait: pending while an opening event is, held where none is. Where the opening failed, all
         wait. Each question is answered from an index: the length of the line costs nothing.
         """
         line = self.file.row(
-            "SELECT request_id, head, due FROM tickets WHERE ticket = :t", t=ticket
+            "SELECT request_id, head, EXISTS (SELECT 1 FROM events WHERE ticket = :ticket"
+            " AND state = 'held' AND may_have_happened = 0) AS held"
+            " FROM tickets WHERE ticket = :ticket",
+            ticket=ticket,
         )
+        if line is None:
+            return
         if line["request_id"] is not None:
-            self._release(ticket)
-            first = [self._first(ticket, f"waits_for_id = {waits}") for waits in (0, 1)]
+            if line["held"]:
+                self._switch(ticket, "held", "pending", "", "may_have_happened = 0")
+            first = self._earliest(ticket, *(f"{PENDING} AND waits_for_id = {n}" for n in (0, 1)))
         else:
-            opening, barred = self._first(ticket, "opens = 1"), self._opening_failed(ticket)
-            if opening is not None:
-                self._release(ticket)
-            elif barred:
-                self._switch(ticket, "pending", "held", WAITS, "opens = 0")
-            else:
-                self._switch(ticket, "pending", "held", WAITS, "waits_for_id = 1")
-                self._release(ticket, "waits_for_id = 0")
-            first = [opening, None if barred else self._first(ticket, "waits_for_id = 0")]
-        heads = ((row["rank"], row["event"]) for row in first if row is not None)
-        number = min(heads, default=(0, None))[1]
-        if number is None:
-            due = None
-        elif number != postponed:
-            due = line["due"] if number == line["head"] else None
-        if number is not None and due is None:
-            due = self.file.clock()
-        if (number, due) != (line["head"], line["due"]):
+            barred = self._hold(ticket, bool(line["held"]))
+            which = "opens = 1" if barred else "waits_for_id = 0"
+            first = self._earliest(ticket, f"{PENDING} AND {which}")
+        if first != line["head"]:
             self.file.execute(
                 "UPDATE tickets SET head = :head, due = :due WHERE ticket = :ticket",
                 ticket=ticket,
-                head=number,
-                due=due,
+                head=first,
+                due=None if first is None else self.file.clock(),
             )
 
-    def _release(self, ticket: str, which: str = "waits_for_id >= 0") -> None:
-        """Lets events of a ticket wait in line that were held for the request id."""
-        self._switch(ticket, "held", "pending", "", f"{which} AND may_have_happened = 0")
+    def _hold(self, ticket: str, held: bool) -> bool:
+        """Lets the events of a ticket without a request id wait or go; whether all must wait.
+
+        `held`: some are held for the request id.
+        """
+        opened = "EXISTS (SELECT 1 FROM events WHERE ticket = :ticket AND opens = 1 AND state ="
+        opening, failed, unclear = self.file.row(
+            f"SELECT {opened} 'pending'), {opened} 'failed'),"
+            f" {opened} 'held' AND may_have_happened = 1)",
+            ticket=ticket,
+        )
+        barred = failed or unclear
+        for waits in () if opening else (1, 0) if barred else (1,):
+            self._switch(ticket, "pending", "held", WAITS, f"waits_for_id = {waits}")
+        if held and (opening or not barred):
+            which = "1" if opening else "waits_for_id = 0"
+            self._switch(ticket, "held", "pending", "", f"may_have_happened = 0 AND {which}")
+        return bool(barred)
+
+    def _earliest(self, ticket: str | None, *conditions: str) -> int | None:
+        """The first event of a ticket's line that fits one of the conditions, None for none.
+
+        Each condition is answered by itself, from the beginning of an index.
+        """
+        firsts = (
+            "SELECT * FROM (SELECT event, rank FROM events WHERE ticket = :ticket"
+            f" AND {condition} ORDER BY rank, event LIMIT 1)"
+            for condition in conditions
+        )
+        sql = f"{' UNION ALL '.join(firsts)} ORDER BY rank, event LIMIT 1"
+        row = self.file.row(sql, ticket=ticket)
+        return row["event"] if row else None
 
     def _switch(self, ticket: str, leaves: str, enters: str, reason: str, which: str) -> None:
         changed = self.file.execute(
@@ -3708,7 +3722,7 @@ class Events:
 
     def _receive(self, news: Sequence[NewEvent]) -> list[Receipt]:
         fresh = self._fresh_openings(news)
-        first = self._insert_all([*fresh.values()], due=self.file.clock()) if fresh else 0
+        first = self._insert([*fresh.values()], due=self.file.clock()) if fresh else 0
         numbers = {index: number for number, index in enumerate(fresh, first)}
         return [
             Receipt(numbers[index], "pending", "", None)
@@ -3743,18 +3757,20 @@ class Events:
             "SELECT request_id, latest FROM tickets WHERE ticket = :ticket", ticket=new.ticket
         )
         request_id = line["request_id"] if line else None
-        if new.state != "ignored" and (line or new.delivery_id):
-            first, reason = self._duplicate(new, line)
-            if first and first["state"] == "failed" and not first["attempts"]:
-                if new.state == "failed":  # refused with 400 then, and now again
-                    return Receipt(first["event"], "failed", new.reason, request_id)
-            elif reason:
-                number = self._insert(new._replace(state="ignored", reason=reason))
-                return Receipt(first["event"] if first else number, "ignored", reason, request_id)
-        number = self._insert(new)
-        if new.state != "pending":
-            return Receipt(number, new.state, new.reason, request_id)
-        self._arrange(new.ticket)
+        if new.state == "failed":
+            first = self._repeated(new, line)
+            if first and first["unsent"]:  # refused with 400 then, and now again
+                return Receipt(first["event"], "failed", new.reason, request_id)
+        number, reason = self._duplicate(new, line) if new.state != "ignored" else (None, "")
+        if reason:
+            stored = self._insert([new._replace(state="ignored", reason=reason)])
+            return Receipt(number or stored, "ignored", reason, request_id)
+        if new.state == "pending" and request_id is not None:  # it waits for nothing but its turn
+            number = self._insert([new], due=self.file.clock())
+            return Receipt(number, "pending", "", request_id)
+        number = self._insert([new])
+        if new.state == "pending" or new.opens:  # an opening that failed bars the line
+            self._arrange(new.ticket)
         row = self.file.row("SELECT state, reason FROM events WHERE event = :event", event=number)
         return Receipt(number, row["state"], row["reason"], request_id)
 
@@ -3766,41 +3782,41 @@ class Events:
         )
         if first and new.state == "failed":
             return Receipt(first["event"], "failed", first["reason"], None)
-        return Receipt(self._insert(new), new.state, new.reason, None)
+        return Receipt(self._insert([new]), new.state, new.reason, None)
 
-    def _duplicate(self, new: NewEvent, line: Any) -> tuple[Any, str]:
-        """The event that a webhook repeats, and the reason to ignore it ("" for none)."""
-        columns = "event, state, attempts, digest"
+    def _duplicate(self, new: NewEvent, line: Any) -> tuple[int | None, str]:
+        """The event that a webhook repeats, if any, and the reason to ignore it ("" for none)."""
         if new.opens and new.again == "ignore":
-            first = self.file.row(
-                f"SELECT {columns} FROM events WHERE ticket = :ticket AND opens = 1"
-                " AND state IN ('pending', 'held', 'delivered') ORDER BY rank, event LIMIT 1",
-                ticket=new.ticket,
-            )
-            if first:
-                return first, f"duplicate of event {first['event']}: the ticket is opened already"
+            if number := self._earliest(new.ticket, *OPENED):
+                return number, f"duplicate of event {number}: the ticket is opened already"
             if line and line["request_id"] is not None:
                 return None, f"the ticket already has request id {line['request_id']}"
+        first = self._repeated(new, line)
+        if first is None or first["state"] == "dropped" or first["unsent"]:
+            return None, ""
+        if first["state"] == "failed" and new.opens:
+            return None, ""  # it takes the place of the first
+        return first["event"], f"duplicate of event {first['event']}"
+
+    def _repeated(self, new: NewEvent, line: Any) -> Any:
+        """The event that a webhook says again: by its delivery id, else its ticket's latest.
+
+        `unsent`: it failed before any attempt.
+        """
+        columns = "event, state, state = 'failed' AND attempts = 0 AS unsent"
         if new.delivery_id:
-            first = self.file.row(
-                f"SELECT {columns} FROM events WHERE delivery_id = :delivery_id"
-                " AND ticket = :ticket AND kind = :kind AND state != 'ignored'"
-                " ORDER BY event LIMIT 1",
+            return self.file.row(
+                f"SELECT {columns} FROM events WHERE delivery_id = :delivery_id AND kind = :kind"
+                " AND ticket = :ticket AND state != 'ignored' ORDER BY event LIMIT 1",
                 delivery_id=new.delivery_id,
                 ticket=new.ticket,
                 kind=new.kind,
             )
-        else:
-            first = self.file.row(
-                f"SELECT {columns} FROM events WHERE event = :latest",
-                latest=line["latest"] if line else None,
-            )
-            if first and first["digest"] != new.digest:
-                return None, ""
-        repeatable = ("dropped", "failed") if new.opens else ("dropped",)
-        if not first or first["state"] in repeatable:
-            return None, ""
-        return first, f"duplicate of event {first['event']}"
+        return line and self.file.row(
+            f"SELECT {columns} FROM events WHERE event = :latest AND digest = :digest",
+            latest=line["latest"],
+            digest=new.digest,
+        )
 
     # ── Events · what Delivery asks and records ────────────────────────────────────────────────
 
@@ -3812,7 +3828,8 @@ class Events:
                 "UPDATE attempts SET outcome = 'unclear',"
                 " reason = 'the program ended while the request was on its way'"
                 " WHERE outcome = 'sent' AND event IN"
-                " (SELECT head FROM tickets WHERE due IS NOT NULL)"
+                " (SELECT event FROM events WHERE (state = 'pending' OR state = 'held')"
+                " AND may_have_happened = 1)"
             )
             cap = self.file.clock() + MAX_RETRY_AFTER
             self.file.execute("UPDATE tickets SET due = :cap WHERE due > :cap", cap=cap)
@@ -3843,6 +3860,8 @@ class Events:
                     **arguments,
                 )
             for ticket in tickets:
+                opened = "opens = 1 AND may_have_happened = 0"  # an opening waits for nobody
+                self._switch(ticket, "held", "pending", "", opened)
                 self._arrange(ticket)
             self.file.set_facts({"kinds": known})
 
@@ -3869,26 +3888,25 @@ class Events:
 
         None of the tickets in `busy`. `untried`: only such that nobody tried yet.
         """
-        page: list[Event] = []
-        room = self.ROOM
-        sql = (
+        left = [limit, self.ROOM]
+
+        def enough(row: sqlite3.Row) -> bool:
+            left[0] -= 1
+            left[1] -= len(row["fields"])
+            return left[0] == 0 or left[1] < 0
+
+        flying = {f"flying{number}": ticket for number, ticket in enumerate(busy)}
+        rows = self.file.read(
             "SELECT event, tickets.ticket, kind, hook, opens, may_have_happened, received, born,"
             " tries, attempts, first_try, idempotency_key, request_id, fields"
             " FROM tickets CROSS JOIN events ON event = head WHERE due <= :now"
-            f"{' AND attempts = 0' if untried else ''} ORDER BY due"
+            f" AND tickets.ticket NOT IN ({', '.join(f':{name}' for name in flying)})"
+            f"{' AND attempts = 0' if untried else ''} ORDER BY due",
+            enough,
+            now=now,
+            **flying,
         )
-        with self.file.lock:
-            try:
-                for row in self.file.execute(sql, now=now):
-                    if row["ticket"] in busy:
-                        continue  # before anything is counted: what is in flight takes no room
-                    room -= len(row["fields"])
-                    page.append(Event(**{**dict(row), "fields": json.loads(row["fields"])}))
-                    if room < 0 or len(page) == limit:
-                        break
-            except sqlite3.Error as error:
-                raise self.file.failed(error) from None
-        return page
+        return [Event(**{**row, "fields": json.loads(row["fields"])}) for row in rows]
 
     def next_due(self, now: float) -> float | None:
         """The earliest due time after `now` (service clock), None where there is none."""
@@ -3897,14 +3915,15 @@ class Events:
 
     def postpone(self, event: int, due: float) -> None:
         """Lets an event wait until `due` (service clock), without an attempt."""
-        self.file.write(
-            lambda: self.file.execute(
-                "UPDATE tickets SET due = :due WHERE due IS NOT NULL AND head = :event"
-                " AND ticket = (SELECT ticket FROM events WHERE event = :event)",
-                event=event,
-                due=due,
-            )
+        self.file.write(lambda: self._put_off(event, due))
+
+    def _put_off(self, event: int, due: float) -> bool:
+        """Sets the next try of an event; False where it is not the head of its ticket's line."""
+        sql = (
+            "UPDATE tickets SET due = :due WHERE head = :event"
+            " AND ticket = (SELECT ticket FROM events WHERE event = :event)"
         )
+        return bool(self.file.execute(sql, due=due, event=event).rowcount)
 
     def _keep_attempt(self, event: int, number: int, attempt: Attempt) -> None:
         self.file.execute(
@@ -3928,15 +3947,17 @@ class Events:
         """
 
         def operation() -> bool:
+            number = event.attempts + 1
             changed = self.file.execute(
-                "UPDATE events SET attempts = :number, may_have_happened = 1"
-                " WHERE event = :event AND state = 'pending'",
-                number=event.attempts + 1,
+                "UPDATE events SET attempts = :number, may_have_happened = 1 WHERE event = :event"
+                " AND event = (SELECT head FROM tickets WHERE ticket = :ticket)",
+                number=number,
                 event=event.event,
+                ticket=event.ticket,
             ).rowcount
             if changed:
                 sent = Attempt(at, 0.0, None, "sent", "on its way")
-                self._keep_attempt(event.event, event.attempts + 1, sent)
+                self._keep_attempt(event.event, number, sent)
             return bool(changed)
 
         return self.file.write(operation)
@@ -3944,34 +3965,42 @@ class Events:
     def record(self, event: Event, attempts: Sequence[Attempt], verdict: Verdict) -> bool:
         """Records attempts and what becomes of their event, against what is in the file now.
 
-        False for an event that is not pending any more (dropped or mapped meanwhile); a request
-        id that the ITSM gave is kept all the same, where nobody gave another.
+        False for an event that a person has settled meanwhile: what a person said stands. A
+        request id that the ITSM gave is kept all the same, where the ticket has none.
         """
         return self.file.write(lambda: self._record(event, attempts, verdict))
 
     def _record(self, event: Event, attempts: Sequence[Attempt], verdict: Verdict) -> bool:
-        for number, attempt in enumerate(attempts, event.attempts + 1):
-            self._keep_attempt(event.event, number, attempt)
         first_try = event.first_try
         if attempts and verdict.state == "pending" and first_try is None:
             first_try = self.file.clock()
         if verdict.request_id:
             verdict = self._one_request_one_ticket(event, verdict)
-        moved = self._move(
-            event.event,
-            "pending",
-            verdict.state,
-            verdict.reason,
-            tries=verdict.tries,
-            attempts=event.attempts + len(attempts),
-            first_try=first_try,
-            may_have_happened=verdict.may_have_happened,
+        columns = {
+            "tries": verdict.tries,
+            "attempts": event.attempts + len(attempts),
+            "first_try": first_try,
+            "may_have_happened": verdict.may_have_happened,
+        }
+        moved = any(  # held: an opening of its ticket has failed while it was on its way
+            self._move(event.event, state, verdict.state, verdict.reason, **columns)
+            for state in ("pending", "held")
         )
-        if verdict.request_id:
+        if not moved:
+            self.file.execute(
+                "UPDATE events SET attempts = :attempts WHERE event = :event",
+                attempts=columns["attempts"],
+                event=event.event,
+            )
+        for number, attempt in enumerate(attempts, event.attempts + 1):
+            self._keep_attempt(event.event, number, attempt)
+        if verdict.request_id and (moved or self._request_id(event.ticket) is None):
             self._map(event.ticket, verdict.request_id, "itsm", time.time())
         if moved and verdict.then:
             self._follow(event, verdict)
-        self._arrange(event.ticket, event.event, verdict.due)
+        due = self.file.clock() if verdict.due is None else verdict.due
+        if not (moved and verdict.state == "pending" and self._put_off(event.event, due)):
+            self._arrange(event.ticket)
         return moved
 
     def _one_request_one_ticket(self, event: Event, verdict: Verdict) -> Verdict:
@@ -3984,17 +4013,15 @@ class Events:
         if other is None:
             return verdict
         reason = (
-            f"the ITSM gave request {verdict.request_id}, which is that of ticket"
-            f" {other['ticket']}: look there; `map` or `retry` decides"
+            f"the ITSM gave ticket {event.ticket} the request {verdict.request_id}, which ticket"
+            f" {other['ticket']} has: look there which is right; `map` or `retry` decides"
         )
         return Verdict("held", reason, may_have_happened=True)
 
     def _follow(self, event: Event, verdict: Verdict) -> None:
         """Queues the `then` event of one that was delivered, ahead of the ticket's later ones."""
-        parent = self.file.row(
-            "SELECT event, rank, sender, fields FROM events WHERE event = :event",
-            event=event.event,
-        )
+        sql = "SELECT event, rank, sender, fields FROM events WHERE event = :event"
+        parent = self.file.row(sql, event=event.event)
         follower = NewEvent(
             hook=event.hook,
             raw=b"",
@@ -4007,13 +4034,21 @@ class Events:
             fields=parent["fields"],
             waits_for_id=verdict.then_waits_for_id,
         )
-        self._insert(follower, parent)
+        self._insert([follower], parent)
+
+    def _forget_line(self, ticket: str | None) -> None:
+        """Removes the row of a ticket that has neither event nor request id any more."""
+        self.file.execute(
+            "DELETE FROM tickets WHERE ticket = :ticket AND request_id IS NULL"
+            " AND NOT EXISTS (SELECT 1 FROM events WHERE ticket = :ticket)",
+            ticket=ticket,
+        )
 
     def retain(self, received_before: float, after: int, limit: int = 200) -> int:
         """Deletes settled events received before that, among the `limit` that follow `after`.
 
-        Returns where to go on, 0 when all are looked at. The last event stays, so that its number
-        is not used again.
+        Returns where to go on, 0 when all are looked at. The last event stays: it says when the
+        last webhook came.
         """
 
         def operation() -> int:
@@ -4031,11 +4066,7 @@ class Events:
                         self.file.execute(
                             f"DELETE FROM {table} WHERE event = :event", event=row["event"]
                         )
-                    self.file.execute(
-                        "DELETE FROM tickets WHERE ticket = :ticket AND request_id IS NULL"
-                        " AND NOT EXISTS (SELECT 1 FROM events WHERE ticket = :ticket)",
-                        ticket=row["ticket"],
-                    )
+                    self._forget_line(row["ticket"])
             self.file.execute(
                 "DELETE FROM counts WHERE hour > 0 AND hour < :hour",
                 hour=int(received_before) // 3600,
@@ -4052,7 +4083,7 @@ class Events:
         None at once where `most` callers wait already: each keeps a thread from other webhooks.
         """
         waiter, deadline = threading.Event(), time.monotonic() + seconds
-        with self.file.lock:
+        with self._waiting:
             if sum(map(len, self._waiters.values())) >= most:
                 return None
             self._waiters.setdefault(event, []).append(waiter)
@@ -4069,7 +4100,7 @@ class Events:
                     break
                 waiter.wait(left)
         finally:
-            with self.file.lock:
+            with self._waiting:
                 self._waiters[event].remove(waiter)
                 if not self._waiters[event]:
                     del self._waiters[event]
@@ -4077,7 +4108,7 @@ class Events:
 
     def leave(self) -> None:
         """Lets nobody wait any more: the program is about to end."""
-        with self.file.lock:
+        with self._waiting:
             self.leaving = True
             for waiter in itertools.chain(*self._waiters.values()):
                 waiter.set()
@@ -4198,8 +4229,9 @@ class Events:
     def find_tickets(self, text: str) -> list[str]:
         """The tickets that `text` means: as a ticket, or as a request id."""
         rows = self.file.read(
-            "SELECT ticket FROM tickets WHERE ticket = :text UNION"
-            " SELECT ticket FROM tickets WHERE request_id = :text LIMIT 50",
+            "SELECT :text AS ticket WHERE EXISTS (SELECT 1 FROM events WHERE ticket = :text)"
+            " UNION SELECT ticket FROM tickets WHERE ticket = :text"
+            " UNION SELECT ticket FROM tickets WHERE request_id = :text LIMIT 50",
             text=text,
         )
         return [row["ticket"] for row in rows]
@@ -4229,7 +4261,7 @@ class Events:
 
     def _retry(self, event: int, new: NewEvent, force: bool) -> str:
         row = self.file.row(
-            "SELECT event, parent, state, rank, may_have_happened FROM events"
+            "SELECT event, parent, state, ticket, rank, may_have_happened FROM events"
             " WHERE event = :event",
             event=event,
         )
@@ -4267,6 +4299,9 @@ class Events:
             latest=latest,
         )
         self._arrange(str(new.ticket))
+        if row["ticket"] not in (None, new.ticket):  # it was read as another's
+            self._arrange(row["ticket"])
+            self._forget_line(row["ticket"])
         return ""
 
     def _out_of_order(self, row: Any, new: NewEvent) -> str:
@@ -4286,15 +4321,10 @@ class Events:
             )
         if not new.opens or new.again == "send":
             return ""
-        other = self.file.row(
-            "SELECT event FROM events WHERE ticket = :ticket AND opens = 1 AND event != :event"
-            " AND state IN ('pending', 'held', 'delivered') LIMIT 1",
-            ticket=ticket,
-            event=number,
-        )
+        other = self._earliest(ticket, *(f"{opened} AND event != {number}" for opened in OPENED))
         request_id = self._request_id(str(ticket))
         if other or request_id:
-            why = f"event {other['event']} does it" if other else f"it has request id {request_id}"
+            why = f"event {other} does it" if other else f"it has request id {request_id}"
             return f"event {number} would open ticket {ticket} a second time ({why})"
         return ""
 
@@ -4347,7 +4377,8 @@ class Events:
             " OR (state = 'held' AND may_have_happened = 0)) ORDER BY rank, event",
             ticket=ticket,
         ).fetchall()
-        self._arrange(ticket)
+        if openings or waiting:
+            self._arrange(ticket)
         return [row["event"] for row in waiting]
 
     def import_mappings(self, rows: Sequence[tuple[str, str, float]]) -> int:

@@ -51,7 +51,8 @@ def multiply(path: Path, times: int, ticket_id: str = "", **columns: str) -> Non
                 f" WHERE n < {times}) INSERT INTO {table} SELECT {values} FROM numbers, copied"
             )
             file.execute("DROP TABLE copied")
-        for state, count in file.execute("SELECT state, count(*) FROM events GROUP BY state"):
+        counts = file.execute("SELECT state, count(*) FROM events GROUP BY state").fetchall()
+        for name, count in [*counts, ("events", last * (times + 1))]:
             row = "UPDATE counts SET count = ? WHERE hour = 0 AND name = ?"
-            assert file.execute(row, (count, state)).rowcount == 1
+            assert file.execute(row, (count, name)).rowcount == 1
         file.execute("COMMIT")
