@@ -2988,11 +2988,17 @@ def new_file(path: str) -> int:
 
 
 def _create(path: str) -> None:
-    """Makes a new file under another name first: a half-made one never stands at `path`."""
-    new = f"{path}.new.{os.getpid()}"
+    """Makes a new file under another name first: a half-made one never stands at `path`.
+
+    Where root makes it (`import` before the first start), it belongs to the owner of the folder.
+    """
+    new, folder = f"{path}.new.{os.getpid()}", os.path.dirname(path) or "."
     try:
-        os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
-        os.close(new_file(new))
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        with os.fdopen(new_file(new), "wb") as file:
+            if os.name == "posix" and os.geteuid() == 0:
+                owner = os.stat(folder)
+                os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
         with contextlib.closing(sqlite3.connect(new, isolation_level=None)) as connection:
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             _migrate(connection)

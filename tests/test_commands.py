@@ -746,6 +746,23 @@ def test_an_import_lets_what_was_held_go_out(start: Start, itsm: Itsm) -> None:
     assert sent.json()["request_id"] == "REQ2026112300001"
 
 
+def test_whoever_comes_from_the_original_imports_before_the_first_start(
+    tmp_path: Path, itsm: Itsm
+) -> None:
+    service = Service(tmp_path, settings(itsm.url))
+    (tmp_path / "map.csv").write_text(ORIGINAL)
+    assert service.cli("status").code == 1
+    assert not service.database.exists()  # a question makes no file
+    assert service.cli("import", "map.csv").code == 0
+    assert service.cli("map", "4199", "R-4199").code == 0
+    assert service.database.stat().st_mode & 0o777 == 0o600
+    with service:
+        service.post("itsm_ass", assignment("4182"))
+        service.post("itsm_ass", assignment("4199"))
+        sent = itsm.wait_for(2)
+    assert {one.json()["request_id"] for one in sent} == {"REQ2026112300001", "R-4199"}
+
+
 @pytest.mark.parametrize(
     "line",
     [

@@ -302,6 +302,15 @@ def test_a_new_file_is_for_its_owner_alone(umask: int, config: Config, tmp_path:
     assert set(modes.values()) == {0o600}
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file for another user")
+def test_a_file_that_root_makes_is_for_the_owner_of_its_folder(public: Path) -> None:
+    """Root imports the mappings before the first start; then the service must be able to write."""
+    File(str(public / "hd_itsm.db"), create=True).close()
+    made = (public / "hd_itsm.db").stat()
+    assert (made.st_uid, made.st_gid, stat.S_IMODE(made.st_mode)) == (65534, 65534, 0o600)
+    assert as_nobody(public / "hd_itsm.db", create=False) == "opened"
+
+
 def test_the_file_is_written_durably_and_held_alone(house: House) -> None:
     house.new("1")
     database = connection_of(house.events)
