@@ -360,11 +360,11 @@ class Busy(NamedTuple):
 
 
 def hostile_answer(received: Received) -> Answer:
-    """Refuses what says so, with hostile words; else takes it under a hostile id."""
+    """Refuses what says so, with hostile words; takes the hostile ticket under a hostile id."""
     text = json.dumps(received.json(), ensure_ascii=False)
     if "refuse-me" in text:
         return reply(400, json={"error": HOSTILE, "more": "y" * 3000})
-    return ok(request_id=HOSTILE)
+    return ok(request_id=HOSTILE) if received.json().get("req_user_id") == HOSTILE else ok()
 
 
 @pytest.fixture(scope="module")
