@@ -5304,7 +5304,7 @@ def gaps_as_text(result: Mapping[str, Any]) -> str:
 
 def copy_path(store_path: str, name: str) -> str:
     """Where a copy is made: beside the file, where a service may write."""
-    return f"{os.path.abspath(store_path)}.backup.{name}"
+    return f"{os.path.abspath(store_path)}.new.{name}"
 
 
 def copy_file(config: Config, events: Events, arguments: Arguments) -> dict[str, Any]:

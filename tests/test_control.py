@@ -216,7 +216,7 @@ def test_a_backup_is_whole_for_nobody_else_to_read_and_leaves_nothing_beside_it(
         assert run.json() == {"file": str(target), "bytes": target.stat().st_size}
         assert stat.S_IMODE(target.stat().st_mode) == 0o600
         assert [path.name for path in target.parent.iterdir()] == ["copy.db"]
-    assert [path for path in tmp_path.iterdir() if ".backup." in path.name] == []
+    assert [path for path in tmp_path.iterdir() if ".new." in path.name] == []
     service.stop()
     other = tmp_path / "other"
     other.mkdir()
@@ -303,7 +303,7 @@ def test_backup_copies_and_deletes_nothing_but_the_copy_that_it_asked_for(
     victim.write_text("root:secret")
 
     def answer(name: str) -> dict[str, Any]:
-        make(Path(f"{service.database}.backup.{name}"), victim)
+        make(Path(f"{service.database}.new.{name}"), victim)
         return {"file": str(victim), "bytes": 11}
 
     control = service.control
@@ -312,7 +312,7 @@ def test_backup_copies_and_deletes_nothing_but_the_copy_that_it_asked_for(
         (tmp_path / "hd_itsm.db.control").write_text(told)
         run = service.cli("backup", target, timeout=30)
     assert run.code == 1
-    assert ".backup." in run.err
+    assert ".new." in run.err
     assert victim.read_text() == "root:secret"
     assert not target.exists()
     assert [path.name for path in tmp_path.iterdir() if "copy.db" in path.name] == []
@@ -333,4 +333,4 @@ def test_backup_refuses_to_stand_in_the_place_of_the_file(start: Start) -> None:
     for name in ("hd_itsm.db", "hd_itsm.db-wal", "hd_itsm.db.control", "."):
         assert service.cli("backup", name).code == 2
     assert service.cli("backup", service.folder / "no-folder" / "copy.db").code == 1
-    assert [path for path in service.folder.iterdir() if ".backup." in path.name] == []
+    assert [path for path in service.folder.iterdir() if ".new." in path.name] == []

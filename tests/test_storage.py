@@ -2240,7 +2240,8 @@ def test_what_a_killed_start_or_copy_left_is_cleared_away(house: House) -> None:
 def test_the_copy_that_a_command_asks_for_is_what_a_new_start_would_clear_away(
     house: House,
 ) -> None:
-    copy = Path(hd_itsm.VERBS["backup"](house.config, house.events, {})["file"])
+    hd_itsm.copy_file(house.config, house.events, {"name": "0123456789abcdef"})
+    copy = Path(hd_itsm.copy_path(str(house.path), "0123456789abcdef"))
     assert stat.S_IMODE(copy.stat().st_mode) == 0o600
     house.reopen()
     assert not copy.exists()
