@@ -204,7 +204,11 @@ ANSWERS: tuple[tuple[int, int, str, bool], ...] = (
     (504, 504, "unclear", True),
 )
 
-DATE_FORMATS = (  # .NET's general formats; 오전 and 오후 are read as AM and PM before these apply
+DATE_FORMATS = (  # RFC 2822 and .NET's; 오전 and 오후 are read as AM and PM before these apply
+    "%a, %d %b %Y %H:%M:%S",
+    "%a, %d %b %Y %H:%M",
+    "%d %b %Y %H:%M:%S",
+    "%d %b %Y %H:%M",
     "%m/%d/%Y %I:%M:%S %p",
     "%m/%d/%Y %H:%M:%S",
     "%m/%d/%Y %I:%M %p",
@@ -777,48 +781,63 @@ def read_webhook(hook: Hook, raw: bytes, headers: Headers) -> Reading:
     return Reading(kind, ticket, fields, repaired, problem, number, found)
 
 
-def local_zone(name: str) -> tzinfo | None:
-    """The zone of `name`; None is the machine's own. Raises ValueError."""
-    if name == "local":
-        return None
-    if match := re.fullmatch(r"([+-])([0-9]{2}):?([0-9]{2})", name):
-        offset = timedelta(hours=int(match[2]), minutes=int(match[3]))
-        return timezone(-offset if match[1] == "-" else offset)
-    if name == "UTC":
-        return UTC
-    try:
-        return zoneinfo.ZoneInfo(name)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
-        raise ValueError(f"no time zone data for {name!r}: write an offset like +09:00") from error
+# ── Reading · dates ────────────────────────────────────────────────────────────────────────────
+
+# A zone behind a date: a word, or an offset that follows the time of day.
+ZONE = re.compile(
+    r" ?(?:(?:(?<![A-Za-z])|(?<=[AP]M))(UTC|GMT|UT|Z)|(?<=:[0-9]{2})|(?<=[0-9M] )|(?<=[AP]M))"
+    r"(?: ?([+-])(0?[0-9]|1[0-4]):?([0-5][0-9])?)?(?: ?\([^()]*\))?\Z",
+    re.IGNORECASE,
+)
+EPOCH = re.compile(r"[0-9]{9,13}(?:\.[0-9]{1,9})?")
+DATE_YEARS = range(1990, 2101)  # a moment of any other year is no date, but a number misread
 
 
-def _date_in_text(text: str, formats: Sequence[str]) -> datetime:
-    if re.fullmatch(r"[0-9]{9,10}|[0-9]{12,13}", text):
-        return datetime.fromtimestamp(int(text) / (1000 if len(text) > 10 else 1), UTC)
-    with contextlib.suppress(ValueError):
-        return datetime.fromisoformat(text)
-    plain = re.sub(r"[\u202f\u00a0\s]+", " ", text).replace("오전", "AM").replace("오후", "PM")
-    for form in (*formats, *DATE_FORMATS):
+def _zone_behind(text: str) -> tuple[str, tzinfo | None]:
+    """`text` without the zone that stands behind it, and that zone."""
+    match = ZONE.search(text)
+    if not match or not (match[1] or match[2]):
+        return text, None
+    offset = timedelta(hours=int(match[3] or 0), minutes=int(match[4] or 0))
+    return text[: match.start()], timezone(-offset if match[2] == "-" else offset)
+
+
+def _dates_in(text: str, formats: Sequence[str]) -> Iterator[datetime]:
+    """All that `text` may mean, likeliest first."""
+    for form in formats:
+        with contextlib.suppress(ValueError):  # %Z is read, and what the word means forgotten
+            named = re.sub(r"\b(?:UTC|GMT|UT)\b", "Z", text)
+            yield datetime.strptime(named, form.replace("%Z", "%z"))
         with contextlib.suppress(ValueError):
-            return datetime.strptime(plain, form)
-    raise ValueError
+            yield datetime.strptime(text, form)
+    if not text.isdigit() or len(text) == 8:  # Python takes any digit for the T between
+        with contextlib.suppress(ValueError):
+            yield datetime.fromisoformat(text)
+    for form in DATE_FORMATS:
+        with contextlib.suppress(ValueError):
+            yield datetime.strptime(text, form)
+    if EPOCH.fullmatch(text):
+        for unit in (1, 1000):
+            with contextlib.suppress(ValueError, OverflowError, OSError):
+                yield datetime.fromtimestamp(float(text) / unit, UTC)
 
 
 def parse_date(value: Any, zone: tzinfo | None, formats: Sequence[str] = ()) -> datetime:
-    """The moment `value` names: ISO 8601, epoch seconds or milliseconds, .NET, `formats`.
+    """The moment `value` names: `formats`, ISO 8601, RFC 2822, .NET, epoch (s or ms).
 
-    Text without an offset is meant in `zone`. Raises ValueError.
+    From 1990 to 2100, in the zone that stands behind it, else in `zone`. Raises ValueError.
     """
-    try:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return datetime.fromtimestamp(value / (1000 if abs(value) > 1e11 else 1), UTC)
-        moment = _date_in_text(as_text(value).strip(), formats)
-        if moment.tzinfo is None:
-            moment = moment.astimezone() if zone is None else moment.replace(tzinfo=zone)
-        moment.timestamp()
-        return moment
-    except (ValueError, OverflowError, OSError):
-        raise ValueError(f"{as_text(value)[:60]!r} is no date known here") from None
+    text = as_text(value).strip()
+    plain = re.sub(r"[\u202f\u00a0\s]+", " ", text[:100])
+    plain = plain.replace("오전", "AM").replace("오후", "PM")
+    bare, behind = _zone_behind(plain)
+    for moment in itertools.chain(_dates_in(plain, formats), _dates_in(bare, formats)):
+        if moment.year in DATE_YEARS and len(text) <= 100:
+            if moment.tzinfo is None:
+                named = behind or zone
+                moment = moment.astimezone() if named is None else moment.replace(tzinfo=named)
+            return moment
+    raise ValueError(f"{text[:60]!r} is no date known here")
 
 
 # ── Translation: fields to an ITSM request ─────────────────────────────────────────────────────
@@ -1796,6 +1815,21 @@ def _one_of(value: Any, *allowed: str) -> str:
 
 def _read_level(value: Any) -> str:
     return _one_of(value, "DEBUG", "INFO", "WARNING", "ERROR")
+
+
+def local_zone(name: str) -> tzinfo | None:
+    """The zone of `name`; None is the machine's own. Raises ValueError."""
+    if name == "local":
+        return None
+    if match := re.fullmatch(r"([+-])([0-9]{2}):?([0-9]{2})", name):
+        offset = timedelta(hours=int(match[2]), minutes=int(match[3]))
+        return timezone(-offset if match[1] == "-" else offset)
+    if name == "UTC":
+        return UTC
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError(f"no time zone data for {name!r}: write an offset like +09:00") from error
 
 
 def _read_zone(value: Any) -> tzinfo | None:

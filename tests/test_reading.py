@@ -1020,10 +1020,83 @@ MOMENT = datetime(2026, 11, 23, 15, 5, 9, tzinfo=SEOUL)
         "2026. 11. 23. 오후 3:05:09",
         "2026.\u00a011.\u00a023. 오후\u202f3:05:09",
         "  2026-11-23T15:05:09+09:00 ",
+        "1795413909.0",
+        "Mon, 23 Nov 2026 15:05:09 +0900",
+        "Mon, 23 Nov 2026 06:05:09 -0000",
+        "23 Nov 2026 06:05:09 GMT",
+        "Mon, 23 Nov 2026 15:05:09 +0900 (KST)",
     ],
 )
 def test_a_date_is_read(value: Any) -> None:
     assert parse_date(value, SEOUL) == MOMENT
+
+
+ZONES = [
+    " UTC",
+    "UTC",
+    " GMT",
+    "Z",
+    " Z",
+    " utc",
+    " +00:00",
+    "+0000",
+    " +00",
+    " GMT+0000",
+    " UTC+0",
+]
+
+
+@pytest.mark.parametrize("zone", ZONES)
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "2026-11-23 15:05:09",
+            "2026-11-23T15:05:09",
+            "2026-11-23 15:05:09.000",
+            "20261123T150509",
+        ),
+        *("11/23/2026 3:05:09 PM", "11/23/2026 15:05:09", "2026-11-23 오후 3:05:09"),
+        *("2026. 11. 23. 오후 3:05:09", "2026-11-23 PM 3:05:09", "Mon, 23 Nov 2026 15:05:09"),
+        "23.11.26 15:05:09",
+    ],
+)
+def test_a_zone_behind_any_form_of_a_date_counts(text: str, zone: str) -> None:
+    formats = ("%d.%m.%y %H:%M:%S",)
+    assert parse_date(text, SEOUL, formats) == MOMENT
+    assert parse_date(text + zone, SEOUL, formats) == MOMENT.replace(tzinfo=UTC)
+    west = timezone(timedelta(hours=-3, minutes=-30))
+    assert parse_date(f"{text} -03:30", SEOUL, formats) == MOMENT.replace(tzinfo=west)
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ("2026-11-23 15:05:09 UTC", "%Y-%m-%d %H:%M:%S %Z"),
+        ("2026-11-23 15:05:09 UTC", "%Y-%m-%d %H:%M:%S UTC"),
+        ("2026-11-23 15:05:09 GMT", "%Y-%m-%d %H:%M:%S"),
+        ("Mon Nov 23 15:05:09 UTC 2026", "%a %b %d %H:%M:%S %Z %Y"),
+    ],
+)
+def test_the_word_for_a_zone_counts_whatever_the_format_makes_of_it(text: str, form: str) -> None:
+    assert parse_date(text, SEOUL, (form,)) == MOMENT.replace(tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "moment"),
+    [
+        ("202611270258", "%Y%m%d%H%M", datetime(2026, 11, 27, 2, 58, tzinfo=SEOUL)),
+        (202611270258, "%Y%m%d%H%M", datetime(2026, 11, 27, 2, 58, tzinfo=SEOUL)),
+        ("1795413909", "%Y%m%d%H%M", MOMENT),  # else in the year 1795
+        ("05/06/2026 10:00 UTC", "%d/%m/%Y %H:%M", datetime(2026, 6, 5, 10, tzinfo=UTC)),
+        ("15:05 11-12-13", "%H:%M %d-%m-%y", datetime(2013, 12, 11, 15, 5, tzinfo=SEOUL)),
+        ("20261123", "%d", datetime(2026, 11, 23, tzinfo=SEOUL)),
+    ],
+)
+def test_the_configured_formats_come_first_and_only_plausible_moments_are_dates(
+    value: Any, form: str, moment: datetime
+) -> None:
+    assert parse_date(value, SEOUL, (form,)) == moment
 
 
 @pytest.mark.parametrize(
@@ -1074,7 +1147,9 @@ def test_formats_of_the_configuration_are_read_before_the_built_in_ones() -> Non
     "value",
     ["", "yesterday", "2026-02-30", "13/13/2026 1:00:00 PM", "0", "4182", True, None, [], {},
      "9" * 30, 10**40, -(10**40), 1e300, "2026-11-23T25:00:00", "#date#",
-     "\ud800", "2026-11-23 오후"],
+     "\ud800", "2026-11-23 오후", 631151999, 4133980800, 631151999999, "202611270258",
+     "0001-01-01T00:00:00", "15:05", "UTC", "2026-11-23 15:05:09 +25:00",
+     "2026-11-23 15:05:09" + " " * 1000 + "UTC", "5" * 100_000, "(" * 100_000],
 )  # fmt: skip
 def test_what_is_no_date_is_a_value_error_and_nothing_else(value: Any) -> None:
     with pytest.raises(ValueError, match="date"):
