@@ -50,6 +50,7 @@ import collections
 import contextlib
 import csv
 import difflib
+import email
 import email.utils
 import errno
 import functools
@@ -236,6 +237,7 @@ NEEDS_DATE = ("hours", "minutes")  # of COMPUTED those that a field `date` must 
 MAX_ID = 200  # characters of a ticket id or request id
 MAX_DEPTH = 100  # levels of nesting in a webhook's JSON
 MAX_DIGITS = 100  # digits of a number in it
+MAX_PART_HEAD = 4096  # bytes of the head of a part of a multipart body; a longer one is no field
 MAX_ANSWER = 1 << 20  # bytes read of an ITSM's answer
 MAX_WAIT = 30  # seconds a caller may ask for with Prefer: wait
 MAX_RETRY_AFTER = 3600.0  # seconds a Retry-After is honoured for, and the farthest due time kept
@@ -257,17 +259,23 @@ class Missing:
 
 
 MISSING = Missing()
-SUSPECT = re.compile(r"\\u(?:d[89a-f]|0000)", re.IGNORECASE)
-MASK = re.compile(r"#[^\W\d]\w*#|\{\{ ?[^\W\d]\w*(?:\.\w+)* ?\}\}|#\{[^\W\d]\w*(?:\.\w+)*\}")
+TORN = "\ufffd"  # stands where a body was damaged or cut off; no id may hold it
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufffd]")
+COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+COMPACT_ASCII = json.JSONEncoder(separators=(",", ":"))  # good in every encoding
+
+
+# ── Reading · JSON ─────────────────────────────────────────────────────────────────────────────
+
+SUSPECT = re.compile(r"\\u(?:d[89a-f]|0000)", re.IGNORECASE)
 
 
 def _first_of_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):  # a requester can type `","ticket_id":"1` into a subject
+    members = dict(pairs)
+    if len(members) < len(pairs):  # a requester can type `","ticket_id":"1` into a subject
         for key, value in reversed(pairs):
-            found[key] = value
-    return found
+            members[key] = value
+    return members
 
 
 def _bounded_int(digits: str) -> int:
@@ -297,8 +305,6 @@ STRICT, LENIENT = (
     )
     for strict in (True, False)
 )
-COMPACT = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-COMPACT_ASCII = json.JSONEncoder(separators=(",", ":"))  # good in every encoding
 
 
 def _clean(value: Any) -> Any:
@@ -313,17 +319,11 @@ def _clean(value: Any) -> Any:
     return value
 
 
-def _too_deep(value: Any) -> bool:
-    containers, depth = [value] if isinstance(value, list | dict) else [], 0
-    while containers and depth <= MAX_DEPTH:
-        depth += 1
-        containers = [
-            element
-            for container in containers
-            for element in (container.values() if isinstance(container, dict) else container)
-            if isinstance(element, list | dict)
-        ]
-    return depth > MAX_DEPTH
+def _too_deep(value: Any, left: int = MAX_DEPTH) -> bool:
+    if not isinstance(value, list | dict):
+        return False
+    elements = value.values() if isinstance(value, dict) else value
+    return left == 0 or any(_too_deep(element, left - 1) for element in elements)
 
 
 def parse_json(text: str, strict: bool = True) -> Any:
@@ -340,19 +340,119 @@ def parse_json(text: str, strict: bool = True) -> Any:
     return value if strict and not SUSPECT.search(text) else _clean(value)
 
 
-def decode_body(raw: bytes) -> Iterator[tuple[str, str]]:
-    """The texts that `raw` may be, likeliest first, each with its repair ("" for none)."""
-    encoding, readable = json.detect_encoding(raw), False
-    for name, repair in ((encoding, ""), ("cp949", "cp949")):
+# ── Reading · decoding: bytes to text ──────────────────────────────────────────────────────────
+
+BODY_HEADERS = ("content-type", "content-length")  # what a body is read by, also at a retry
+CHARSET = re.compile(r";\s*charset\s*=\s*\"?([A-Za-z0-9._:-]{1,40})", re.IGNORECASE)
+BOUNDARY = re.compile(r";\s*boundary\s*=\s*(?:\"([^\"]+)\"|([^\s;,\"]+))", re.IGNORECASE)
+PART_HEAD = re.compile(rb"\r?\n((?:[^\r\n]++\r?\n)++)\r?\n")
+# The first line of a multipart body tells its boundary too, where the head of a part follows.
+FIRST_LINE = re.compile(rb"\s*+--([!-~](?:[ -~]{0,68}[!-~])?)[ \t]*\r?\n(?=[A-Za-z-]+:)")
+# Codecs of Python that no sender means, or that read plain ASCII as something else.
+NO_CHARSETS = ("idna", "punycode", "unicode-escape", "raw-unicode-escape", "utf-7", "undefined")
+
+
+class Hints(NamedTuple):
+    """What helps to read a body: the keys that the hook names, and what the request declares."""
+
+    known: frozenset[str] = frozenset()
+    headers: Mapping[str, str] = MappingProxyType({})  # by their names in lower case
+    size: int = 0  # bytes that came
+
+    @property
+    def charset(self) -> str:
+        """The charset of its Content-Type, as Python calls it; "" for none that it knows."""
+        name = CHARSET.search(self.headers.get("content-type", ""))
+        with contextlib.suppress(LookupError, UnicodeError):
+            if name and (codec := codecs.lookup(name[1]).name) not in NO_CHARSETS:
+                b"    ".decode(codec, "replace")  # zlib and its like are codecs, but of no text
+                return codec
+        return ""
+
+    @property
+    def boundary(self) -> bytes:
+        """The boundary of its Content-Type, b"" for none."""
+        match = BOUNDARY.search(self.headers.get("content-type", ""))
+        return (match[1] or match[2]).encode("utf-8", "replace") if match else b""
+
+    @property
+    def cut(self) -> bool:
+        """Whether more bytes were declared than came."""
+        length = self.headers.get("content-length", "")
+        return re.fullmatch("[0-9]{1,18}", length) is not None and int(length) > self.size
+
+
+def decode_body(raw: bytes, hints: Hints | None = None) -> Iterator[tuple[str, str]]:
+    """The texts that `raw` may be, likeliest first, each with its repair ("" for none).
+
+    In Unicode (UTF-8, and what JSON allows beside it), in CP949, in the declared charset.
+    """
+    unicode, readable = json.detect_encoding(raw), False
+    for name in (unicode, "" if raw.isascii() else "cp949", None):
+        charset = name if name is not None else hints.charset if hints else ""
         with contextlib.suppress(UnicodeDecodeError):
-            text = raw.decode(name).removeprefix("\ufeff")
-            readable = True
-            yield text, repair
+            if charset:
+                text = raw.decode(charset).removeprefix("\ufeff")
+                readable = True
+                yield text, charset if charset != unicode else ""
     if not readable:
-        yield raw.decode(encoding, "replace"), "bytes replaced"
+        yield raw.decode(unicode, "replace"), "bytes replaced"
 
 
-def _parsed(text: str, strict: bool) -> dict[str, Any] | None:
+def _parts(raw: bytes, boundary: bytes) -> tuple[list[bytes], bool]:
+    """The parts of a multipart body, and whether it ends as its boundary says."""
+    line = rb"(?:\A|\r?\n)--" + re.escape(boundary) + rb"(--)?[ \t]*+(?=\r?\n|\Z)"
+    _, *pieces = re.split(line, raw)
+    closings, parts = pieces[::2], pieces[1::2]
+    whole = b"--" in closings
+    return parts[: closings.index(b"--")] if whole else parts, whole
+
+
+def _read_part(part: bytes, hints: Hints) -> tuple[str, str] | None:
+    """Name and text of the field in a part, None for a file."""
+    head = PART_HEAD.match(part, 0, MAX_PART_HEAD)
+    if not head:
+        return None
+    about = email.message_from_string(next(decode_body(head[1]))[0])
+    name = about.get_param("name", "", "content-disposition")
+    if not name or not isinstance(name, str) or about.get_filename() is not None:
+        return None
+    content = part[head.end() :]
+    if about["content-transfer-encoding"]:
+        about.set_payload(content.decode("ascii", "surrogateescape"))
+        content = bytes(about.get_payload(decode=True))
+    declared = {"content-type": about["content-type"] or hints.headers.get("content-type", "")}
+    return name, next(decode_body(content, Hints(headers=declared)))[0]
+
+
+def multipart_as_form(raw: bytes, hints: Hints) -> str:
+    """The fields of a multipart body (RFC 7578) as an urlencoded form; "" where it is none.
+
+    Where the closing boundary is missing, a last field ends in TORN (without a name after a file).
+    """
+    first_line = FIRST_LINE.match(raw)
+    parts, whole = _parts(raw, hints.boundary) if hints.boundary else ([], True)
+    if first_line and not parts:
+        parts, whole = _parts(raw.lstrip(), first_line[1])
+    fields = [_read_part(part, hints) for part in parts]
+    if parts and not whole:
+        name, text = fields[-1] or ("", "")
+        fields[-1] = (name, text + TORN)
+    return urllib.parse.urlencode([field for field in fields if field])
+
+
+# ── Reading · repair: text to an object ────────────────────────────────────────────────────────
+
+# Nothing is repaired that does not begin as JSON or is no form: what XML, multipart, prose or a
+# text holds is a requester's, and would choose somebody's ticket.
+OBJECT_START = re.compile(r'\s*+\{[\s,]*+"[^"]*+"\s*+:')
+ESCAPED_START = re.compile(r"\s*+\{[\s,]*+&(?:quot|#34|#[xX]22);")
+FORM_START = re.compile(r"\s*+([\w%$@\[][\w.%+$@\[\]~-]*+)=")
+FORM_WORD = re.compile(r"[!-%'-~]*+(?=&[\w.%+$@\[\]~-]+=)")
+FORM_ENCODED = re.compile(r"(?:[!-$&-~]|%[0-9A-Fa-f]{2})*+")
+
+
+def _parsed(text: str, strict: bool = False) -> dict[str, Any] | None:
     with contextlib.suppress(ValueError):
         value = parse_json(text, strict)
         if not isinstance(value, dict | str):
@@ -361,161 +461,339 @@ def _parsed(text: str, strict: bool) -> dict[str, Any] | None:
     return None
 
 
+def _laid_open(inner: Any) -> dict[str, Any] | str | None:
+    """The object in a text that was found within another; the text itself where it is damaged."""
+    if not isinstance(inner, str) or not OBJECT_START.match(inner):
+        return None
+    return _parsed(inner) or inner
+
+
+def _object_in_string(text: str, hints: Hints) -> dict[str, Any] | str | None:
+    if text.lstrip().startswith('"'):
+        with contextlib.suppress(ValueError):
+            return _laid_open(parse_json(text, strict=False))
+    return None
+
+
 def unescape_html(text: str) -> str:
     """`text` with HTML's character references read; numbers beyond Unicode are U+FFFD."""
     return html.unescape(re.sub(r"&#(?:[0-9]{8,}|[xX][0-9a-fA-F]{7,});?", "\ufffd", text))
 
 
-def _unwrapped(text: str) -> tuple[str, str]:
-    """A JSON string that itself holds JSON, or an HTML-escaped body, laid open."""
-    with contextlib.suppress(ValueError):
-        inner = parse_json(text, strict=False)
-        if isinstance(inner, str):
-            return inner, "JSON within a string"
-    if "&quot;" in text or "&#34;" in text:
-        return unescape_html(text), "HTML escapes"
-    return "", ""
+def _object_in_html(text: str, hints: Hints) -> dict[str, Any] | str | None:
+    return _laid_open(unescape_html(text)) if ESCAPED_START.match(text) else None
 
 
-FORM_ENCODED = re.compile(r"[!-%'-<>-~]+=[!-%'-<>-~]*(?:&[!-%'-<>-~]+=[!-%'-<>-~]*)*")
-FORM_START = re.compile(r"\s*[^\s=&{\[\"]+=")
+def _cut_form(text: str, known: frozenset[str]) -> list[tuple[str, str]]:
+    """The known fields of a form whose masks were filled in without percent-encoding.
 
-
-def read_form(text: str, known: frozenset[str]) -> dict[str, Any] | None:
-    """The fields of a form body, or the JSON object that one of its fields holds.
-
-    Masks pasted in without percent-encoding leave & and = inside values: such a body is cut at
-    the known keys only, and its values are taken as they stand.
+    A word ends where a field follows; a text is taken as it stands, up to the next known field.
     """
-    if not FORM_START.match(text):
-        return None
-    if FORM_ENCODED.fullmatch(text):
-        pairs = urllib.parse.parse_qsl(text, keep_blank_values=True)
-    else:
-        keys = "|".join(re.escape(key) for key in sorted(known, key=len, reverse=True))
-        starts = list(re.finditer(rf"(?:^|&)({keys})=", text)) if keys else []
-        seen: dict[str, re.Match[str]] = {}
-        for start in starts:
-            seen.setdefault(start[1], start)
-        ends = [*(start.start() for start in list(seen.values())[1:]), len(text)][: len(seen)]
-        pairs = [
-            (name, text[start.end() : end])
-            for (name, start), end in zip(seen.items(), ends, strict=True)
-        ]
-    for _, value in pairs if known.isdisjoint(name for name, _ in pairs) else ():
-        if value.lstrip().startswith("{") and (inner := _parsed(value, strict=False)) is not None:
-            return inner  # never where the form itself names a known key: that one is trusted
-    return _clean(_first_of_repeated(pairs)) if pairs else None
+    keys = "|".join(map(re.escape, known))
+    starts: dict[str, re.Match[str]] = {}
+    for start in re.finditer(rf"(?:^|&)({keys})=", text) if keys else ():
+        starts.setdefault(start[1], start)
+    ends = [*(start.start() for start in starts.values()), len(text)][1:]
+    fields = []
+    for (name, start), end in zip(starts.items(), ends, strict=True):
+        word = FORM_WORD.match(text, start.end(), end)
+        fields.append((name, word[0] if word else text[start.end() : end]))
+    return fields
 
 
-def _structure_backwards(known: Iterable[str]) -> re.Pattern[str]:
-    """What may stand between a value's closing quote and the next known key, read backwards.
+def _form_fields(text: str, hints: Hints) -> list[tuple[str, str]]:
+    encoded = text.strip()
+    if not FORM_ENCODED.fullmatch(encoded):
+        return _cut_form(text.lstrip(), hints.known)
+    for charset in filter(None, ("utf-8", "cp949", hints.charset)):
+        with contextlib.suppress(UnicodeDecodeError):
+            return urllib.parse.parse_qsl(encoded, True, encoding=charset, errors="strict")
+    return urllib.parse.parse_qsl(encoded, keep_blank_values=True)
 
-    That is punctuation, and members of the template that no path names: `, "key": value`, with a
-    key that is not in `known`. Read from its end each stretch is looked at once.
+
+def _object_in_form(text: str, hints: Hints) -> dict[str, Any] | str | None:
+    """The fields of an urlencoded form, or the JSON object that one of them holds."""
+    start = FORM_START.match(text)
+    fields = _form_fields(text, hints) if start else []
+    if hints.cut and fields:
+        fields[-1] = (fields[-1][0], fields[-1][1] + TORN)
+    whole = not fields or not fields[-1][1].endswith(TORN)
+    if start and whole and hints.known.isdisjoint(name for name, _ in fields):
+        # Never where the form itself names a known key, or did so before it was cut: the JSON
+        # may be what a requester typed.
+        for _, value in fields or [("", text[start.end() :])]:
+            if (inner := _laid_open(value)) is not None:
+                return inner
+    return _clean(_first_of_repeated(fields)) if fields else None
+
+
+# ── Reading · repair of a template that did not stay JSON ──────────────────────────────────────
+
+SPACE = re.compile(r"[\s,]*+")
+SURPLUS = re.compile(r"[\s,}\]]*+\Z")
+KEY = re.compile(r'"((?:[^"\\]++|\\.)*+)"\s*+:\s*+', re.DOTALL)
+TORN_KEY = re.compile(r'"[^"{}\[\]]*+(?:"\s*+(?::\s*+)?)?\Z')
+STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+TORN_STRING = re.compile(
+    r'("(?:[^"\\]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+)(?:\\(?:u[0-9a-fA-F]{0,3})?)?\Z'
+)
+BARE = re.compile(r'[^"{}\[\],]++')
+JSON_BARE = re.compile(
+    r"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?|true|false|null|NaN|-?Infinity"
+)
+VALUE_END = re.compile(r"\s*+(?:[,}\]]|\Z)")
+CLOSERS = {"{": "}", "[": "]"}
+
+
+def _bare(text: str, torn: bool) -> str:
+    """A value without quotes as JSON."""
+    text = text.strip()
+    return text if JSON_BARE.fullmatch(text) and not torn else json.dumps(text + TORN * torn)
+
+
+def _ends_as_template(text: str) -> bool:
+    """Whether the last of `text` is a closing quote and what closes the object."""
+    value = text.rstrip(" \t\r\n,}]")
+    return value.endswith('"') and "}" in text[len(value) :]
+
+
+class _Template:
+    """A text that begins as a JSON object, rewritten as JSON; ValueError where it cannot be.
+
+    Values get their quotes, commas too many go, open brackets are closed, what the end cuts off
+    ends in TORN. Strings are JSON's. What follows the object is refused.
     """
-    value = r'(?:"[^"\\]*+"|[0-9.eE+-]++|eurt|eslaf|llun)'
-    gap = r"[\s\[\]{}]*+"
-    not_known = "".join(f'(?!{re.escape(key[::-1])}")' for key in known)
-    key = rf'"{not_known}[^"\\]*+"'
-    member = rf"(?:{value}(?:{gap},{gap}{value})*)?{gap}:\s*+{key}{gap},{gap}"
-    return re.compile(rf'[\s,\[\]{{}}]*+(?:{member})*(?=")')
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.opened: list[str] = []  # the closers that are still to come
+        self.key = ""  # whose value comes next
+        self.seen: set[str] = set()  # keys up to here
+        self.out: list[str] = []
+
+    def as_json(self) -> str:
+        """The whole object."""
+        at = 0
+        while (at := next(SPACE.finditer(self.text, at)).end()) < len(self.text):
+            at = self._close(at) if self.text[at] in "}]" else self._element(at)
+        return "".join((*self.out, *reversed(self.opened)))
+
+    def _close(self, at: int) -> int:
+        rest = VALUE_END if len(self.opened) > 1 else SURPLUS
+        if self.opened.pop() != self.text[at] or not rest.match(self.text, at + 1):
+            raise ValueError
+        self.out.append(self.text[at])
+        return at + 1 if self.opened else len(self.text)
+
+    def _element(self, at: int) -> int:
+        """One member of an object, or element of a list, up to the first one within it."""
+        key = ""
+        if self.opened and self.opened[-1] == "}":
+            if TORN_KEY.match(self.text, at):
+                return len(self.text)
+            member = KEY.match(self.text, at)
+            if not member:
+                raise ValueError
+            self.key, at = member[1], member.end()
+            self.seen.add(self.key)
+            key = f'"{self.key}":'
+        comma = "," if self.out and self.out[-1] not in CLOSERS else ""
+        value, end = self.text[at], at
+        if value in CLOSERS:
+            self.opened.append(CLOSERS[value])
+            end += 1
+        elif value in ",}]":  # nothing stands where the value was to be
+            value = "null"
+        else:
+            value, end = self._leaf(at)
+            if not VALUE_END.match(self.text, end):
+                raise ValueError
+        self.out += [comma, key, value]
+        return end
+
+    def _leaf(self, at: int) -> tuple[str, int]:
+        """The text or the value without quotes at `at`, as JSON, and where it ends."""
+        if bare := BARE.match(self.text, at):
+            return _bare(bare[0], bare.end() == len(self.text)), bare.end()
+        if string := STRING.match(self.text, at):
+            return string[0], string.end()
+        torn = TORN_STRING.match(self.text, at)
+        if not torn or _ends_as_template(self.text):
+            raise ValueError
+        return f'{torn[1]}{TORN}"', len(self.text)
 
 
-def _mended(text: str, known: frozenset[str]) -> str:
-    """`text` with the string values of its known keys escaped as JSON wants them.
+# A value that is followed by a further member, or by the end of the body.
+WHOLE_VALUE = re.compile(
+    r'("[^"]*+"|[^"{}\[\],]++)(?P<closers>[\s}\]]*+)'
+    r"(?:(?P<comma>,)(?P<openers>[\s,{\[]*+)"
+    r'(?:"(?P<key>[^"\\]*+)"\s*+:|(?:"[^"{}\[\]]*+(?:"\s*+)?)?\Z)|\Z)'
+)
 
-    A value reaches up to the next known key that was not seen before, less what is structure
-    between the two. In a flat body a known key that comes again is the requester's text.
+
+def _seam(quoted: bool, last: bool, not_keys: Iterable[str]) -> re.Pattern[str]:
+    """What may stand between a text and the next known key, read backwards: linear in time.
+
+    That is the closing quote, punctuation, and members whose keys are not in `not_keys`.
     """
-    keys = "|".join(re.escape(key) for key in sorted(known, key=len, reverse=True))
-    first: dict[str, re.Match[str]] = {}
-    for match in re.finditer(rf'(?:(?<=[,{{\[\s])|^)"({keys})"\s*:\s*', text):
-        first.setdefault(match[1], match)
-    if not first:
-        return text
-    stops = [*(match.start() for match in list(first.values())[1:]), len(text)]
-    mended = [text[: next(iter(first.values())).start()]]
-    nested = any(text.startswith(("{", "["), match.end()) for match in first.values())
-    structures = _structure_backwards(() if nested else known)
-    for match, stop in zip(first.values(), stops, strict=True):
-        stretch = text[match.end() : stop]
-        mended.append(match[0])
-        if not stretch.startswith('"'):
-            mended.append(stretch)
-            continue
-        structure = structures.match(stretch[:0:-1])
-        if structure:
-            close = len(stretch) - structure.end() - 1
-            value, rest = stretch[1:close], stretch[close + 1 :]
-        else:  # its closing quote is missing
-            value, rest = stretch[1:], "," if stop < len(text) else ""
-        mended += [json.dumps(value, ensure_ascii=False), rest]
-    return "".join(mended)
+    opens, closes = r"[\s\[{]*+", r"[\s,\]}]*+"
+    between = f"{opens},{closes}"
+    avoided = "".join(f'(?!{re.escape(key[::-1])}")' for key in sorted(not_keys))
+    value = r'(?:"[^"\\]*+"|(?:[^"\\,{}\[\]:]|:(?!\s*+"))*+)'
+    key = rf'{opens}:\s*+"{avoided}[^"\\]*+"'
+    member = rf"{value}(?:{between}{value})*(?:{key})+{between}"
+    return re.compile((closes if last else between) + (f'(?:{member})*"' if quoted else ""))
 
 
-JSON_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"?|[{}\[\],]', re.DOTALL)
+def _goes_on_after_object(text: str) -> bool:
+    """Whether more follows a whole object, which is not only what a pasted text reads like."""
+    try:
+        _, end = LENIENT.raw_decode(text.lstrip())
+    except (ValueError, RecursionError):
+        return False
+    rest = text.lstrip()[end:].strip(" \t\r\n,")
+    return OBJECT_START.match(rest) is not None or not _ends_as_template(rest)
 
 
-def _closed(text: str) -> str:
-    """`text` with the brackets it left open closed; what follows its object is cut off."""
-    open_ones: list[str] = []
-    for match in JSON_TOKEN.finditer(text):
-        token = match[0]
-        if token in "{[":
-            open_ones.append("}" if token == "{" else "]")
-        elif token in "}]" and open_ones:
-            open_ones.pop()
-            if not open_ones:
-                return text[: match.end()]
-    return text.rstrip(" \t\r\n,") + "".join(reversed(open_ones))
+class _Pasted(_Template):
+    """A template into which text was pasted unescaped, cut at the known keys; taken as it stands.
 
+    A text that does not end with its first quote reaches up to the next known key not seen yet,
+    less the structure between. In a flat body a key that comes again is a requester's text.
+    """
 
-def recover(text: str, known: frozenset[str]) -> dict[str, Any] | None:
-    """The object in a template into which text was pasted unescaped, cut at the known keys."""
-    start = text.find("{")
-    if start < 0 or not known:
-        return None
-    return _parsed(_closed(_mended(text[start:], known)), strict=False)
+    def __init__(self, text: str, known: frozenset[str]) -> None:
+        super().__init__(text)
+        self.known = known
+        keys = "|".join(map(re.escape, known))
+        self.stops = re.compile(rf'"({keys})"\s*+:')
+        self.second = re.compile(rf'\}}[\s,]*+\{{\s*+"(?:{keys})"\s*+:')
+        self.nested = re.search(rf'"(?:{keys})"\s*+:\s*+[{{\[]', text) is not None
+        self.backwards = text[::-1]
+
+    def as_json(self) -> str:
+        """The whole object."""
+        if not self.known or _goes_on_after_object(self.text):
+            raise ValueError
+        return super().as_json()
+
+    def _leaf(self, at: int) -> tuple[str, int]:
+        if self.opened[-1] == "]":
+            return super()._leaf(at)
+        quoted = self.text[at] == '"'
+        value = WHOLE_VALUE.match(self.text, at)
+        if not value or not self._goes_on(value):
+            return self._up_to_known_key(at + quoted, quoted)
+        inner = json.dumps(value[1][1:-1]) if quoted else _bare(value[1], torn=False)
+        return inner, value.end(1)
+
+    def _goes_on(self, value: re.Match[str]) -> bool:
+        """Whether what stands behind a value is this template's, and not a requester's text."""
+        closes = value["closers"].count("}") + value["closers"].count("]")
+        if value["key"] is None:
+            return bool(value["comma"]) or closes > 0 or value[1].startswith('"')
+        if closes >= len(self.opened):
+            return False
+        in_list = self.opened[-1 - closes] == "]"
+        repeated = value["key"] in self.known and value["key"] in self.seen
+        return in_list == ("{" in value["openers"]) and (self.nested or not repeated)
+
+    def _up_to_known_key(self, start: int, quoted: bool) -> tuple[str, int]:
+        size, not_keys = len(self.text), self.known - (self.seen if self.nested else set())
+        between, at_last = (_seam(quoted, last, not_keys) for last in (False, True))
+        seams = (
+            between.match(self.backwards, size - stop.start(), size - start)
+            for stop in self.stops.finditer(self.text, start)
+            if stop[1] not in self.seen
+        )
+        seam, torn = next(filter(None, seams), None), False
+        if not seam:
+            seam = at_last.match(self.backwards, 0, size - start)
+            torn = not seam or not (quoted or {"}", "]"} & set(seam[0]))
+        end = size - seam.end() if seam else size
+        text = self.text[start:end]
+        # A second object; or the key's true place comes later, and this one was in a text.
+        if self.second.search(text) or f'"{self.key}"' in text:
+            raise ValueError
+        return json.dumps(text + TORN * torn), size if torn else end + quoted
 
 
 def parse_beginning(text: str) -> Any:
-    """The JSON value that `text` begins, up to its last whole member; MISSING for none."""
-    ends = [match.start() for match in JSON_TOKEN.finditer(text) if match[0] == ","]
-    with contextlib.suppress(ValueError, Unreadable):
-        return parse_json(_closed(text[: ends[-1]] if ends else text))
+    """The JSON object or list that `text` begins, what the end cuts off in TORN; else MISSING."""
+    if text.lstrip().startswith(("{", "[")):
+        with contextlib.suppress(ValueError, Unreadable):
+            return parse_json(_Template(text).as_json(), strict=False)
     return MISSING
 
 
-def read_body(raw: bytes, known: frozenset[str]) -> tuple[dict[str, Any], str]:
+def _rewritten(template: _Template) -> dict[str, Any] | None:
+    if OBJECT_START.match(template.text):
+        with contextlib.suppress(ValueError):
+            return _parsed(template.as_json())
+    return None
+
+
+# ── Reading · repair: the order ────────────────────────────────────────────────────────────────
+
+Repair = Callable[[str, Hints], dict[str, Any] | str | None]
+
+# What is tried on each text that the bytes may be, in this order; the first object wins. A text
+# in place of an object is what the further ones go on with. Each is named as the repair.
+REPAIRS: tuple[tuple[str, Repair], ...] = (
+    ("", lambda text, hints: _parsed(text, strict=True)),
+    ("control characters", lambda text, hints: _parsed(text)),
+    ("JSON within a string", _object_in_string),
+    ("HTML escapes", _object_in_html),
+    ("form body", _object_in_form),
+    ("values without quotes", lambda text, hints: _rewritten(_Template(text))),
+    ("cut at the known keys", lambda text, hints: _rewritten(_Pasted(text, hints.known))),
+)
+CUTTING = ("form body", "cut at the known keys")  # which guess where a text ends
+
+
+def _why_unreadable(text: str) -> str:
+    if text.lstrip().startswith("<"):
+        return "the body is XML or HTML: let the helpdesk send JSON or a form"
+    if not OBJECT_START.match(text):
+        return "the body is neither JSON nor a form"
+    if _goes_on_after_object(text):
+        return "the body goes on after its JSON object: a webhook is one object"
+    return "the body begins as JSON, but is damaged where no key of the hook helps"
+
+
+def read_body(
+    raw: bytes, known: frozenset[str], headers: Mapping[str, str] = MappingProxyType({})
+) -> tuple[dict[str, Any], str]:
     """The JSON object in a webhook's body and how it was repaired ("" where it was not).
 
-    `known` are the keys that the hook's paths name. Raises Unreadable.
+    `known` are the keys that the hook's paths name. Of `headers` the content's type and length
+    are hints, and never a reason to refuse. Raises Unreadable.
     """
     if not raw.strip():
         raise Unreadable("the body is empty")
-    texts = []
-    for text, repair in decode_body(raw):
-        if (found := _parsed(text, strict=True)) is not None:
-            return found, repair
-        texts.append((text, repair))
-    for text, repair in texts:
-        if (found := _parsed(text, strict=False)) is not None:
-            return found, ", ".join(filter(None, (repair, "control characters")))
-    candidates = list(texts)
-    for text, repair in texts:
-        inner, remark = _unwrapped(text)
-        if inner and (found := _parsed(inner, strict=False)) is not None:
-            return found, ", ".join(filter(None, (repair, remark)))
-        if inner:
-            candidates.append((inner, ", ".join(filter(None, (repair, remark)))))
-    for text, repair in texts:
-        if (found := read_form(text, known)) is not None:
-            return found, ", ".join(filter(None, (repair, "form body")))
-    for text, repair in candidates:
-        if (found := recover(text, known)) is not None:
-            return found, ", ".join(filter(None, (repair, "cut at the known keys")))
-    raise Unreadable("the body holds no JSON object")
+    hints = Hints(known, headers, len(raw))
+    form = "" if raw.lstrip()[:1] in (b"{", b"[", b'"') else multipart_as_form(raw, hints)
+    texts: Iterable[tuple[str, str]] = [(form, "multipart")] if form else decode_body(raw, hints)
+    for name, repair in REPAIRS:
+        left = []
+        for text, before in texts:
+            outcome = repair(text, hints)
+            repaired = f"{before}, {name}" if before and name else before or name
+            if isinstance(outcome, dict):
+                return outcome, repaired
+            left.append((text, before) if outcome is None else (outcome, repaired))
+        texts = left
+    raise Unreadable(_why_unreadable(left[0][0]))
+
+
+# ── Reading · paths and conditions ─────────────────────────────────────────────────────────────
+
+# A mask left in place, as a whole value, counts as missing; {word} and {{7*7}} are texts.
+MASK = re.compile(
+    r"#[^\W\d]\w*#|##\w+(?:\.\w+)+##"
+    r"|\{\{ ?(?:[^\W\d]\w*|[0-9]+\.[^\W\d]\w*)(?:\.\w+)* ?\}\}"
+    r"|[#@]\{[^{}]*\}|\{[^\W\d_]\w*(?:\.[^\W\d_]\w*)+\}|%[^\W\d]\w*(?:\.\w+)+%"
+)
 
 
 class Step(NamedTuple):
@@ -642,6 +920,14 @@ def present(value: Any) -> bool:
     return value is not MISSING and value is not None and value != [] and value != {}
 
 
+def first_group(pattern: re.Pattern[str], text: str) -> Any:
+    """What the first group of `pattern` is in `text`, MISSING for none or where it is torn."""
+    match = pattern.search(text)
+    if not match or TORN in text[max(0, match.start(1) - 1) : match.end(1) + 1]:
+        return MISSING
+    return match[1]
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
     """Where a value is: the first path at which one is present wins."""
@@ -665,8 +951,8 @@ class Field:
             for element in message.elements(path):
                 if self.match is None:
                     yield element
-                elif group := self.match.search(as_text(element)):
-                    yield group[1]
+                elif (group := first_group(self.match, as_text(element))) is not MISSING:
+                    yield group
 
 
 @dataclass(frozen=True, slots=True)
@@ -733,12 +1019,36 @@ class Hook:
     rules: tuple[Rule, ...]  # a hook with one kind has one rule, which always fits
     delivery_id: str
     known: frozenset[str]  # keys of its body that its paths name
-    headers: tuple[str, ...]  # lower-case names that its paths read
+    headers: tuple[str, ...]  # lower-case names of what its paths read, and BODY_HEADERS
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """The kinds its events may have."""
         return tuple(dict.fromkeys(rule.result for rule in self.rules))
+
+
+# ── Reading · ids ──────────────────────────────────────────────────────────────────────────────
+
+
+def read_id(value: Any) -> str:
+    """An id as text, or "" where it is none (null, true, lists, objects, over MAX_ID, control)."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return ""
+    text = as_text(value).strip(" ")
+    return "" if len(text) > MAX_ID or CONTROL.search(text) else text
+
+
+# What stands where a helpdesk has no ticket: words of programs, and masks (%2e is none).
+NO_TICKET = re.compile(r"undefined|null|None|(?:[${]|%(?![0-9])).*")
+
+
+def read_ticket(value: Any) -> str:
+    """A ticket's id as text, or "" where it is none."""
+    text = read_id(value)
+    return "" if NO_TICKET.fullmatch(text) or MASK.fullmatch(text) else text
+
+
+# ── Reading · a webhook ────────────────────────────────────────────────────────────────────────
 
 
 class Reading(NamedTuple):
@@ -750,35 +1060,31 @@ class Reading(NamedTuple):
     repaired: str
     problem: str = ""
     rule: int = 0  # the rule that fits, from 1; 0 for none
-    found: Mapping[str, Any] = {}  # the whole object
-
-
-def read_id(value: Any) -> str:
-    """An id as text, or "" where it is none (null, true, lists, objects, over MAX_ID, control)."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        return ""
-    text = as_text(value).strip(" ")
-    return "" if len(text) > MAX_ID or CONTROL.search(text) or MASK.fullmatch(text) else text
+    body: Mapping[str, Any] = {}  # the whole object
 
 
 def read_webhook(hook: Hook, raw: bytes, headers: Headers) -> Reading:
     """What the webhook `raw` says by the rules of `hook`; a `problem` where it cannot be used."""
     try:
-        found, repaired = read_body(raw, hook.known)
+        body, repaired = read_body(raw, hook.known, headers)
     except Unreadable as error:
         return Reading("", "", {}, "", str(error))
-    message = Message(found, headers)
+    message = Message(body, headers)
     fields = {name: field.read(message) for name, field in hook.fields.items()}
     fields = {name: value for name, value in fields.items() if value is not MISSING}
     number = first_that_fits(hook.rules, message)
     kind = hook.rules[number - 1].result if number else ""
-    ticket = read_id(fields.get("ticket_id"))
+    ticket = read_ticket(fields.get("ticket_id"))
+    if repaired.endswith(CUTTING) and re.search('["&]', ticket):
+        ticket = ""  # nobody knows how far it reaches
     problem = ""
     if kind and not ticket:
         shown = repr(as_text(fields["ticket_id"])[:60]) if "ticket_id" in fields else "nothing"
-        problem = f"no ticket id where hook {hook.name} looks for it (found {shown})"
+        how = f", repaired: {repaired}" if repaired else ""
+        problem = f"no ticket id where hook {hook.name} looks for it (found {shown}{how})"
+        repaired = ""
     fields["ticket_id"] = ticket
-    return Reading(kind, ticket, fields, repaired, problem, number, found)
+    return Reading(kind, ticket, fields, repaired, problem, number, body)
 
 
 # ── Reading · dates ────────────────────────────────────────────────────────────────────────────
@@ -2509,7 +2815,7 @@ class _Loader:
             rules=rules,
             delivery_id=row.delivery_id.lower(),
             known=frozenset(step.name for step in steps if step.does in ("key", "where")),
-            headers=tuple({step.name for step in steps if step.does == "header"}),
+            headers=(*BODY_HEADERS, *{step.name for step in steps if step.does == "header"}),
         )
 
     def request(
@@ -5828,7 +6134,7 @@ class Web:
         )
         try:
             reading = read_webhook(hook, raw, headers)
-            return judge(self.config, hook, reading, base), reading.found
+            return judge(self.config, hook, reading, base), reading.body
         except Exception:  # whatever it is, the webhook is kept
             log.exception("%s: a fault of this program; the webhook is kept as failed", hook.path)
             reason = "a fault of this program (see the log): retry it with a newer one"

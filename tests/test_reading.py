@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import html
 import json
 import math
 import re
 import time
 import unicodedata
+import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta, timezone
 from pathlib import Path
@@ -348,6 +351,269 @@ def test_an_endless_character_reference_in_an_escaped_body_is_no_crash(entity: s
     assert found["ticket_id"] == "1"
 
 
+@pytest.mark.parametrize(
+    ("body", "content_type", "repaired"),
+    [
+        ('{"ticket_id":"4182","writer":"가"}'.encode(), "text/plain", ""),
+        ('{"ticket_id":"4182","writer":"가"}'.encode("cp949"), "", "cp949"),
+        (
+            '{"ticket_id":"4182","writer":"ü"}'.encode("latin-1"),
+            "a/b; charset=latin1",
+            "iso8859-1",
+        ),
+        (b'{"ticket_id":"4182","writer":"a\nb"}', "", "control characters"),
+        (rb'"{\"ticket_id\":\"4182\"}"', "", "JSON within a string"),
+        (b"{&quot;ticket_id&quot;:&quot;4182&quot;}", "", "HTML escapes"),
+        (b"ticket_id=4182&writer=kim", "application/json", "form body"),
+        (b'payload={"ticket_id":"4182"}', "", "form body"),
+        (b'{"ticket_id":4182,"status": Open,}', "", "values without quotes"),
+        (b'{"ticket_id":"4182","writer":"a "b" c"}', "", "cut at the known keys"),
+        (
+            '{&quot;ticket_id&quot;:4182,&quot;writer&quot;:&quot;"가" \\&quot;}'.encode("cp949"),
+            "",
+            "cp949, HTML escapes, cut at the known keys",
+        ),
+    ],
+)
+def test_the_first_repair_that_yields_an_object_wins_and_is_named(
+    body: bytes, content_type: str, repaired: str
+) -> None:
+    reading = read(body, content_type=content_type)
+    assert (reading.ticket, reading.repaired, reading.problem) == ("4182", repaired, "")
+
+
+# ---- What only holds JSON somewhere ------------------------------------------------------------
+
+QUOTED = '{"ticket_id":"4182","technician":"x"}'
+ELSEWHERE = {
+    "XML": f"<?xml version='1.0'?><ticket><id>9003</id><note>{QUOTED}</note></ticket>",
+    "XML that looks like a form": f"<note>a=1&ticket_id=4182&technician=x {QUOTED}</note>",
+    "HTML": f"<!DOCTYPE html><p>{QUOTED}</p>",
+    "escaped JSON in HTML": "<p>{&quot;ticket_id&quot;:&quot;4182&quot;}</p>",
+    "prose": f"Ticket 9003 was assigned. {QUOTED}",
+    "prose with a link": "https://help.example.com/?a=b&ticket_id=4182&technician=x",
+    "prose with a form": "Dear team,\nplease see ticket_id=4182&technician=x",
+    "a mail": f"Subject: x\r\n\r\n> {QUOTED}",
+    "Markdown": f"```json\n{QUOTED}\n```",
+    "a mask before JSON": f"{{code}}{QUOTED}{{code}}",
+    "quotes around JSON": f'"{QUOTED}"',
+    "brackets": f"[see {QUOTED}",
+    "JSON behind other JSON": f'{{"id":"9003"}}{QUOTED}',
+    "JSON in a text that was cut": f'{{"id":"9003","note":"see {QUOTED.replace(chr(34), "&quot;")}',
+    "escaped JSON in a text that was cut": f'{{"id":"9003","note":{json.dumps(QUOTED)[:-1]}',
+    "a form within a JSON string": '"ticket_id=4182&technician=x"',
+    "a form that holds another": "note=ticket_id%3D4182%26technician%3Dx&a=b",
+}
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+@pytest.mark.parametrize(
+    "content_type", ["", "application/json", "multipart/form-data; boundary=X"]
+)
+def test_what_only_holds_json_somewhere_chooses_no_ticket(name: str, content_type: str) -> None:
+    reading = read(ELSEWHERE[name], "itsm_ass", content_type=content_type)
+    assert (reading.ticket, "technician" in reading.fields) == ("", False)
+    assert reading.problem
+    if "XML" in name or "HTML" in name:
+        assert "the body is XML or HTML: " in reading.problem
+
+
+@pytest.mark.parametrize("first", ['"kim"', '"k "i" m"', "kim"])
+@pytest.mark.parametrize("between", ["", "\n", " , "])
+@pytest.mark.parametrize(
+    "second",
+    [
+        '{"ticket_id":"9","technician":"x"}',
+        '{"technician":"x","ticket_id":"9"}',
+        '{"technician":"a "b" c","ticket_id":"9"}',
+        '{ "ticket_id" : 9 }',
+    ],
+)
+def test_two_objects_in_a_row_are_refused(first: str, between: str, second: str) -> None:
+    reading = read(f'{{"ticket_id":"4182","technician":{first}}}{between}{second}', "itsm_ass")
+    assert (reading.ticket, reading.fields) == ("", {})
+    assert reading.problem
+
+
+@pytest.mark.parametrize("rest", [" thank you", "<!-- 4 ms -->", ";", '{"a":1}', "[1]", "\nid=5"])
+def test_what_follows_the_object_is_refused_and_said(rest: str) -> None:
+    reading = read(f'{{"ticket_id":"4182","technician":"kim"}}{rest}', "itsm_ass")
+    assert (reading.ticket, reading.problem) == (
+        "",
+        "the body goes on after its JSON object: a webhook is one object",
+    )
+
+
+# ---- Charsets that the request declares --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "charset"),
+    [
+        ("Müller", "ISO-8859-1"),
+        ("Größe é", '"windows-1252"'),
+        ("日本語", "Shift_JIS"),
+        ("Ω", "iso-8859-7"),
+    ],
+)
+def test_the_charset_that_a_content_type_names_is_used_after_utf8_and_cp949(
+    text: str, charset: str
+) -> None:
+    name = charset.strip('"')
+    for declared in (
+        f"application/json; charset={charset}",
+        f"text/x;a=b ;Charset = {charset};c=d",
+    ):
+        raw = json.dumps({"ticket_id": "1", "technician": text}, ensure_ascii=False).encode(name)
+        assert read(raw, "itsm_ass", content_type=declared).fields["technician"] == text
+        form = f"ticket_id=1&technician={urllib.parse.quote(text, encoding=name)}"
+        assert read(form, "itsm_ass", content_type=declared).fields["technician"] == text
+    assert read(dumped(KOREAN), content_type=f"a/b; charset={charset}").fields == KOREAN
+    raw = json.dumps(KOREAN, ensure_ascii=False).encode("cp949")
+    assert read(raw, content_type=f"a/b; charset={charset}").fields == KOREAN
+
+
+@pytest.mark.parametrize(
+    "charset",
+    [
+        "",
+        "x",
+        "utf-8",
+        "zlib",
+        "hex",
+        "rot13",
+        "idna",
+        "punycode",
+        "unicode_escape",
+        "utf-7",
+        "a" * 99,
+    ],
+)
+def test_a_charset_that_is_none_is_no_crash_and_changes_nothing(charset: str) -> None:
+    declared = f"application/json; charset={charset}"
+    raw = b'{"ticket_id":"1","technician":"\\u0022+AD0- \xff"'
+    reading = read(raw + b"}", "itsm_ass", content_type=declared)
+    assert reading.fields["technician"] == '"+AD0- \ufffd'
+    assert read(raw + b',"ticket_id":', "itsm_ass", content_type=declared).ticket == "1"
+
+
+# ---- Multipart ---------------------------------------------------------------------------------
+
+Fields = list[tuple[str, str | bytes]]
+
+
+def multipart(
+    fields: Fields,
+    boundary: str = "----WebKitFormBoundary7MA4",
+    newline: str = "\r\n",
+    end: str = "--",
+) -> bytes:
+    """A body of such parts: what stands behind `form-data; ` in the head, and the content."""
+    out = b""
+    for head, content in fields:
+        lines = f"--{boundary}", f"Content-Disposition: form-data; {head}", "", ""
+        out += newline.join(lines).encode()
+        out += (content.encode() if isinstance(content, str) else content) + newline.encode()
+    return out + f"--{boundary}{end}{newline}".encode()
+
+
+def in_multipart(name: str) -> str:
+    """The Content-Type of such a body."""
+    return f"multipart/form-data; boundary={name}"
+
+
+ASSIGNMENT: Fields = [
+    ('name="ticket_id"', "9003"),
+    ('name="note"', f"see {QUOTED} and --X and ticket_id=4182"),
+    ('name="technician"', "김도현\r\n둘째 줄"),
+]
+
+
+@pytest.mark.parametrize("newline", ["\r\n", "\n"])
+@pytest.mark.parametrize("boundary", ["X", "----WebKitFormBoundary7MA4", "=_a'b(c)+d/e?f", "a b"])
+@pytest.mark.parametrize("declared", ['"{}"', "nonsense", ""])
+def test_multipart_is_read_as_multipart(declared: str, boundary: str, newline: str) -> None:
+    content_type = in_multipart(declared.format(boundary)) if declared else "application/json"
+    raw = multipart(ASSIGNMENT, boundary, newline)
+    reading = read(raw, "itsm_ass", content_type=content_type)
+    assert (reading.ticket, reading.problem) == ("9003", "")
+    assert reading.fields["technician"] == "김도현\r\n둘째 줄"
+    assert reading.repaired
+
+
+def test_what_stands_around_the_parts_is_nothing() -> None:
+    raw = b"--Y\r\n" + QUOTED.encode() + b"\r\n" + multipart(ASSIGNMENT, "X") + QUOTED.encode()
+    reading = read(raw, "itsm_ass", content_type=in_multipart("X"))
+    assert (reading.ticket, reading.fields["technician"][:3]) == ("9003", "김도현")
+
+
+@pytest.mark.parametrize("start", ["", "\r\n", '{"ticket_id":'])
+def test_a_boundary_counts_as_a_whole_line_only(start: str) -> None:
+    inner = f"{start}--Xy\r\n--X y\r\nx--X\r\n--X-\r\nContent-Disposition: form-data; name=a"
+    raw = multipart([('name="ticket_id"', "1"), ('name="technician"', inner)], "X")
+    assert read(raw, "itsm_ass", content_type=in_multipart("X")).fields["technician"] == inner
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        'name="ticket_id"; filename="a.txt"',
+        'filename="x; name=ticket_id"; name="file"',
+        "name=ticket_id; filename*=UTF-8''a.json",
+        'name="a"; filename=""',
+        'title="ticket_id"',
+        "",
+        'name=""',
+        'name="ticket_id' + "x" * 5000,
+    ],
+)
+def test_a_file_is_no_field_and_neither_is_what_has_no_name(head: str) -> None:
+    raw = multipart([(head, "4182"), (head, QUOTED), ('name="technician"', "kim")])
+    reading = read(raw, "itsm_ass")
+    assert (reading.ticket, reading.fields["technician"]) == ("", "kim")
+    raw = multipart([(head, b"\x89PNG\xff\xfe\0"), ('name="ticket_id"', "1")])
+    assert read(raw, "itsm_ass").ticket == "1"
+
+
+def test_of_repeated_parts_the_first_wins() -> None:
+    fields: Fields = [('name="ticket_id"', "1"), ("name=ticket_id", "2")]
+    assert read(multipart(fields), "itsm_ass").ticket == "1"
+
+
+def test_a_part_that_holds_json_is_laid_open_unless_the_form_names_a_known_key() -> None:
+    damaged = QUOTED.replace("x", 'a "b" c')
+    for inner, technician in ((QUOTED, "x"), (damaged, 'a "b" c')):
+        reading = read(multipart([('name="payload"', inner), ("name=a", "b")]), "itsm_ass")
+        assert (reading.ticket, reading.fields["technician"]) == ("4182", technician)
+    trusted = multipart([('name="payload"', QUOTED), ("name=technician", "kim")])
+    assert read(trusted, "itsm_ass").ticket == ""
+
+
+@pytest.mark.parametrize("charset", ["cp949", "utf-8", "iso-8859-7"])
+def test_the_charset_of_a_form_in_parts_is_found_or_believed(charset: str) -> None:
+    text = "Ωμέγα" if charset == "iso-8859-7" else "홍길똥 뷁"
+    head = 'name="technician"'
+    fields: Fields = [("name=ticket_id", "1"), (head, text.encode(charset))]
+    declared = f"multipart/form-data; charset={charset}; boundary=X"
+    assert (
+        read(multipart(fields, "X"), "itsm_ass", content_type=declared).fields["technician"]
+        == text
+    )
+    fields[1] = (f"{head}\r\nContent-Type: text/plain; charset={charset}", text.encode(charset))
+    fields.append(("name=subject", "뷁"))
+    assert read(multipart(fields), "itsm_ass").fields["technician"] == text
+
+
+def test_a_part_is_decoded_as_its_head_says() -> None:
+    head = "name=technician\r\nContent-Transfer-Encoding: "
+    for how, content in (
+        ("base64", "6rmA\r\n64+E\r\n7ZiE"),
+        ("quoted-printable", "=EA=B9=80도=\r\n현"),
+    ):
+        raw = multipart([("name=ticket_id", "1"), (head + how, content)])
+        assert read(raw, "itsm_ass").fields["technician"] == "김도현"
+
+
 # ---- Forms -------------------------------------------------------------------------------------
 
 
@@ -408,6 +674,43 @@ def test_text_pasted_unencoded_into_a_form_is_cut_at_the_known_keys_and_taken_as
         "category": "OA",
     }
     assert repaired
+
+
+@pytest.mark.parametrize(
+    ("body", "technician"),
+    [
+        (
+            b"ticket_id=4182&technician=%C8%AB%B1%E6%8C%CB",
+            b"\xc8\xab\xb1\xe6\x8c\xcb".decode("cp949"),
+        ),
+        (b"%74icket_id=4182&technician=%c8%ab%b1%e6%b5%bf&%C0%CC%B8%A7=x", "홍길동"),
+        (b"ticket_id=4182&technician=a=b%20c==", "a=b c=="),
+        (b"ticket_id=4182&technician=kim%20l&", "kim l"),
+        (b"&ticket_id=4182&&technician=kim%20l\r\n", "kim l"),
+        (b"ticket_id=4182&technician=50%25", "50%"),
+    ],
+)
+def test_an_encoded_form_is_decoded_in_the_charset_that_fits_it(
+    body: bytes, technician: str
+) -> None:
+    reading = read(body.lstrip(b"&"), "itsm_ass")
+    assert (reading.ticket, reading.fields["technician"]) == ("4182", technician)
+
+
+@pytest.mark.parametrize(
+    ("body", "technician"),
+    [
+        ("ticket_id=4182&note=a b & c&technician=kim", "kim"),
+        ("note=가 나&ticket_id=4182&technician=kim&x=1", "kim"),
+        ("ticket_id=4182&technician=김 도현&note=a & b", "김 도현&note=a & b"),
+        ("ticket_id=4182&technician=&note=a b", ""),
+    ],
+)
+def test_a_word_in_an_unencoded_form_ends_where_a_field_follows(
+    body: str, technician: str
+) -> None:
+    reading = read(body, "itsm_ass")
+    assert (reading.ticket, reading.fields["technician"]) == ("4182", technician)
 
 
 def test_a_form_of_very_many_fields_is_no_crash() -> None:
@@ -511,8 +814,12 @@ def innocent(template: str, known: frozenset[str], given_texts: tuple[str, ...])
             return False
         # What reads as the end of its own value and a further member of the template, with a key
         # that no path names, cannot be told from one.
-        members = re.findall(r'"[\s\]}]*,[\s\[{]*"([^"\\]*)"[\s\[\]{}]*:', text)
+        members = re.findall(r'"[\s\]}]*,[\s,\[{]*"([^"\\]*)"[\s\[\]{}]*:', text)
         if [key for key in members if key not in known or template in NESTED]:
+            return False
+        # Nor what reads as the end of the object and a further one: that is refused.
+        further = re.findall(r'("?)[\s\]}]*\}[\s,]*\{[\s,]*"([^"\\]*)"\s*:', text)
+        if [key for quote, key in further if quote or key in known]:
             return False
     return True
 
@@ -583,6 +890,130 @@ def test_recovered_text_is_taken_as_it_stands_without_json_escapes() -> None:
     assert found["contents"] == "c"
 
 
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        ('{"ticket_id":4182,"status": Open, "priority": Medium,"technician":"kim"}', {}),
+        ('{"ticket_id":"4182","technician":"kim",}', {}),
+        ('{,"ticket_id":"4182",,"technician":"kim" , , }', {}),
+        ('{"ticket_id":"4182","tags":[a, "b",],"technician":"kim"}', {}),
+        ('{"status": ,"ticket_id": 4182 ,"technician": kim}', {}),
+        ('{"ticket_id": 4182,"technician":"a\\n\\"b\\" \\uac00","at": 2026-11-23 15:05:09}',
+         {"technician": 'a\n"b" 가'}),
+        ('{"ticket_id": INC-4182, "technician": Park Ji-min\n}',
+         {"ticket_id": "INC-4182", "technician": "Park Ji-min"}),
+        ('{"ticket_id":007,"technician": CORP\\kim }', {"ticket_id": "007", "technician": r"CORP\kim"}),
+        ('{"ticket_id": 4182, "technician": kim, lee and "park" }',
+         {"technician": 'kim, lee and "park"'}),
+        ('{"ticket_id":4182,"subject":"a "b"","status": Open,"technician":"kim"}', {}),
+        ('{"subject":"a "b"","x": In Progress,"ticket_id":4182,"technician": {"a": "b" } }',
+         {"technician": {"a": "b"}}),
+        ('{"ticket_id":4182,"technician": true,"x": Open}', {"technician": True}),
+        ('{"ticket_id":4182,"technician": null,"x": Open}', {"technician": None}),
+    ],
+)  # fmt: skip
+def test_values_without_quotes_and_commas_too_many_are_recovered(
+    body: str, fields: dict[str, Any]
+) -> None:
+    reading = read(body, "itsm_ass")
+    assert reading.problem == ""
+    assert reading.fields == {"ticket_id": "4182", "technician": "kim", **fields}
+
+
+@pytest.mark.parametrize("value", ["NaN", "-Infinity", "1e400", "9" * 101, "[" * 101 + "]" * 101])
+def test_what_json_may_not_hold_it_may_not_hold_beside_a_value_without_quotes(value: str) -> None:
+    with pytest.raises(Unreadable):
+        read_body(f'{{"ticket_id":"1","status": Open,"x":{value}}}'.encode(), KNOWN)
+
+
+@pytest.mark.parametrize("other", ["subject", "note", "x y"])
+@pytest.mark.parametrize(
+    "text", ['a "b" c', 'a", b', "\\", '{"level": "x", "n": 1}', '"', 'a"}', "}{"]
+)
+@pytest.mark.parametrize("where", ["before", "between", "behind"])
+def test_a_damaged_text_that_no_path_names_damages_nothing_else(
+    where: str, text: str, other: str
+) -> None:
+    members = ['"ticket_id":"4182"', '"technician":"kim"']
+    members.insert(["before", "between", "behind"].index(where), f'"{other}":"{text}"')
+    reading = read("{" + ",".join(members) + "}", "itsm_ass")
+    assert reading.fields == {"ticket_id": "4182", "technician": "kim"}
+
+
+@pytest.mark.parametrize(
+    "note",
+    ['see "ticket_id":"1" there', ', "ticket_id": "1", "technician": "x"', '{"ticket_id":"1"} "',
+     QUOTED, f"{QUOTED},{QUOTED}", 'a "b", "c": 1 "ticket_id":"1"', "{&quot;ticket_id&quot;:1}"],
+)  # fmt: skip
+@pytest.mark.parametrize("template", [
+    '{"note":"%s","ticket_id":"9003","technician":"kim"}',
+    '{"ticket_id":"9003","note":"%s","technician":"kim"}',
+    '{"ticket_id":"9003","technician":"kim","note":"%s"}',
+])  # fmt: skip
+def test_json_in_a_text_before_the_id_makes_no_other_id_of_it(template: str, note: str) -> None:
+    assert read(template % note, "itsm_ass").ticket in ("", "9003")
+
+
+# ---- A body that was cut -----------------------------------------------------------------------
+
+CUT: dict[str, bytes] = {
+    "JSON": dumped({"technician": '가나다 \\ "', "ticket_id": "4182"}),
+    "a number last": dumped({"technician": "김", "ticket_id": 4182}),
+    "escaped": json.dumps({"technician": '김 "', "ticket_id": "4182"}).encode(),
+    "pasted": b'{"technician":"a "b" c","x":{"y":["z"]},"ticket_id":"4182"}',
+    "without quotes": b'{"x": Open, "technician":  kim, "ticket_id": 4182 }',
+    "HTML": b"{&quot;technician&quot;:&quot;a&quot;,&quot;ticket_id&quot;:4182}",
+    "within a string": json.dumps(json.dumps({"ticket_id": "4182"})).encode(),
+    "CP949": '{"technician":"홍길똥","ticket_id":"4182"}'.encode("cp949"),
+    "UTF-16": '{"technician":"홍길똥","ticket_id":"4182"}'.encode("utf-16"),
+    "multipart": multipart([*ASSIGNMENT[1:], ("name=ticket_id", "4182")], "X"),
+    "a form": b"technician=%ea%b0%80&ticket_id=4182",
+    "a raw form": b"technician=a b&ticket_id=4182",
+    "JSON in a form": b"x=" + urllib.parse.quote(QUOTED).encode(),
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_body_cut_anywhere_has_its_whole_id_or_none(name: str) -> None:
+    raw = CUT[name]
+    length = str(len(raw))
+    whole = read(raw, "itsm_ass", content_length=length)
+    assert (whole.ticket, whole.problem) == ("4182", "")
+    for size in range(len(raw)):
+        reading = read(raw[:size], "itsm_ass", content_length=length)
+        assert reading.ticket in ("", "4182"), raw[:size]
+        for key, text in reading.fields.items() if reading.ticket else ():
+            assert text == whole.fields[key] or text.endswith("\ufffd"), (raw[:size], key)
+
+
+@pytest.mark.parametrize(
+    "row", ["zammad-created.txt", "glpi11-created.txt", "django-helpdesk-created.txt"]
+)
+def test_a_sample_cut_anywhere_has_its_whole_id_or_none(row: str, tmp_path: Path) -> None:
+    hook = hook_of(
+        tmp_path,
+        "[hooks.x]\nkind = 'new'\nfields = { ticket_id = ['ticket.id', 'item.id'] }\n"
+        "[kinds.new]\nopens = true\nbody = { a = '{ticket_id}' }",
+    )
+    raw = sample(row).body
+    whole = read(raw, hook).ticket
+    assert whole
+    assert {read(raw[:size], hook).ticket for size in range(len(raw))} == {"", whole}
+
+
+def test_an_id_within_a_text_is_none_where_the_text_was_cut_or_damaged_beside_it() -> None:
+    link = '{"attachments":[{"title_link":"https://h/tickets.php?id=4182#top"}]}'
+    field = Field((parse_path("attachments.0.title_link"),), re.compile(r"id=(\d+)"))
+    known = frozenset(("attachments", "title_link"))
+    ids = {
+        field.read(hd_itsm.Message(read_body(link[:size].encode(), known)[0]))
+        for size in range(60, len(link) + 1)
+    }
+    assert ids == {MISSING, "4182"}
+    damaged = {"attachments": [{"title_link": "id=\ufffd41"}]}
+    assert field.read(hd_itsm.Message(damaged)) is MISSING
+
+
 @pytest.mark.parametrize("cut", ["", "}", '"', '"}', "\r\n", '", ', '"}}'])
 def test_missing_and_surplus_closers_are_forgiven(cut: str) -> None:
     body = '{"ticket_id":"4182","subject":"a "b" c","contents":"the end' + cut
@@ -641,6 +1072,77 @@ def test_every_key_in_a_path_of_the_hook_is_known(tmp_path: Path) -> None:
         "[kinds.new]\nopens = true\nbody = { a = '{ticket_id}' }",
     )
     assert {"a", "b", "c d", "e", "f", "g", "h", "i", "j"} <= hook.known
+
+
+# ---- Whatever a requester writes: the ticket is the one at its place, or none ------------------
+
+DECOY = '{"ticket_id":"666","technician":"x"}'
+DECOYS = [
+    *(
+        DECOY,
+        f"[{DECOY}]",
+        DECOY[1:-1],
+        f'","ticket_id":"666",{DECOY}',
+        f'"}}{DECOY}',
+        f"\n{DECOY}\n",
+    ),
+    *(json.dumps(DECOY), json.dumps(DECOY)[1:-1], DECOY.replace('"', "&quot;"), "ticket_id: 666"),
+    *("ticket_id=666&technician=x", "&ticket_id=666&technician=x", "<ticket_id>666</ticket_id>"),
+    *('"ticket_id": 666', ',"ticket_id":666,', urllib.parse.quote(DECOY), "payload=" + DECOY),
+    multipart([("name=ticket_id", "666"), ("name=technician", "x")], "B").decode(),
+]
+notes = st.lists(st.sampled_from(DECOYS) | pieces | texts, max_size=5).map("".join)
+Carrier = Callable[[str], bytes]
+ID_FIRST: dict[str, Carrier] = {
+    "JSON": lambda note: dumped({"ticket_id": "9003", "note": note, "technician": "kim"}),
+    "a template": lambda note: f'{{"ticket_id":"9003","note":"{note}","technician":"k"}}'.encode(),
+    "a template without quotes": lambda note: (
+        f'{{"ticket_id": 9003,"x": Open, "technician":"{note}","y": 1}}'.encode()
+    ),
+    "a raw form": lambda note: f"ticket_id=9003&technician=a b&note={note}".encode(),
+    "multipart": lambda note: multipart([("name=ticket_id", "9003"), ("name=note", note)]),
+    "HTML escapes": lambda note: html.escape(
+        f'{{"ticket_id":"9003","note":{json.dumps(note)},"technician":"kim"}}'
+    ).encode(),
+}
+ELSEWHERE_TOO: dict[str, Carrier] = {
+    "JSON": lambda note: dumped({"note": note, "technician": "kim", "ticket_id": "9003"}),
+    "JSON in a string": lambda note: dumped(dumped({"note": note, "ticket_id": 9003}).decode()),
+    "a form": lambda note: urllib.parse.urlencode({"note": note, "ticket_id": "9003"}).encode(),
+    "a form with JSON": lambda note: (
+        b"x=" + urllib.parse.quote(json.dumps({"note": note, "ticket_id": 9003})).encode()
+    ),
+    "multipart": lambda note: multipart([("name=note", note), ("name=ticket_id", "9003")]),
+    "a file": lambda note: multipart([('name=a; filename="ticket_id"', note), ("name=b", "c")]),
+    "XML": lambda note: f"<a><ticket_id>9003</ticket_id><note>{note}</note></a>".encode(),
+    "prose": lambda note: f"A note: {note}".encode(),
+    "a list": lambda note: dumped([{"note": note, "ticket_id": "9003"}]),
+}
+
+
+@slow_data
+@given(st.sampled_from([*ID_FIRST.values(), *ELSEWHERE_TOO.values()]), notes, st.integers(0))
+def test_what_a_text_holds_chooses_no_ticket_wherever_the_body_ends(
+    carrier: Carrier, note: str, size: int
+) -> None:
+    raw = carrier(note)
+    for end in (len(raw), size % len(raw)):
+        reading = read(raw[:end], "itsm_ass", content_length=str(len(raw)))
+        assert reading.ticket in ("", "9003"), raw[:end]
+
+
+@slow_data
+@given(st.sampled_from(list(ID_FIRST.values())), notes, st.data())
+def test_what_a_text_holds_chooses_no_ticket_however_the_body_is_damaged_behind_the_id(
+    carrier: Carrier, note: str, data: st.DataObject
+) -> None:
+    raw = carrier(note)
+    behind = raw.index(b"9003") + len(b"9003&quot;")
+    at = data.draw(st.integers(behind, len(raw)))
+    gone = data.draw(st.integers(0, 3))
+    more = data.draw(st.sampled_from(["", *DECOYS, '"', "\\", "}", ",", "&", "\n", "{"]))
+    damaged = raw[:at] + more.encode() + raw[at + gone :]
+    assert read(damaged, "itsm_ass").ticket in ("", "9003"), damaged
 
 
 # ---- Whatever bytes come -----------------------------------------------------------------------
@@ -733,6 +1235,40 @@ HOSTILE: dict[str, Callable[[int], bytes]] = {
     "strings": repeated('"a"'),
     "nothing but quotes": repeated('"'),
     "JSON within a string": repeated('\\"{', '"', '"'),
+    "commas": repeated(",", START),
+    "commas and spaces": repeated(", ", START),
+    "commas before the keys": repeated(",", "{", '"ticket_id":1}'),
+    "colons": repeated(": ", START, '","contents":1}'),
+    "colons and quotes": repeated(':"', START, '","contents":1}'),
+    "a list": repeated('"a",', START, '","contents":1}'),
+    "members and a known key": repeated('"x":y,"contents":', START),
+    "members of a list and a known key": repeated('"x","y",1,"contents":', START),
+    "keys of nested objects": repeated('"x":{', START, '","contents":1}'),
+    "ends of objects": repeated('"},{"', START),
+    "further objects": repeated('}{"ticket_id"', START),
+    "values without quotes": repeated('"x": y ,', '{"ticket_id":1,', '"z":"a "b""}'),
+    "a value without quotes": repeated("a ", '{"ticket_id":1,"subject": '),
+    "values that are not there": repeated('"x":,', "{"),
+    "text behind the object": repeated('"}', '{"ticket_id":1}'),
+    "keys with line breaks": repeated('\n"contents"\n:', START),
+    "parts": repeated("--X\r\nContent-Disposition: form-data; name=a\r\n\r\nb\r\n"),
+    "boundaries": repeated("--X\r\n", "--X\r\nA: b\r\n"),
+    "boundaries and spaces": repeated("\n--X ", "--X\nA: b\n\n"),
+    "spaces behind a boundary": repeated(" ", "--X\nA: b\n\n\n--X", "x"),
+    "a head": repeated("A: b\r\n", "--X\r\n"),
+    "names in a head": repeated(';name="', "--X\r\nContent-Disposition: form-data"),
+    "line breaks in parts": repeated("\r\n", "--X\r\nA: b\r\n"),
+}
+NESTED_START = '{"ticket":{"id":1,"title":"a "b" '
+HOSTILE |= {
+    f"nested {name}": repeated(piece, NESTED_START, end)
+    for name, piece, end in (
+        ("members and a key", '"x":1,"title":1,"body":', ""),
+        ("members", '"id":1,"title":"x",', '"},"body":1}'),
+        ("members of a broken chain", 'y","id":1,"email":', ""),
+        ("objects", '{"id":"x"},', '"},"body":1}'),
+        ("closers", '"},{"id":', ""),
+    )
 }
 
 
@@ -740,11 +1276,30 @@ HOSTILE: dict[str, Callable[[int], bytes]] = {
 def test_time_grows_with_the_size_of_a_hostile_body_and_no_faster(name: str) -> None:
     def attempt(raw: bytes) -> None:
         try:
-            read_body(raw, KNOWN)
+            read_body(raw, NESTED_KNOWN if name.startswith("nested ") else KNOWN)
         except Unreadable:
             return
 
     assert_linear(attempt, HOSTILE[name])
+
+
+@pytest.mark.parametrize("piece", ["#", "##", "#a", "{{", "{{a.", "%a.", "{a.", "@{", " ", "a.b"])
+def test_time_grows_with_the_size_of_a_hostile_value_and_no_faster(piece: str) -> None:
+    def attempt(text: str) -> None:
+        hd_itsm.present(text)
+        hd_itsm.read_ticket(text)
+        with contextlib.suppress(ValueError):
+            parse_date(text, SEOUL, ("%d.%m.%Y",))
+
+    assert_linear(attempt, lambda size: piece * (size // len(piece)))
+
+
+@pytest.mark.parametrize("piece", [";", "; charset", "; charset=", '; boundary="', ";\t", "a"])
+def test_time_grows_with_the_size_of_a_hostile_content_type_and_no_faster(piece: str) -> None:
+    def attempt(declared: str) -> None:
+        assert read(multipart(ASSIGNMENT), "itsm_ass", content_type=declared).ticket == "9003"
+
+    assert_linear(attempt, lambda size: piece * (size // len(piece)), (1 << 10, 1 << 12, 1 << 14))
 
 
 # ---- Ids and masks -----------------------------------------------------------------------------
@@ -775,6 +1330,8 @@ def test_ids_are_text(value: str, ticket: str) -> None:
     "value",
     [
         *("null", '""', "true", "false", "[]", "{}", '["1"]', '{"id": 1}'),
+        *('"undefined"', '"null"', '"None"', '" null "', '"$id"', '"${id}"', '" %s"', '"%{id}"'),
+        *('"%service.Id"', '"{id}"', '"{Ticket.TicketId}"', '"##ticket.id##"', '"{{1.id}}"'),
         *(
             f'"{"a" * 201}"',
             '"a\\nb"',
@@ -791,31 +1348,46 @@ def test_what_is_no_id_is_a_problem_that_names_the_hook(value: str) -> None:
     assert "itsm_new" in reading.problem
 
 
+@pytest.mark.parametrize(
+    "ticket", ["undefined-1", "%2e%2e", "none", "nullable", "5$", "100%", "#4182", "a{b}", "@5"]
+)
+def test_an_id_that_only_looks_like_none_is_one(ticket: str) -> None:
+    assert read(dumped({"ticket_id": ticket})).ticket == ticket
+
+
 def test_a_body_without_the_id_is_a_problem() -> None:
     assert read('{"subject": "x"}').problem
     assert read(b"not JSON").problem
 
 
 MASKS = [
-    "#technician#",
-    "#기술자#",
-    "{{ticket.assignee.email}}",
-    "{{x}}",
-    "#{ticket.owner}",
-    "#{x}",
+    *("#technician#", "#기술자#", "##ticket.id##", "##lang.ticket.id##"),
+    *("{{ticket.assignee.email}}", "{{ x }}", "{{1.id}}", "{{12.data.id}}"),
+    *(
+        "#{ticket.owner}",
+        "#{x}",
+        "#{ticket.x / no such method}",
+        "#{7*7}",
+        "@{triggerBody()?['id']}",
+    ),
+    *("{Ticket.TicketId}", "{ticket.owner.name}", "%service.Id%", "%a.b.c%"),
 ]
 TEXTS = [
-    "{{7*7}}",
-    "a #x#",
-    "#x# ",
-    "#x y#",
-    "#{7*7}",
-    "{x}",
-    "# #",
-    "##",
-    "{{}}",
-    "#a",
-    "{{x}} {{y}}",
+    *("{{7*7}}", "{{7}}", "{{7.7}}", "{{}}", "{{x}} {{y}}", "a {{x}}", "{{x}", "{{ a b }}"),
+    *("a #x#", "#x# ", "#x y#", "# #", "##", "#a", "##x##", "##a.b#", "#5#"),
+    *("{x}", "{writer}", "{x.__class__}", "{3.14}", "{a.b} c", "{}", "{'a': 1}"),
+    *(
+        "%s",
+        "%d%%",
+        "100%",
+        "%TEMP%",
+        "%a.b",
+        "% a.b %",
+        "${jndi:x}",
+        "#{a} and #{b}",
+        "@kim",
+        "$5",
+    ),
 ]
 
 
@@ -1228,6 +1800,12 @@ REFUSED: dict[str, bytes] = {
     **{word: bad(word) for word in ("NaN", "Infinity", "1e400")},
     "5000 digits in an entity": b"{&quot;x&quot;:&#" + b"9" * 5000 + b";}",
     "5000 form fields": b"a=1&" * 5000,
+    "XML": f"<a>{SECRET_TEXT}<b>{QUOTED}</b></a>".encode(),
+    "prose": f"{SECRET_TEXT}: {QUOTED}".encode(),
+    "two objects": f'{QUOTED}{{"ticket_id":"5","subject":"{SECRET_TEXT}"}}'.encode(),
+    "multipart without an id": multipart([("name=subject", SECRET_TEXT), ("name=note", QUOTED)]),
+    "an id that was cut": f'{{"subject":"{SECRET_TEXT}","ticket_id":"41'.encode(),
+    "a mask": dumped({"ticket_id": "##ticket.id##", "subject": SECRET_TEXT}),
 }
 
 
@@ -1267,6 +1845,37 @@ def test_refused_bodies_get_400_and_are_kept_and_good_ones_go_on(service: Servic
         assert len(service.lines(f"event {number} ")) == 1
     assert SECRET_TEXT not in service.log
     assert all(line.isprintable() for line in service.log.split("\n"))
+
+
+BY_CONTENT_TYPE = {
+    "application/json; charset=iso-8859-1": '{"ticket_id":"T","technician":"Müller"}'.encode(
+        "latin-1"
+    ),
+    "multipart/form-data; boundary=X": b"a preamble\n"
+    + multipart([("name=technician", "Müller"), ("name=ticket_id", "T")], "X"),
+}
+
+
+@pytest.mark.parametrize("declared", BY_CONTENT_TYPE)
+def test_a_body_is_read_by_its_content_type_when_it_comes_when_retried_and_when_explained(
+    service: Service, tmp_path: Path, declared: str
+) -> None:
+    raw = BY_CONTENT_TYPE[declared].replace(b"T", declared[:5].encode())
+    reply = service.post("itsm_ass", raw, {"Content-Type": declared})
+    assert (reply.status, reply.state) == (200, "held")
+    for again in (False, True):
+        if again:
+            assert service.cli("drop", reply.event, "--why", "to read it anew").code == 0
+            assert service.cli("retry", reply.event).code == 0
+        event = service.show(reply.event)
+        assert (event["ticket"], event["fields"]["technician"]) == (declared[:5], "Müller")
+        assert event["repaired"]
+    (tmp_path / "body").write_bytes(raw)
+    run = service.cli(
+        *("explain", "itsm_ass", str(tmp_path / "body"), "--header", f"Content-Type: {declared}"),
+        "--json",
+    )
+    assert run.json()["fields"] == event["fields"]
 
 
 def test_an_unreadable_body_repeated_gets_the_same_number(service: Service) -> None:
