@@ -5858,6 +5858,9 @@ class Refused(Error):
 
 
 def _header(environ: Mapping[str, Any], name: str) -> str:
+    if name.startswith("?"):  # a field of the query
+        query = urllib.parse.parse_qs(environ.get("QUERY_STRING", ""), encoding="latin-1")
+        return str(query.get(name[1:], [""])[0])
     key = name.upper().replace("-", "_")
     value = environ.get(f"HTTP_{key}", environ.get(key, ""))
     return str(value)

@@ -1818,8 +1818,17 @@ def itsm() -> Iterator[Itsm]:
 @pytest.fixture(scope="module")
 def service(itsm: Itsm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("door")
-    with Service(folder, service_settings(itsm.url)) as service:
+    fields = {"ticket_id": "@query:id", "technician": "@header:X-Who"}
+    around = {"kind": "assign", "fields": fields}
+    with Service(folder, service_settings(itsm.url, hooks__around=around)) as service:
         yield service
+
+
+def test_fields_of_the_query_and_of_the_head_are_read(service: Service) -> None:
+    reply = service.post("around?a=1&id=%ED%8B%B0-1&id=2", "{}", {"X-Who": "김도현".encode()})
+    assert (reply.status, reply.state) == (200, "held")
+    event = service.show(reply.event)
+    assert (event["ticket"], event["fields"]["technician"]) == ("티-1", "김도현")
 
 
 def test_refused_bodies_get_400_and_are_kept_and_good_ones_go_on(service: Service) -> None:
