@@ -147,7 +147,11 @@ def chromium(javascript: bool) -> Chrome:
     return webdriver.Chrome(options=options, service=Driver(driver))
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["javascript", "without"])
+WITH = pytest.param(True, id="javascript")
+WITHOUT = pytest.param(False, id="without", marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=[WITH, WITHOUT])
 def browser(request: pytest.FixtureRequest) -> Iterator[Browser]:
     """A browser with JavaScript, then one without."""
     driver = chromium(request.param)
@@ -157,10 +161,10 @@ def browser(request: pytest.FixtureRequest) -> Iterator[Browser]:
         driver.quit()
 
 
-@pytest.fixture(scope="module")
-def scripted() -> Iterator[Browser]:
-    """A browser with JavaScript."""
-    driver = chromium(javascript=True)
+@pytest.fixture(scope="module", params=[pytest.param(True, marks=pytest.mark.slow)], ids=[""])
+def scripted(request: pytest.FixtureRequest) -> Iterator[Browser]:
+    """A browser with JavaScript, in tests that are slow."""
+    driver = chromium(request.param)
     try:
         yield Browser(driver)
     finally:

@@ -592,6 +592,7 @@ def test_different_tickets_go_in_parallel(tmp_path: Path) -> None:
         assert summary(itsm.requests[-1]) == "lee"
 
 
+@pytest.mark.slow
 def test_no_idle_worker_sleeps_through_an_event_that_may_go(itsm: Itsm, tmp_path: Path) -> None:
     """Of four events that come at once four go at once, round after round.
 

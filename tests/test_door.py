@@ -142,7 +142,9 @@ CROWDS = {
 }
 
 
-@pytest.mark.parametrize("manner", CROWDS)
+@pytest.mark.parametrize(
+    "manner", ["silent", *(pytest.param(one, marks=pytest.mark.slow) for one in list(CROWDS)[1:])]
+)
 def test_1000_slow_clients_do_not_keep_a_good_webhook_waiting(start: Start, manner: str) -> None:
     with descriptors(2 * CROWD + 500):
         door = start()
@@ -194,6 +196,7 @@ def closed_after(service: Service, manners: Iterable[tuple[bytes, bytes]]) -> li
         return [round(ends[line], 1) for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)  # it waits out the 20 seconds of the contract, for all manners at once
 def test_a_request_that_is_not_whole_after_20_seconds_is_closed(start: Start) -> None:
     door = start()
@@ -417,6 +420,7 @@ expected-statuses = ["2xx", "400", "401", "403", "503"]
 """  # what is no ticket's id, or no date, is beyond a schema: 400 is documented for it
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("guarded", [False, True], ids=["open", "with a token"])
 def test_schemathesis_finds_nothing_in_the_hooks_as_described(

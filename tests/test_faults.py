@@ -143,6 +143,7 @@ def killed_at(
         return judge(book.kept, itsm.requests, cuts=len(points)), reached
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [0, 1])
 def test_killed_at_any_system_call_it_loses_doubles_and_disorders_nothing(
     part: int, tmp_path: Path
@@ -154,6 +155,7 @@ def test_killed_at_any_system_call_it_loses_doubles_and_disorders_nothing(
     assert reached >= len(points) * 0.8
 
 
+@pytest.mark.slow
 def test_control_killed_at_a_system_call_an_event_marked_before_it_is_sent_is_lost(
     tmp_path: Path,
 ) -> None:
@@ -166,6 +168,7 @@ def test_control_killed_at_a_system_call_an_event_marked_before_it_is_sent_is_lo
     assert "lost" in kinds_of(findings)
 
 
+@pytest.mark.slow
 def test_killed_at_any_system_call_of_the_first_start_the_next_one_works(tmp_path: Path) -> None:
     need_strace()
     reached = 0
@@ -216,6 +219,7 @@ def test_killed_again_and_again_under_load_all_answered_200_arrives_in_order(
     assert killed_under_load(tmp_path, kills=12) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "finding"),
     [("early", "lost"), ("marked", "lost"), ("twice", "repeated"), ("backwards", "disordered")],
@@ -374,6 +378,7 @@ def test_after_an_error_of_the_disk_it_refuses_and_ends_and_nothing_was_promised
     assert set(refused) == {503}
 
 
+@pytest.mark.slow
 def test_control_an_error_of_the_disk_that_is_passed_over_loses_webhooks(tmp_path: Path) -> None:
     need_strace()
     program = sabotaged(tmp_path, "hushed")
@@ -382,6 +387,7 @@ def test_control_an_error_of_the_disk_that_is_passed_over_loses_webhooks(tmp_pat
     assert kinds_of(findings) & {"lost", "stuck"}  # where an opening is lost, its line waits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calls", ["fdatasync", "pwrite64"])
 def test_on_a_disk_that_fails_from_the_start_it_promises_nothing_and_ends_with_1(
     calls: str, tmp_path: Path
@@ -465,6 +471,7 @@ DISKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DISKS)
 def test_on_a_full_disk_webhooks_get_503_deliveries_are_recorded_and_it_heals_alone(
     kind: str, tmp_path: Path
@@ -474,6 +481,7 @@ def test_on_a_full_disk_webhooks_get_503_deliveries_are_recorded_and_it_heals_al
         assert on_a_full_disk(tmp_path, disk) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "finding"), [("no reserve", "unrecorded"), ("hushed", "answered")]
 )
@@ -566,6 +574,7 @@ def after_jumps(folder: Path, jumps: list[int], *names: str) -> list[str]:
     return findings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [400, -400])
 def test_a_clock_that_jumps_by_400_days_loses_gives_up_and_hurries_nothing(
     first: int, tmp_path: Path
@@ -573,11 +582,13 @@ def test_a_clock_that_jumps_by_400_days_loses_gives_up_and_hurries_nothing(
     assert after_jumps(tmp_path, [first, -first, first, 0]) == []
 
 
+@pytest.mark.slow
 def test_control_waiting_by_the_clock_on_the_wall_is_found(tmp_path: Path) -> None:
     findings = after_jumps(tmp_path, [400, 400], "wall clock")
     assert kinds_of(findings) & {"failed", "held", "lost"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("days", [400, -400])
 def test_a_clock_that_jumps_ends_no_connection_and_spares_no_idle_one(
     days: int, tmp_path: Path
@@ -847,6 +858,7 @@ Delivery.deliver = _stumbling
         rig.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "many"),
     [
@@ -863,6 +875,7 @@ def test_workers_that_hang_are_noticed_and_nothing_is_lost(
     assert with_workers_that(tmp_path, code) == []
 
 
+@pytest.mark.slow
 def test_control_dead_workers_that_nobody_replaces_are_found(tmp_path: Path) -> None:
     code = DYING.format(many=10, error="SystemExit(1)")
     assert "stuck" in kinds_of(with_workers_that(tmp_path, code, "unwatched", patience=4))
@@ -943,6 +956,7 @@ def ready_in(rig: Rig) -> float:
     return monotonic() - began
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600 if FULL else 60)
 def test_with_100_000_events_waiting_a_restart_is_quick_memory_flat_and_order_kept(
     tmp_path: Path,
@@ -975,6 +989,7 @@ def test_with_100_000_events_waiting_a_restart_is_quick_memory_flat_and_order_ke
         rig.kill()
 
 
+@pytest.mark.slow
 def test_control_a_backlog_held_in_memory_and_sent_out_of_order_is_found(tmp_path: Path) -> None:
     code = """
 _recover = Events.recover
@@ -1152,14 +1167,17 @@ def told(folder: Path, program: Path = PROGRAM) -> list[str]:
         return findings + judge(book.kept, sent, cuts=1)
 
 
+@pytest.mark.slow
 def test_people_are_told_once_per_incident_and_once_when_it_is_over(tmp_path: Path) -> None:
     assert told(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_control_an_incident_told_again_and_again_is_found(tmp_path: Path) -> None:
     assert "told" in kinds_of(told(tmp_path, sabotaged(tmp_path, "forgetful")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["refused", "silence", "500", "301"])
 def test_an_alert_address_that_takes_nothing_changes_nothing_else(
     mode: str, tmp_path: Path
@@ -1331,6 +1349,7 @@ JOURNEYS = settings_of_hypothesis(
 )
 
 
+@pytest.mark.slow
 def test_on_any_journey_nothing_is_lost_doubled_or_disordered() -> None:
     run_state_machine_as_test(Journey, settings=JOURNEYS)
 

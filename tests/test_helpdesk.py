@@ -323,6 +323,7 @@ def bodies(received: list[Received]) -> list[Any]:
 # ---- Tests -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("secret", ["in the query", "in Basic"])
 def test_a_ticket_opened_assigned_and_closed_gives_three_right_requests_whatever_else_is_clicked(
     secret: str, started: Start, tmp_path: Path
@@ -371,6 +372,7 @@ def test_a_ticket_opened_assigned_and_closed_gives_three_right_requests_whatever
         assert helpdesk.complaints() == []
 
 
+@pytest.mark.slow
 def test_an_owner_named_at_the_opening_is_told_where_the_opening_goes_to_both_addresses(
     started: Start, tmp_path: Path
 ) -> None:
@@ -404,6 +406,7 @@ def test_an_owner_named_at_the_opening_is_told_where_the_opening_goes_to_both_ad
         assert len(came) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trouble", ["refuses connections", "does not answer"])
 def test_while_the_itsm_is_down_the_helpdesk_works_on_and_later_nothing_is_missing(
     trouble: str, started: Start, tmp_path: Path
@@ -433,6 +436,7 @@ def test_while_the_itsm_is_down_the_helpdesk_works_on_and_later_nothing_is_missi
         ]
 
 
+@pytest.mark.slow
 def test_control_a_webhook_that_gets_no_answer_in_time_is_given_up_and_said_so(
     started: Start,
 ) -> None:

@@ -164,6 +164,7 @@ def venv(
     shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 def test_the_bare_file_runs_beside_these_versions(venv: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     bare.mkdir()
@@ -182,6 +183,7 @@ def test_the_bare_file_runs_beside_these_versions(venv: Path, tmp_path: Path) ->
 # ---- pip, and the two lists of what is needed --------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pip_install_gives_the_command(tmp_path: Path) -> None:
     folder = sources(tmp_path / "source")
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True, timeout=60)

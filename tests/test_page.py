@@ -997,6 +997,7 @@ def test_what_needs_a_person_stands_first_with_reason_advice_and_actions(busy: B
         assert actions
 
 
+@pytest.mark.slow
 def test_an_event_near_its_end_needs_a_person(start: Start) -> None:
     with Itsm(reply(503)) as itsm:
         service = start(itsm, retry={"give_up_after": "6s", "first": 0.05, "max": 0.1})
@@ -1340,6 +1341,7 @@ def quickest(service: Service, path: str, turns: int = 5) -> float:
     return min(service.request("GET", path).seconds for _ in range(turns))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("state", "hook"), [("pending", "itsm_new"), ("held", "itsm_ass"), ("failed", "itsm_com")]

@@ -491,6 +491,7 @@ def test_the_watchdog_is_fed_while_a_reload_waits_for_a_slow_client(
     assert len(fed) >= 2
 
 
+@pytest.mark.slow
 def test_nothing_is_fed_where_no_watchdog_was_asked_for(start: Start, itsm: Itsm) -> None:
     unit = start(itsm.url)
     first = unit.manager.wait("STATUS")
@@ -564,6 +565,7 @@ def _shout(unit: Unit) -> None:
             unit.post("note", note(ticket()), timeout=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HANGS)
 def test_the_watchdog_is_not_fed_any_more_once_this_hangs(
     name: str, hung: Mapping[str, tuple[Unit, float]]
@@ -683,6 +685,7 @@ def test_no_connection_is_refused_or_cut_and_no_webhook_lost_by_reloads(
     delivered_once(itsm, load.answered)
 
 
+@pytest.mark.slow
 def test_no_connection_is_refused_or_cut_and_no_webhook_lost_by_restarts(
     start: Start, itsm: Itsm
 ) -> None:
@@ -696,6 +699,7 @@ def test_no_connection_is_refused_or_cut_and_no_webhook_lost_by_restarts(
     delivered_once(itsm, load.answered)
 
 
+@pytest.mark.slow
 def test_control_without_the_kept_socket_some_are_refused(tmp_path: Path, itsm: Itsm) -> None:
     port = free_port()
     config = with_notes(itsm.url, server={"listen": f"127.0.0.1:{port}"})
@@ -747,6 +751,7 @@ def test_a_connection_that_waits_to_be_accepted_is_answered_by_the_next(
     itsm.wait_for(1, where=lambda received: received.json()["ticket"] == "waiting")
 
 
+@pytest.mark.slow
 def test_webhooks_are_answered_in_time_while_a_reload_waits_for_a_silent_itsm(
     start: Start, itsm: Itsm
 ) -> None:
@@ -960,25 +965,24 @@ BROKEN: Mapping[str, Callable[[Itsm], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", BROKEN)
-def test_the_old_one_goes_on_and_says_why_when_the_new_configuration_is(
-    name: str, start: Start, itsm: Itsm
+def test_the_old_one_goes_on_and_says_why_when_the_new_configuration_is_broken(
+    start: Start, itsm: Itsm
 ) -> None:
     unit = start(itsm.url)
     pid, url = unit.pid, unit.url
     good = (unit.folder / "hd_itsm.toml").read_text(encoding="utf-8")
-    unit.configure(BROKEN[name](itsm))
-    line = unit.refused_reload()
-    assert len(line) < 1000
+    for name, broken in BROKEN.items():
+        unit.configure(broken(itsm))
+        assert len(unit.refused_reload()) < 1000, name
+        assert unit.post("note", note(ticket()), wait=10).state == "delivered", name
+        assert (unit.pid, unit.url, unit._running().poll()) == (pid, url, None), name
     assert AUTHORIZATION not in unit.log
-    assert unit.post("note", note(ticket()), wait=10).state == "delivered"
-    assert (unit.pid, unit.url) == (pid, url)
-    assert unit._running().poll() is None
     unit.configure(good)
     unit.reload()
     assert unit.post("note", note(ticket()), wait=10).state == "delivered"
 
 
+@pytest.mark.slow
 def test_a_refused_reload_shows_in_status_until_one_succeeds(start: Start, itsm: Itsm) -> None:
     unit = start(itsm.url)
     good = (unit.folder / "hd_itsm.toml").read_text(encoding="utf-8")
@@ -1047,6 +1051,7 @@ def children(unit: Unit) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_many_reloads_leave_no_descriptor_thread_or_process_behind(
     start: Start, itsm: Itsm
 ) -> None:
@@ -1247,13 +1252,16 @@ def test_a_listen_variable_is_no_obstacle_when_it_is(
 # ---- The end -----------------------------------------------------------------------------------
 
 STOP_AFTER = 1
-LEFT_OVER = [
-    "ok", "silence", "drip-headers", "drip-body", "drip-chunks", "endless-continue",
-    "endless-chunks", "huge", "reset", "hang-up", "nonsense", "take-then-silence", "401", "503",
+QUICK = ["ok", "silence", "endless-chunks", "503"]
+FURTHER = [
+    "drip-headers", "drip-body", "drip-chunks", "endless-continue", "huge", "reset", "hang-up",
+    "nonsense", "take-then-silence", "401",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("mode", LEFT_OVER)
+@pytest.mark.parametrize(
+    "mode", [*QUICK, *(pytest.param(one, marks=pytest.mark.slow) for one in FURTHER)]
+)
 def test_sigterm_ends_within_stop_after_with_0_while_the_itsm_says(
     mode: str, start: Start, itsm: Itsm
 ) -> None:

@@ -305,6 +305,7 @@ def test_a_preference_that_is_none_changes_nothing(door: Door, preference: str) 
     assert "Preference-Applied" not in answer.headers
 
 
+@pytest.mark.slow
 def test_callers_who_wait_do_not_lock_out_those_who_do_not(start: Start) -> None:
     door = start(Itsm(silence()), server={"threads": 4})
     with ThreadPoolExecutor(12) as pool:
