@@ -33,11 +33,11 @@ import pytest
 
 from itsm import Received
 from service import (
+    COMMAND,
     NO_HEADERS,
+    PATIENCE,
     PROGRAM,
-    START,
     Reply,
-    Run,
     Service,
     assignment,
     opening,
@@ -46,7 +46,6 @@ from service import (
 )
 
 WORKERS = 4
-PATIENCE = 30.0  # seconds in which anything here must come to its end
 
 # ---- What the machine must have ----------------------------------------------------------------
 
@@ -393,18 +392,6 @@ def sabotaged(folder: Path, *names: str, code: str = "") -> Path:
     return path
 
 
-_launched: list[subprocess.Popen[bytes]] = []
-
-
-def end_all() -> None:
-    """Kills what a failed test left running."""
-    while _launched:
-        process = _launched.pop()
-        if process.poll() is None:
-            process.kill()
-            process.wait(10)
-
-
 class Rig(Service):
     """A Service whose program and way to be started may be others than the usual."""
 
@@ -421,53 +408,21 @@ class Rig(Service):
         self.wrap = list(wrap)
         self.token = token_of(config)
 
-    def __enter__(self) -> Rig:
-        self.start()
-        return self
-
     def launch(self) -> None:
         """Starts it and does not wait."""
-        assert self._process is None, "it runs already"
-        self._begun = len(self.log)
-        with (self.folder / "stderr.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                self._command(self.wrap, self.program),
-                cwd=self.folder,
-                env=self._environ,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        _launched.append(self._process)
+        self.command = self._wrapped(self.wrap, [sys.executable, str(self.program)])
+        super().launch()
 
-    def _command(self, wrap: Sequence[str], program: Path, *arguments: object) -> list[str]:
-        words = [sys.executable, str(program), *map(str, arguments)]
+    @property
+    def tool(self) -> Sequence[str]:
+        """The program as it is, in the place where the file is."""
+        return self._wrapped(self.wrap[:2] if self.wrap[:1] == ["nsenter"] else [], COMMAND)
+
+    def _wrapped(self, wrap: Sequence[str], words: Sequence[str]) -> list[str]:
         if "nsenter" not in wrap:
             return [*wrap, *words]
         # a mount namespace begins at /: back to the folder
         return [*wrap, "env", f"--chdir={self.folder}", *words]
-
-    def ready(self) -> bool:
-        """Waits until it listens; False where it ended instead."""
-
-        def heard() -> bool:
-            return self.over or "listening on " in self.log[self._begun :].rpartition("\n")[0]
-
-        until(heard, "it neither listens nor ends", START)
-        if "listening on " not in self.log[self._begun :]:
-            return False
-        row = self.log[self._begun :].split("listening on http://127.0.0.1:")[1]
-        self.port = int(row.split(",")[0])
-        return True
-
-    def start(self) -> None:
-        self.launch()
-        try:
-            assert self.ready(), self.log[self._begun :]
-        except BaseException:
-            if not self.over:
-                self.kill()
-            raise
 
     def freeze(self) -> None:
         """Stops every thread where it is; system calls under way come to their end."""
@@ -479,18 +434,6 @@ class Rig(Service):
 
         until(still, "it stands still")
 
-    @property
-    def over(self) -> bool:
-        """Whether the process has ended."""
-        return self._process is None or self._process.poll() is not None
-
-    def end(self) -> int:
-        """The exit code of a process that has ended, or is killed now."""
-        process, self._process = self._running(), None
-        if process.poll() is None:
-            process.kill()
-        return process.wait(10)
-
     def refused(self) -> tuple[int, str]:
         """Starts it, which must not work: exit code and what it said."""
         self.launch()
@@ -499,41 +442,12 @@ class Rig(Service):
             return -signal.SIGKILL, "it listens"
         return self.wait(), self.log[self._begun :]
 
-    def cli(
-        self,
-        *arguments: object,
-        stdin: bytes = b"",
-        environ: Mapping[str, str] = NO_HEADERS,
-        timeout: float = 30.0,
-    ) -> Run:
-        wrap = self.wrap[:2] if self.wrap[:1] == ["nsenter"] else []
-        done = subprocess.run(
-            self._command(wrap, PROGRAM, *arguments),
-            cwd=self.folder,
-            env={**self._environ, **environ},
-            input=stdin,
-            capture_output=True,
-            timeout=timeout,
-        )
-        assert b"Traceback" not in done.stderr, done.stderr.decode()
-        return Run(done.returncode, done.stdout.decode(), done.stderr.decode())
-
     def step(self, ticket_id: str, step: int, timeout: float = 10.0) -> Reply:
         """Posts a step of a ticket: its opening, then assignments."""
         name, body = ("itsm_ass", assignment(ticket_id, str(step)))
         if step == 0:
             name, body = ("itsm_new", opening(ticket_id, subject="0"))
         return self.post(name, body, {"X-Webhook-Token": self.token}, timeout=timeout)
-
-    def health(self) -> dict[str, Any]:
-        """What GET /health says."""
-        found = self.request("GET", "/health", timeout=5).json()
-        assert isinstance(found, dict)
-        return found
-
-    def drained(self, timeout: float = PATIENCE) -> None:
-        """Waits until nothing is pending."""
-        until(lambda: self.health()["pending"] == 0, "all goes out", timeout)
 
 
 # ---- The books ---------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from itertools import count
 from pathlib import Path
 from time import monotonic, sleep
 from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 from itsm import Headers
 
@@ -232,6 +232,17 @@ class Run(NamedTuple):
         return json.loads(self.out)
 
 
+_launched: list[subprocess.Popen[bytes]] = []
+
+
+def end_all() -> None:
+    """Kills what a failed test left running."""
+    while _launched:
+        process = _launched.pop()
+        process.kill()
+        process.wait(PATIENCE)
+
+
 class Service:
     """`command` (else the program) in `folder`; it runs inside `with`, its file and log stay."""
 
@@ -311,12 +322,13 @@ class Service:
                 stdout=log,
                 stderr=log,
             )
+        _launched.append(self._process)
 
     def start(self) -> None:
         """Starts it and returns when it listens."""
         self.launch()
         try:
-            self._listens()
+            assert self.ready(), f"it ended:\n{self.log[self._begun :]}"
         except BaseException:
             self.kill()
             raise
@@ -325,17 +337,26 @@ class Service:
         """SIGHUP; returns when it listens again."""
         self._begun = len(self.log)
         self.signal(signal.SIGHUP)
-        self._listens()
+        assert self.ready(), self.log
 
-    def _listens(self) -> None:
-        line = until(self._listening, "it does not listen", START)
-        self.port = urllib.parse.urlsplit(line.split("listening on ")[1].split(",")[0]).port or 0
+    def ready(self) -> bool:
+        """Waits until it listens; False where it ended instead."""
 
-    def _listening(self) -> str:
-        said = self.log[self._begun :]
-        code = self._running().poll()
-        assert code is None, f"it ended with {code}:\n{said}"
-        return next((row for row in said.split("\n")[:-1] if "listening on " in row), "")
+        def listening() -> str:
+            rows = self.log[self._begun :].split("\n")[:-1]
+            return next((row for row in rows if "listening on " in row), "")
+
+        until(lambda: self.over or listening(), "it neither listens nor ends", START)
+        row = listening()
+        if row:
+            url = row.split("listening on ")[1].split(",")[0]
+            self.port = urllib.parse.urlsplit(url).port or 0
+        return bool(row)
+
+    @property
+    def over(self) -> bool:
+        """Whether the process has ended."""
+        return self._process is None or self._process.poll() is not None
 
     def signal(self, number: int) -> None:
         """Sends a signal to the process."""
@@ -352,11 +373,11 @@ class Service:
         self.signal(signal.SIGTERM)
         return self.wait(timeout)
 
-    def kill(self) -> None:
-        """SIGKILL."""
+    def kill(self) -> int:
+        """SIGKILL, where it has not ended; its exit code."""
         process, self._process = self._running(), None
         process.kill()
-        process.wait(PATIENCE)
+        return process.wait(PATIENCE)
 
     def restart(self) -> None:
         """SIGKILL, if it runs, and a new start on the same file."""
@@ -364,7 +385,7 @@ class Service:
             self.kill()
         self.start()
 
-    def __enter__(self) -> Service:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -458,6 +479,11 @@ class Service:
         with contextlib.closing(sqlite3.connect(self.database, isolation_level=None)) as file:
             file.execute(sql)
 
+    @property
+    def tool(self) -> Sequence[str]:
+        """How a command is called."""
+        return self.command
+
     def cli(
         self,
         *arguments: object,
@@ -467,7 +493,7 @@ class Service:
     ) -> Run:
         """A command in the service's folder, run to its end."""
         done = subprocess.run(
-            [*self.command, *map(str, arguments)],
+            [*self.tool, *map(str, arguments)],
             cwd=self.folder,
             env={**self._environ, **environ},
             input=stdin,

@@ -55,7 +55,7 @@ from faultlib import (
     sabotaged,
 )
 from itsm import Answer, Itsm, Received
-from service import PROGRAM, assignment, opening, settings, ticket, until
+from service import PATIENCE, PROGRAM, assignment, end_all, opening, settings, ticket, until
 from service import closing as closed
 
 FULL = bool(os.environ.get("HD_ITSM_FULL"))
@@ -64,7 +64,7 @@ FULL = bool(os.environ.get("HD_ITSM_FULL"))
 @pytest.fixture(autouse=True)
 def _nothing_is_left_running() -> Iterator[None]:
     yield
-    faultlib.end_all()
+    end_all()
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def helpdesks(rig: Rig, book: Book, many: int = 2, steps: int = 3) -> Iterator[N
         finally:
             book.stopped.set()
             for one in pourings:
-                if problem := one.exception(faultlib.PATIENCE):
+                if problem := one.exception(PATIENCE):
                     raise problem
 
 
@@ -135,7 +135,7 @@ def killed_at(
                     enough = len(book.kept) + 40
                     until(lambda: rig.over or len(book.kept) > enough, f"it works, {calls}")  # noqa: B023
                 reached += rig.over
-                rig.end()
+                rig.kill()
             rig.wrap = []
             rig.start()
         rig.drained()
@@ -183,7 +183,7 @@ def test_killed_at_any_system_call_of_the_first_start_the_next_one_works(tmp_pat
                 with suppress(AssertionError):  # some calls come right after it listens
                     until(lambda: rig.over, "it is killed", 1)  # noqa: B023
             reached += rig.over
-            rig.end()
+            rig.kill()
             rig.wrap = []
             name = ticket()
             rig.start()
@@ -310,7 +310,7 @@ def after_power_cuts(folder: Path, cuts: int, program: Path = PROGRAM) -> list[s
                 until(lambda: len(book.kept) > enough, "webhooks are taken")  # noqa: B023
                 rig.freeze()
                 disk.cut_power()
-                rig.end()
+                rig.kill()
                 disk.unmount()
                 disk.mount()
                 rig.start()
@@ -351,7 +351,7 @@ def with_a_failing_disk(
                 enough = len(book.kept) + 150
                 until(lambda: rig.over or len(book.kept) > enough, "it notices")
                 if rig.over:
-                    code = rig.end()
+                    code = rig.kill()
             if code is None:
                 rig.kill()
             rig.start()
@@ -816,7 +816,7 @@ def with_workers_that(folder: Path, code: str, *names: str, patience: float = 11
                     break
             book.stopped.wait(0.05)
         if rig.over:
-            if rig.end() == 0:
+            if rig.kill() == 0:
                 findings.append("silent: it ended with 0")
             rig.program = PROGRAM
             rig.start()
