@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from itsm import Itsm
+from service import Service, Start, end_all, with_notes
 
 LONG_LIMIT = 300  # seconds a slow test may take; for the others see pyproject.toml
 MOST_WORKERS = 8
@@ -49,8 +53,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(LONG_LIMIT))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _nothing_is_left_running() -> Iterator[None]:
+    yield
+    end_all()
+
+
 @pytest.fixture
 def itsm() -> Iterator[Itsm]:
     """An ITSM that takes everything."""
     with Itsm() as stand_in:
         yield stand_in
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts a service before an ITSM, with POST /note and these sections of configuration."""
+    with ExitStack() as stack:
+
+        def starter(
+            itsm_url: str, environ: Mapping[str, str] | None = None, **sections: Mapping[str, Any]
+        ) -> Service:
+            text = with_notes(itsm_url, **sections)
+            return stack.enter_context(Service(tmp_path, text, environ or {}))
+
+        yield starter

@@ -14,8 +14,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from time import monotonic
@@ -30,6 +29,7 @@ from service import (
     PROGRAM,
     Run,
     Service,
+    Start,
     assignment,
     closing,
     opening,
@@ -53,27 +53,6 @@ EVENT_KEYS = {
     "raw",
     "attempts",
 }
-
-Start = Callable[..., Service]
-
-
-@pytest.fixture
-def itsm() -> Iterator[Itsm]:
-    """An ITSM that takes everything."""
-    with Itsm() as stand_in:
-        yield stand_in
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Starts a service before an ITSM, with these sections of configuration."""
-    with ExitStack() as stack:
-
-        def starter(itsm_url: str, **sections: Mapping[str, Any]) -> Service:
-            text = with_notes(itsm_url, **sections)
-            return stack.enter_context(Service(tmp_path, text))
-
-        yield starter
 
 
 def populate(service: Service, itsm: Itsm) -> None:

@@ -542,12 +542,6 @@ class Works:
         return None if mapping is None else mapping["request_id"]
 
 
-@pytest.fixture
-def itsm() -> Iterator[Itsm]:
-    with Itsm() as stand:
-        yield stand
-
-
 def summary(received: Received) -> str:
     """What a request was about: the new ticket's text, or the technician or note."""
     body = received.json()

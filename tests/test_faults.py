@@ -55,16 +55,10 @@ from faultlib import (
     sabotaged,
 )
 from itsm import Answer, Itsm, Received
-from service import PATIENCE, PROGRAM, assignment, end_all, opening, settings, ticket, until
+from service import PATIENCE, PROGRAM, assignment, opening, settings, ticket, until
 from service import closing as closed
 
 FULL = bool(os.environ.get("HD_ITSM_FULL"))
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_left_running() -> Iterator[None]:
-    yield
-    end_all()
 
 
 @contextmanager

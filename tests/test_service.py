@@ -272,13 +272,6 @@ Start = Callable[..., Unit]
 
 
 @pytest.fixture
-def itsm() -> Iterator[Itsm]:
-    """An ITSM that takes everything."""
-    with Itsm() as stand_in:
-        yield stand_in
-
-
-@pytest.fixture
 def manager() -> Iterator[Manager]:
     """A stand-in for systemd that keeps the descriptor."""
     with Manager() as stand_in:
