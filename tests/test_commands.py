@@ -1136,6 +1136,7 @@ def measured(service: Service, *arguments: object) -> tuple[list[Any], int]:
     return printed["events"] if isinstance(printed, dict) else printed, held
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 def test_large_events_are_shown_part_by_part_and_never_held_together(
     start: Start, itsm: Itsm

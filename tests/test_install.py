@@ -117,6 +117,7 @@ def test_the_one_file_holds_the_program_as_it_is_and_nothing_compiled(pyz: Path)
     assert not [name for name in names if name.endswith((".so", ".pyd"))]
 
 
+@pytest.mark.slow
 def test_the_one_file_serves_and_reloads(pyz: Path, tmp_path: Path) -> None:
     alone = [sys.executable, "-I", "-S", str(pyz)]  # no environment, no site-packages
     with Itsm() as itsm, Service(tmp_path, settings(itsm.url), command=alone) as service:
