@@ -90,6 +90,7 @@ def test_who_listens_on_the_port_learns_neither_key_nor_data_and_is_not_believed
         assert word.encode() not in heard
 
 
+@pytest.mark.slow
 def test_a_silent_listener_does_not_keep_a_command_for_ever(start: Start) -> None:
     service = start()
     service.kill()

@@ -711,6 +711,7 @@ def second_serve(folder: Path, program: Path = PROGRAM) -> list[str]:
         return findings + judge([(name, step) for step in range(3)], itsm.requests, cuts=0)
 
 
+@pytest.mark.slow
 def test_a_second_serve_is_refused_naming_the_first_which_goes_on(tmp_path: Path) -> None:
     assert second_serve(tmp_path) == []
 

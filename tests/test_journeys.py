@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from time import monotonic
-from typing import NamedTuple
 
 import pytest
 
@@ -758,89 +757,6 @@ def test_under_systemd_the_lines_on_stderr_have_no_time(start: Start, itsm: Itsm
 
 
 # ---- Secrets -----------------------------------------------------------------------------------
-
-
-class Secrets(NamedTuple):
-    """What must show nowhere."""
-
-    authorization: str = "Basic c2VjcmV0LWF1dGg="
-    header: str = "secret-api-key-0001"
-    token: str = "secret-token-0002"
-    hmac: str = "secret-hmac-0003"
-    admin: str = "secret-admin-0004"
-
-
-def test_secrets_show_nowhere(start: Start, itsm: Itsm, tmp_path: Path) -> None:
-    secret = Secrets()
-    (tmp_path / "auth").write_text(secret.authorization + "\n")
-    itsm.script = [reply(400), reply(503), hang_up(), reset()]
-    service = start(
-        itsm.url,
-        {"API_KEY": secret.header},
-        server={"admin_password": secret.admin},
-        access={"token": secret.token, "query_token": True, "hmac": {"secret": secret.hmac}},
-        itsm={
-            "authorization": {"file": str(tmp_path / "auth")},
-            "headers": {"X-Api-Key": {"env": "API_KEY"}},
-        },
-        log={"level": "DEBUG", "file": "debug.log"},
-    )
-    key = service.control["key"]
-    told: list[str] = []
-    number = ticket()
-    headers = {"X-Webhook-Token": secret.token}
-    for hook, body in (
-        ("itsm_new", opening(number)),
-        ("itsm_new", opening(number)),
-        ("itsm_ass", assignment(number)),
-        ("itsm_com", closing(number)),
-    ):
-        answer = service.post(hook, body, headers, wait=10)
-        told += [str(answer)]
-    told.append(str(service.post("itsm_nowhere?token=" + secret.token, b"{}")))
-    told.append(str(service.post("itsm_new?token=" + secret.token, b"nonsense")))
-    told.append(str(service.post("itsm_new?token=x" + secret.token, b"nonsense")))
-    told.append(str(service.post("itsm_new", b"{}", {"X-Webhook-Token": "x" + secret.token})))
-    told.append(str(service.request("GET", "/health")))
-    assert itsm.requests[-1].headers["X-Api-Key"] == secret.header
-    body_file = tmp_path / "body.json"
-    body_file.write_text(json.dumps(opening(number)), encoding="utf-8")
-    commands: list[tuple[object, ...]] = [
-        ("status",),
-        ("events",),
-        ("show", 1),
-        ("show", "--ticket", number),
-        ("explain", "itsm_new", body_file),
-        ("explain", "itsm_ass", body_file),
-        ("check",),
-        ("serve",),
-        ("export",),
-    ]
-    for command in commands:
-        told.append(str(service.cli(*command)))
-        if command[0] not in ("serve",):
-            told.append(str(service.cli(*command, "--json")))
-    title = Path(f"/proc/{service.pid}/cmdline")
-    if title.exists():
-        told.append(title.read_bytes().decode())
-    assert service.stop() == 0
-    told += [service.log, (tmp_path / "debug.log").read_text(encoding="utf-8")]
-    database = b"".join(path.read_bytes() for path in tmp_path.glob("hd_itsm.db*"))
-    told.append(database.decode("latin-1"))
-    for word in (*secret, key, secret.authorization.removeprefix("Basic ")):
-        assert [text for text in told if word in text] == [], word
-
-
-def test_a_secret_that_the_itsm_echoes_is_not_kept_or_shown(start: Start, itsm: Itsm) -> None:
-    secret = Secrets().authorization
-    itsm.answer = reply(400, json={"error": "bad", "headers": {"Authorization": secret}})
-    service = start(itsm.url, itsm={"authorization": secret})
-    answer = service.post("itsm_new", opening(ticket()), wait=10)
-    assert answer.state == "failed"
-    shown = service.cli("show", answer.event, "--json").out + service.cli("events").out
-    assert service.stop() == 0
-    for text in (str(answer), shown, service.log):
-        assert secret not in text
 
 
 def test_a_broken_configuration_is_told_without_its_secrets(tmp_path: Path, itsm: Itsm) -> None:
