@@ -1,8 +1,10 @@
-"""Many tickets in a file that nobody uses: copies of what the program itself wrote."""
+"""Copies of what the program wrote: of its file, and of the tickets in it."""
 
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import tempfile
 from contextlib import closing
 from pathlib import Path
 
@@ -56,3 +58,14 @@ def multiply(path: Path, times: int, ticket_id: str = "", **columns: str) -> Non
             row = "UPDATE counts SET count = ? WHERE hour = 0 AND name = ?"
             assert file.execute(row, (count, name)).rowcount == 1
         file.execute("COMMIT")
+
+
+def image(path: Path, folder: Path) -> Path:
+    """What a power cut would leave of the file: a copy of it and its log.
+
+    It is made by another process, since closing the file in this one would drop its locks.
+    """
+    target = Path(tempfile.mkdtemp(dir=folder))
+    parts = [str(part) for part in (path, Path(f"{path}-wal")) if part.exists()]
+    subprocess.run(["cp", *parts, str(target)], check=True, timeout=60)
+    return target / path.name

@@ -49,12 +49,12 @@ PATIENCE = 30.0  # seconds in which what is waited for must come, on a busy mach
 NO_HEADERS: Mapping[str, str] = {}
 
 
-def until(what: Callable[[], T], why: str, timeout: float = PATIENCE) -> T:
+def until(what: Callable[[], T], why: str = "it holds", timeout: float = PATIENCE) -> T:
     """What `what` gives, once it is true; else AssertionError with `why`."""
     deadline = monotonic() + timeout
     while not (found := what()):
         assert monotonic() < deadline, f"{timeout} s went by: {why}"
-        sleep(0.01)  # between two looks, never instead of one
+        sleep(0.005)  # between two looks, never instead of one
     return found
 
 

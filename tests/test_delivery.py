@@ -28,6 +28,7 @@ import pytest
 
 import hd_itsm
 import itsm as stand_in
+from crowd import image
 from hd_itsm import Answer, Breaker, Config, Delivery, Events, File, NewEvent, Outcome
 from itsm import (
     MODES,
@@ -47,8 +48,7 @@ from itsm import (
     take_then_cut,
     too_many,
 )
-
-pytestmark = pytest.mark.timeout(30)
+from service import PATIENCE, until
 
 TIMEOUT = 0.4  # seconds an attempt may take here
 QUICK = "first = 0.02\nmax = 0.05\nprobe = 0.1"
@@ -66,15 +66,6 @@ def configured(folder: Path, text: str = "") -> Config:
     path = Path(tempfile.mkdtemp(dir=folder)) / "hd_itsm.toml"
     path.write_text(text, encoding="utf-8")
     return hd_itsm.load_config(str(path), {}, {}, complete=False)
-
-
-def until(holds: Callable[[], Any], what: str = "it", seconds: float = 10.0) -> Any:
-    """Looks again and again; AssertionError when it does not come to hold."""
-    deadline = time.monotonic() + seconds
-    while not (found := holds()):
-        assert time.monotonic() < deadline, f"{what} did not come within {seconds} s"
-        time.sleep(0.005)
-    return found
 
 
 # ---- What an answer means ----------------------------------------------------------------------
@@ -432,14 +423,6 @@ def make_webhook(config: Config, hook: str, ticket: str, **fields: Any) -> NewEv
     return hd_itsm.judge(config, found, hd_itsm.read_webhook(found, raw, {}), base)
 
 
-def image(path: Path, folder: Path) -> Path:
-    """What a power cut would leave of the file, copied from outside so that its locks stay."""
-    target = Path(tempfile.mkdtemp(dir=folder))
-    parts = [str(part) for part in (path, Path(f"{path}-wal")) if part.exists()]
-    subprocess.run(["cp", *parts, str(target)], check=True, timeout=10)
-    return target / path.name
-
-
 class Works:
     """A real store and a real delivery towards `url`, until the end of `with`."""
 
@@ -507,7 +490,7 @@ class Works:
     def state(self, event: int) -> str:
         return str(self.row(event)["state"])
 
-    def wait(self, event: int, *states: str, seconds: float = 10.0) -> dict[str, Any]:
+    def wait(self, event: int, *states: str, seconds: float = PATIENCE) -> dict[str, Any]:
         """The event, once it is in one of the states."""
         until(lambda: self.state(event) in states, f"event {event} {states}", seconds)
         return self.row(event)
@@ -521,16 +504,13 @@ class Works:
         until(lambda: len(ended()) >= count, f"attempt {count} of event {event}")
         return ended()
 
-    def wait_counts(self, seconds: float = 10.0, **counts: int) -> None:
+    def wait_counts(self, seconds: float = PATIENCE, **counts: int) -> None:
         """Returns once there are so many events in these states, and none in another."""
 
         def found() -> dict[str, int]:
             return {state: count for state, count in self.events.counts.items() if count}
 
-        deadline = time.monotonic() + seconds
-        while found() != counts:
-            assert time.monotonic() < deadline, f"{found()} instead of {counts}"
-            time.sleep(0.005)
+        until(lambda: found() == counts, f"{counts}", seconds)
 
     def retry(self, event: int) -> str:
         refusal = self.events.retry(event, hd_itsm.reread(self.config, self.row(event)), False)

@@ -49,8 +49,6 @@ from itsm import (
     too_many,
 )
 
-pytestmark = pytest.mark.timeout(20)
-
 CREATE = {"code": "000", "title": "프린터 고장"}
 NAMES = {"code": "020", "request_id": "R-1"}
 

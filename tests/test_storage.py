@@ -32,6 +32,7 @@ from hypothesis.stateful import (
 )
 
 import hd_itsm
+from crowd import image
 from hd_itsm import (
     Attempt,
     Config,
@@ -43,8 +44,7 @@ from hd_itsm import (
     Receipt,
     Verdict,
 )
-
-pytestmark = pytest.mark.timeout(30)
+from service import until
 
 CONFIG = """
 [hooks.note]
@@ -224,14 +224,6 @@ class House:
         before.file.close()
 
 
-def image(path: Path, folder: Path) -> Path:
-    """A copy of the file and its log; made outside, since closing it here would drop its locks."""
-    target = Path(tempfile.mkdtemp(dir=folder))
-    parts = [str(part) for part in (path, Path(f"{path}-wal")) if part.exists()]
-    subprocess.run(["cp", *parts, str(target)], check=True, timeout=10)
-    return target / path.name
-
-
 def rows(path: Path, sql: str) -> list[tuple[Any, ...]]:
     """What another program reads in a file that nobody holds."""
     connection = sqlite3.connect(path)
@@ -256,14 +248,6 @@ def numbers(events: Sequence[Event]) -> list[int]:
 def queue_of(events: Events) -> list[Any]:
     """The operations that wait for the next transaction."""
     return events.file._queue
-
-
-def until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Looks again and again; AssertionError when it does not come to hold."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come to hold"
-        time.sleep(0.002)
 
 
 @pytest.fixture
