@@ -730,11 +730,24 @@ def test_an_address_that_is_none_is_told(folder: Path, listen: str) -> None:
         "signed = '{x}'",
         "signed = '{timestamp}{body}'",
         "header = 1",
+        "header = ''",
+        "header = 'X Signature'",
+        "prefix = 'sha1= '",
+        "max_age = 60",
+        "max_age = 0",
+        "timestamp_header = 'X-Stamp'",
+        "signed = '{timestamp}{body}', timestamp_header = 'X Stamp'",
+        "signed = '{timestamp}{body}', timestamp_header = 'X-Stamp', max_age = 'old'",
     ],
 )
 def test_a_signature_that_cannot_work_is_told(folder: Path, rest: str) -> None:
     found = problems(folder, f"[access]\nhmac = {{ secret = 'x', {rest} }}")
     assert [line for line in found if line.startswith("access.hmac: ")]
+
+
+def test_a_signature_without_a_secret_is_told(folder: Path) -> None:
+    found = problems(folder, "[access]\nhmac = { header = 'X-Hub-Signature' }")
+    assert [line for line in found if line.startswith("access.hmac: ") and "secret" in line]
 
 
 # ---- Secrets -------------------------------------------------------------------------------------

@@ -8,23 +8,25 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import resource
 import select
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 
 import pytest
 
-from faultlib import Disk, Rig, missing, need_faketime, need_mounts, sabotaged
+from faultlib import Disk, Rig, missing, need_faketime, need_mounts, sabotaged, set_clock
 from itsm import Itsm, ok, reply, silence, unauthorized
 from service import (
     NONCE,
@@ -50,11 +52,11 @@ class Door(NamedTuple):
     itsm: Itsm
 
     def good(self) -> None:
-        """The next good webhook is answered within a second, and delivered."""
+        """The next good webhook is answered as if nobody else were there, and delivered."""
         body = opening(ticket())
         answer = self.service.post("itsm_new", body)
         assert (answer.status, answer.state) == (200, "pending")
-        assert answer.seconds < 1.0
+        assert answer.seconds < 5.0
         self.itsm.wait_for(1, where=lambda one: one.json().get("title") == body["subject"])
 
 
@@ -155,8 +157,52 @@ def test_1000_slow_clients_do_not_keep_a_good_webhook_waiting(start: Start, mann
                 door.good()
                 turns += 1
             page = door.service.request("GET", "/health")
-            assert (page.status, page.seconds < 1.0) == (200, True)
+            assert (page.status, page.seconds < 5.0) == (200, True)
         door.good()
+
+
+PIPELINED = {
+    "health": b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "nowhere": b"GET / HTTP/1.1\r\n\r\n",
+    "no webhook": b"POST /itsm_new HTTP/1.1\r\nContent-Length: 1\r\n\r\nx",
+    "empty lines": b"\r\n" * 20,
+}
+
+
+@pytest.mark.parametrize("reads", [False, True], ids=["never reading", "reading"])
+@pytest.mark.parametrize("request_", PIPELINED.values(), ids=PIPELINED)
+def test_200_connections_that_pipeline_do_not_keep_a_good_webhook_waiting(
+    start: Start, request_: bytes, reads: bool
+) -> None:
+    door = start()
+    burst = request_ * (40_000 // len(request_))
+    over = threading.Event()
+    with ExitStack() as stack:
+        lines = [stack.enter_context(door.service.connect()) for _ in range(200)]
+        for line in lines:
+            line.setblocking(False)
+
+        def pour() -> None:
+            while not over.is_set():
+                readable, writable, _ = select.select(lines if reads else [], lines, [], 0.1)
+                for line in writable:
+                    with suppress(OSError):
+                        line.send(burst)
+                for line in readable:
+                    with suppress(OSError):
+                        line.recv(65536)
+                over.wait(0.05)  # the crowd shares this machine with who serves it
+
+        pouring = threading.Thread(target=pour)
+        pouring.start()
+        try:
+            began = monotonic()
+            while monotonic() - began < 4:
+                door.good()
+        finally:
+            over.set()
+            pouring.join(10)
+    door.good()
 
 
 SLOW = {
@@ -164,6 +210,8 @@ SLOW = {
     "a byte a second of the head": (b"", WHOLE[:100]),
     "a byte a second of the body": (WHOLE[:-500], b" " * 100),
     "silent": (b"", b""),
+    "empty lines": (b"", b"\r\n" * 40),
+    "a body of one who is not let in": (WHOLE.replace(b"/itsm_new", b"/nowhere"), b"x" * 40),
 }
 
 
@@ -261,6 +309,47 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
 # ---- Nonsense in bytes -------------------------------------------------------------------------
 
 
+QUOTED = (
+    b'{"ticket_id": "EVIL-1", "technician": "x", "writer": "x", "subject": "x", "contents": "x"}'
+)
+PARTS = (  # a form of two parts, whose second one quotes the JSON of another ticket
+    b'--b\r\nContent-Disposition: form-data; name="ticket_id"\r\n\r\nT-3\r\n'
+    b'--b\r\nContent-Disposition: form-data; name="technician"\r\n\r\nsee '
+    + QUOTED
+    + b"\r\n--b--\r\n"
+)
+WITHIN = [  # JSON within something else
+    PARTS,
+    b"<ticket><id>T-4</id><note>" + QUOTED + b"</note></ticket>",
+    b"Dear colleague, please look at " + QUOTED + b" and close it.",
+    b"--\r\n" + QUOTED,
+    b'[["' + QUOTED.replace(b'"', b'\\"') + b'"]]',
+    b"ticket_id=T-5&technician=" + QUOTED,
+    json.dumps({**assignment("T-6"), "note": QUOTED.decode()}).encode(),
+]
+
+
+def misread(database: Path) -> list[tuple[str, bytes]]:
+    """Events made for the ticket of QUOTED though their body does not name it at its place."""
+    with closing(sqlite3.connect(database)) as file:
+        rows = file.execute("SELECT ticket, raw FROM events WHERE ticket LIKE '%EVIL%'")
+        return [(ticket, raw) for ticket, raw in rows if not _names(raw, ticket)]
+
+
+def _names(raw: bytes, ticket: str) -> bool:
+    """Whether a body names the ticket where one is to be named; True also where it may."""
+    text = raw.decode("utf-8", "replace").lstrip("\ufeff\ufffd\x00 \t\r\n")
+    with suppress(ValueError, RecursionError):
+        whole = json.loads(text)
+        return isinstance(whole, str) or (
+            isinstance(whole, dict) and str(whole.get("ticket_id")) == ticket
+        )
+    if not re.match(r'[{\["&]|[\w.%+-]*=', text):
+        part = re.search(r'name="?ticket_id"?[^\r\n]*\r?\n\r?\n(.*?)\r?\n-', text, re.DOTALL)
+        return part is not None and ticket in part[1]
+    return True  # it begins as JSON or a form, and is broken: what is repaired is judged elsewhere
+
+
 def seeds(service: Service) -> list[bytes]:
     """Good requests of every sort."""
     body = json.dumps(opening("T-1"), ensure_ascii=False).encode()
@@ -278,8 +367,23 @@ def seeds(service: Service) -> list[bytes]:
         size = b"Content-Length: %d\r\n" % len(data)
         return b"POST %s HTTP/1.1\r\nHost: localhost\r\n%s%s\r\n%s" % (path, size, rows, data)
 
-    chunked = b"5\r\n" + body[:5] + b"\r\n%x\r\n" % len(body[5:]) + body[5:] + b"\r\n0\r\n\r\n"
+    half = (body[:5], len(body[5:]), body[5:])
+    chunked = b"5\r\n%b\r\n%x\r\n%b\r\n0\r\n\r\n" % half
+    trailed = (
+        b'005;a=b;c="d e"\r\n%b\r\n%X;\r\n%b\r\n0;last\r\nX-Trailer: a\r\nX-More: b\r\n\r\n' % half
+    )
+    frame = b"POST /itsm_new HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    part = b"Content-Type: multipart/form-data; boundary=b\r\n"
     return [
+        *(post(b"/itsm_ass", one, part if one is PARTS else b"") for one in WITHIN),
+        post(b"/itsm_new", body) + post(b"/itsm_ass", mixed) + post(b"/nowhere", b"{}"),
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20,
+        frame + trailed + frame + chunked,
+        post(b"http://localhost/itsm_new", body),
+        post(b"http://[::1]:80/itsm_new?a=b#c", body),
+        post(b"//itsm_new/", body, b"Expect: 100-continue\r\n"),
+        post(b"/itsm_new", body, b"Origin: http://localhost\r\nSec-Fetch-Site: same-origin\r\n"),
+        b"OPTIONS /itsm_new HTTP/1.1\r\nHost: localhost\r\nOrigin: null\r\n\r\n",
         post(b"/itsm_new", body, b"Content-Type: application/json\r\n"),
         post(b"/itsm_ass", mixed, b"Content-Type: application/json; charset=utf-8\r\n"),
         post(b"/itsm_com", form, b"Content-Type: application/x-www-form-urlencoded\r\n"),
@@ -289,8 +393,7 @@ def seeds(service: Service) -> list[bytes]:
         control("show", b'{"event": 1}'),
         f"GET /control/hello HTTP/1.1\r\nHost: localhost\r\nHD-ITSM-Nonce: {NONCE}\r\n\r\n".encode(),
         post(b"/act/retry", b"event=1&seal=x", b"Origin: http://localhost\r\n"),
-        b"POST /itsm_new HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
-        + chunked,
+        frame + chunked,
         b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-For: 10.0.0.1, ::1\r\n\r\n",
         b"GET /events/1?before=3&state=held HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET /?state=failed&kind=new&before=99&notice=a&sealed=b HTTP/1.1\r\nHost: [::1]:1\r\n\r\n",
@@ -309,6 +412,8 @@ PIECES = [
     b"\\ud800", b"9" * 25, b"-1", b"1e999", b"NaN", b"A" * 300, b"chunked", b"identity", b"gzip",
     b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"Expect: 100-continue\r\n",
     b"Connection: close\r\n", b"Prefer: wait=0\r\n", b"Host: x\r\n", b"Content-Encoding: gzip\r\n",
+    b"http://[", b"://", b"*", b";", b";a=", b"0\r\n\r\n", b"f" * 20, b"1" * 5000, b"Content-Encoding: 8bit\r\n",
+    b"Sec-Fetch-Site: cross-site\r\n", b"Origin: http://[\r\n", b"--b\r\n", b"<a>", b"Forwarded: for=;\r\n",
     b"Authorization: Basic =\r\n", b"X-Forwarded-For: ,,x,%\r\n", "가".encode(), "\u202e".encode(),
 ]  # fmt: skip
 
@@ -391,16 +496,35 @@ def test_mutated_requests_never_give_a_500_or_end_the_process(start: Start) -> N
     door.good()
     assert door.service.stop() == 0
     assert "Traceback" not in door.service.log
+    assert misread(door.service.database)[:3] == []
+
+
+@pytest.mark.parametrize("body", WITHIN)
+def test_control_a_program_that_reads_json_within_something_else_is_found(
+    tmp_path: Path, body: bytes
+) -> None:
+    code = """
+_read_webhook = read_webhook
+def read_webhook(hook, raw, headers):
+    inner = re.findall(rb"[{][^{}]*[}]", raw.replace(b"\\\\", b""))[-1]
+    return _read_webhook(hook, inner, headers)
+"""
+    with Itsm() as itsm:
+        rig = Rig(tmp_path, settings(itsm.url), sabotaged(tmp_path, code=code))
+        rig.start()
+        rig.post("itsm_ass", body)
+        assert rig.stop() == 0
+        assert bool(misread(rig.database)) == (not body.startswith(b"ticket_id="))
 
 
 def test_control_a_program_that_stumbles_is_found_by_mutated_requests(tmp_path: Path) -> None:
     code = """
-_note = Web.note
+_tell = Door.tell_stored
 def _stumbling(self, hook, webhook, receipt):
-    _note(self, hook, webhook, receipt)
+    _tell(self, hook, webhook, receipt)
     if receipt.event % 3 == 0:
         raise ValueError("stumbled")
-Web.note = _stumbling
+Door.tell_stored = _stumbling
 """
     with Itsm() as itsm:
         rig = Rig(tmp_path, settings(itsm.url), sabotaged(tmp_path, code=code))
@@ -440,7 +564,7 @@ def test_schemathesis_finds_nothing_in_the_hooks_as_described(
     command += ["--header", "Authorization: Bearer t-1"] if guarded else []
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert "selected / 3 total" in " ".join(done.stdout.split())
+    assert "selected / 6 total" in " ".join(done.stdout.split())
     door.service.post("itsm_new", opening("T"), {"X-Webhook-Token": "t-1"})
     assert door.service.stop() == 0
     assert "Traceback" not in door.service.log
@@ -456,9 +580,9 @@ def test_the_description_names_each_hook_as_configured_and_every_answer(start: S
     assert found["openapi"].startswith("3.1")
     assert set(found["paths"]) == {"/itsm_new", "/itsm_ass", "/itsm_com", "/desk/in"}
     for path in found["paths"].values():
-        assert set(path) == {"post"}
+        assert set(path) == {"get", "post"}
         assert {"200", "400", "413", "503"} <= set(path["post"]["responses"])
-    names = [path["post"]["operationId"] for path in found["paths"].values()]
+    names = [way["operationId"] for path in found["paths"].values() for way in path.values()]
     assert len(names) == len(set(names))
 
 
@@ -579,7 +703,7 @@ def test_health_warns_once_the_oldest_event_is_older_than_alert_after(start: Sta
 
 def test_health_fails_once_the_oldest_event_is_older_than_an_hour(tmp_path: Path) -> None:
     clock = tmp_path / "clock"
-    clock.write_text("+0\n")
+    set_clock(clock, 0)
     environ = {
         "LD_PRELOAD": need_faketime(),
         "FAKETIME_TIMESTAMP_FILE": str(clock),
@@ -589,9 +713,9 @@ def test_health_fails_once_the_oldest_event_is_older_than_an_hour(tmp_path: Path
     with Itsm() as itsm, Service(tmp_path, settings(itsm.url), environ) as service:
         itsm.stop()
         service.post("itsm_new", opening(ticket()))
-        clock.write_text("+3590\n")
+        set_clock(clock, 3590)
         assert health(service) == (200, "warn")
-        clock.write_text("+3610\n")
+        set_clock(clock, 3610)
         until(lambda: health(service) == (503, "fail"), "it fails")
         itsm.start()
         until(lambda: health(service) == (200, "ok"), "it is well again")

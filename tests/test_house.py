@@ -33,6 +33,7 @@ ROOMS = (
     "Operations",
     "Door",
     "Page",
+    "Server",
     "Wire",
     "Outcomes",
     "Delivery",

@@ -327,7 +327,7 @@ def post_life(service: Service, name: str, place: int) -> None:
     for hook, body in hooks:
         answer = service.post(hook, body)
         assert answer.status == 200
-        assert answer.seconds < 2.0
+        assert answer.seconds < 5.0
 
 
 def test_180_webhooks_survive_an_outage_and_kill_9_and_arrive_once_in_order(start: Start) -> None:
@@ -495,7 +495,7 @@ def test_one_ticket_that_always_fails_delays_no_other_and_ends_as_failed(
     def given_up() -> bool:
         answer = service.post("itsm_new", opening(ticket()), wait=10)
         assert answer.state == "delivered"
-        assert answer.seconds < 2.0
+        assert answer.seconds < 5.0
         return bool(service.show(poison.event)["state"] == "failed")
 
     until(given_up, "the poison is given up", 20)
