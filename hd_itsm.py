@@ -7,7 +7,7 @@ at least once, in order per ticket, through outages of either side. README.md is
 administrator; this docstring is for whoever reads on.
 
 The life of an event:
-  1. The door admits a webhook, and Reading finds the hook's fields in its bytes.
+  1. The door admits a webhook, and Reading and Fields find in its bytes what its hook names.
   2. Events writes it durably as one event, `pending`; only then does the helpdesk get its 200.
   3. Delivery takes the first event of a ticket's line, Translation renders the ITSM's request.
   4. `decide` says what the ITSM's answer means: delivered, failed, or try again later.
@@ -16,12 +16,15 @@ The life of an event:
 The rooms, in the order in which data flows; each uses only the ones above it. Receiving (Door,
 Page) and delivering are siblings that meet only in the file.
   Tables         what it does when, as plain rows
-  Reading        bytes to fields: repairs, paths, dates
+  Reading        bytes to an object, repaired where it must be
+  Fields         an object to fields: paths, rules, ids, dates
   Translation    fields to a request: templates and filters
-  Options        what may be configured: secrets, readers, tables of options
+  Readers        TOML values to ours, secrets among them
+  Options        what may be configured, and what it means
   Configuration  TOML to one frozen object, or all that is wrong with it
   File           the SQLite file: open, migrate, transact, keep time and room
   Records        what goes into the file and comes out of it
+  Mappings       ticket to request id, and what else answers brought
   Events         intake, line, outcomes, questions, a person's acts: every other statement
   Status         how it is, for people, monitoring and programs
   Operations     what an operator asks and does, alike for command line, control and page
@@ -248,7 +251,7 @@ HELD_AFTER = 60.0  # seconds for which an event may wait for its opening before 
 EVIDENCE = 300.0  # seconds for which another ticket's success speaks against a failing one
 
 
-# ── Reading: bytes to fields ───────────────────────────────────────────────────────────────────
+# ── Reading: bytes to an object ────────────────────────────────────────────────────────────────
 
 
 class Unreadable(Error):
@@ -359,6 +362,8 @@ class Hints(NamedTuple):
     known: frozenset[str] = frozenset()
     headers: Mapping[str, str] = MappingProxyType({})  # by their names in lower case
     size: int = 0  # bytes that came
+    encoding: str = "cp949"  # what it is read in where it is not Unicode
+    lists: bool = False  # whether a list may stand where an object does
 
     @property
     def charset(self) -> str:
@@ -383,14 +388,18 @@ class Hints(NamedTuple):
         return re.fullmatch("[0-9]{1,18}", length) is not None and int(length) > self.size
 
 
-def decode_body(raw: bytes, hints: Hints | None = None) -> Iterator[tuple[str, str]]:
+NO_HINTS = Hints()
+
+
+def decode_body(raw: bytes, hints: Hints = NO_HINTS) -> Iterator[tuple[str, str]]:
     """The texts that `raw` may be, likeliest first, each with its repair ("" for none).
 
-    In Unicode (UTF-8, and what JSON allows beside it), in CP949, in the declared charset.
+    In Unicode (UTF-8, and what JSON allows beside it), in CP949 or what the hook says instead, in
+    the declared charset.
     """
     unicode, readable = json.detect_encoding(raw), False
-    for name in (unicode, "" if raw.isascii() else "cp949", None):
-        charset = name if name is not None else hints.charset if hints else ""
+    for name in (unicode, "" if raw.isascii() else hints.encoding, None):
+        charset = name if name is not None else hints.charset
         with contextlib.suppress(UnicodeDecodeError):
             if charset:
                 text = raw.decode(charset).removeprefix("\ufeff")
@@ -423,7 +432,7 @@ def _read_part(part: bytes, hints: Hints) -> tuple[str, str] | None:
         about.set_payload(content.decode("ascii", "surrogateescape"))
         content = bytes(about.get_payload(decode=True))
     declared = {"content-type": about["content-type"] or hints.headers.get("content-type", "")}
-    return name, next(decode_body(content, Hints(headers=declared)))[0]
+    return name, next(decode_body(content, hints._replace(headers=declared)))[0]
 
 
 def multipart_as_form(raw: bytes, hints: Hints) -> str:
@@ -453,9 +462,12 @@ FORM_WORD = re.compile(r"[!-%'-~]*+(?=&[\w.%+$@\[\]~-]+=)")
 FORM_ENCODED = re.compile(r"(?:[!-$&-~]|%[0-9A-Fa-f]{2})*+")
 
 
-def _parsed(text: str, strict: bool = False) -> dict[str, Any] | None:
+def _parsed(text: str, strict: bool = False, lists: bool = False) -> Any:
+    """The object (with `lists` or the list) in a JSON text; None for a string, or no JSON."""
     with contextlib.suppress(ValueError):
         value = parse_json(text, strict)
+        if isinstance(value, list) and lists:
+            return value
         if not isinstance(value, dict | str):
             raise Unreadable("the body is JSON, but no object")
         return value if isinstance(value, dict) else None
@@ -727,7 +739,7 @@ def parse_beginning(text: str) -> Any:
     return MISSING
 
 
-def _rewritten(template: _Template) -> dict[str, Any] | None:
+def _rewritten(template: _Template) -> Any:
     if OBJECT_START.match(template.text):
         with contextlib.suppress(ValueError):
             return _parsed(template.as_json())
@@ -736,13 +748,13 @@ def _rewritten(template: _Template) -> dict[str, Any] | None:
 
 # ── Reading · repair: the order ────────────────────────────────────────────────────────────────
 
-Repair = Callable[[str, Hints], dict[str, Any] | str | None]
+Repair = Callable[[str, Hints], Any]
 
 # What is tried on each text that the bytes may be, in this order; the first object wins. A text
 # in place of an object is what the further ones go on with. Each is named as the repair.
 REPAIRS: tuple[tuple[str, Repair], ...] = (
-    ("", lambda text, hints: _parsed(text, strict=True)),
-    ("control characters", lambda text, hints: _parsed(text)),
+    ("", lambda text, hints: _parsed(text, True, hints.lists)),
+    ("control characters", lambda text, hints: _parsed(text, False, hints.lists)),
     ("JSON within a string", _object_in_string),
     ("HTML escapes", _object_in_html),
     ("form body", _object_in_form),
@@ -763,16 +775,21 @@ def _why_unreadable(text: str) -> str:
 
 
 def read_body(
-    raw: bytes, known: frozenset[str], headers: Mapping[str, str] = MappingProxyType({})
-) -> tuple[dict[str, Any], str]:
+    raw: bytes,
+    known: frozenset[str],
+    headers: Mapping[str, str] = MappingProxyType({}),
+    encoding: str = "cp949",
+    lists: bool = False,
+) -> tuple[Any, str]:
     """The JSON object in a webhook's body and how it was repaired ("" where it was not).
 
     `known` are the keys that the hook's paths name. Of `headers` the content's type and length
-    are hints, and never a reason to refuse. Raises Unreadable.
+    are hints, and never a reason to refuse. With `lists` a list may stand there. Raises
+    Unreadable.
     """
     if not raw.strip():
         raise Unreadable("the body is empty")
-    hints = Hints(known, headers, len(raw))
+    hints = Hints(known, headers, len(raw), encoding, lists)
     form = "" if raw.lstrip()[:1] in (b"{", b"[", b'"') else multipart_as_form(raw, hints)
     texts: Iterable[tuple[str, str]] = [(form, "multipart")] if form else decode_body(raw, hints)
     for name, repair in REPAIRS:
@@ -780,14 +797,17 @@ def read_body(
         for text, before in texts:
             outcome = repair(text, hints)
             repaired = f"{before}, {name}" if before and name else before or name
-            if isinstance(outcome, dict):
+            if isinstance(outcome, dict | list):
                 return outcome, repaired
             left.append((text, before) if outcome is None else (outcome, repaired))
         texts = left
     raise Unreadable(_why_unreadable(left[0][0]))
 
 
-# ── Reading · paths and conditions ─────────────────────────────────────────────────────────────
+# ── Fields: an object to the fields that its hook names ────────────────────────────────────────
+
+
+# ── Fields · paths and conditions ──────────────────────────────────────────────────────────────
 
 # A mask left in place, as a whole value, counts as missing; {word} and {{7*7}} are texts.
 MASK = re.compile(
@@ -1018,9 +1038,24 @@ class Hook:
     path: str
     fields: Mapping[str, Field]
     rules: tuple[Rule, ...]  # a hook with one kind has one rule, which always fits
-    delivery_id: str
     known: frozenset[str]  # keys of its body that its paths name
     headers: tuple[str, ...]  # lower-case names of what its paths read, and BODY_HEADERS
+    delivery_id: Field = Field(())
+    order: Field = Field(())  # a number or date that grows with a ticket's events
+    challenge: Field = Field(())  # what is to be sent back, where a sender tries the address
+    each: Path | None = None  # where a list of webhooks is; (): the body is it
+    desk: str = ""  # whose tickets they are, where several number theirs alike
+    encoding: str = "cp949"  # what a body is read in where it is not Unicode
+    access: Any = None  # AccessOptions of its own
+
+    def read_body(self, raw: bytes, headers: Headers) -> tuple[Any, str]:
+        """As the function of this name, for what this hook gets."""
+        return read_body(raw, self.known, headers, self.encoding, self.each is not None)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The fields of its events."""
+        return (*self.fields, *(["desk"] if self.desk else []))
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -1028,7 +1063,7 @@ class Hook:
         return tuple(dict.fromkeys(rule.result for rule in self.rules))
 
 
-# ── Reading · ids ──────────────────────────────────────────────────────────────────────────────
+# ── Fields · ids ───────────────────────────────────────────────────────────────────────────────
 
 
 def read_id(value: Any) -> str:
@@ -1049,46 +1084,7 @@ def read_ticket(value: Any) -> str:
     return "" if NO_TICKET.fullmatch(text) or MASK.fullmatch(text) else text
 
 
-# ── Reading · a webhook ────────────────────────────────────────────────────────────────────────
-
-
-class Reading(NamedTuple):
-    """What a webhook says. `kind` "" with no `problem`: no rule of the hook matched."""
-
-    kind: str
-    ticket: str
-    fields: dict[str, Any]
-    repaired: str
-    problem: str = ""
-    rule: int = 0  # the rule that fits, from 1; 0 for none
-    body: Mapping[str, Any] = {}  # the whole object
-
-
-def read_webhook(hook: Hook, raw: bytes, headers: Headers) -> Reading:
-    """What the webhook `raw` says by the rules of `hook`; a `problem` where it cannot be used."""
-    try:
-        body, repaired = read_body(raw, hook.known, headers)
-    except Unreadable as error:
-        return Reading("", "", {}, "", str(error))
-    message = Message(body, headers)
-    fields = {name: field.read(message) for name, field in hook.fields.items()}
-    fields = {name: value for name, value in fields.items() if value is not MISSING}
-    number = first_that_fits(hook.rules, message)
-    kind = hook.rules[number - 1].result if number else ""
-    ticket = read_ticket(fields.get("ticket_id"))
-    if repaired.endswith(CUTTING) and re.search('["&]', ticket):
-        ticket = ""  # nobody knows how far it reaches
-    problem = ""
-    if kind and not ticket:
-        shown = repr(as_text(fields["ticket_id"])[:60]) if "ticket_id" in fields else "nothing"
-        how = f", repaired: {repaired}" if repaired else ""
-        problem = f"no ticket id where hook {hook.name} looks for it (found {shown}{how})"
-        repaired = ""
-    fields["ticket_id"] = ticket
-    return Reading(kind, ticket, fields, repaired, problem, number, body)
-
-
-# ── Reading · dates ────────────────────────────────────────────────────────────────────────────
+# ── Fields · dates ─────────────────────────────────────────────────────────────────────────────
 
 # A zone behind a date: a word, or an offset that follows the time of day.
 ZONE = re.compile(
@@ -1145,6 +1141,108 @@ def parse_date(value: Any, zone: tzinfo | None, formats: Sequence[str] = ()) -> 
                 moment = moment.astimezone() if named is None else moment.replace(tzinfo=named)
             return moment
     raise ValueError(f"{text[:60]!r} is no date known here")
+
+
+def read_stamp(value: Any, zone: tzinfo | None) -> float:
+    """What grows from one event to the next: a number, or a date's moment. Raises ValueError."""
+    text = as_text(value).strip()
+    if re.fullmatch(r"-?[0-9]{1,18}(?:\.[0-9]{1,9})?", text):
+        return float(text)
+    return parse_date(text, zone).timestamp()
+
+
+# ── Fields · a webhook ─────────────────────────────────────────────────────────────────────────
+
+
+class Reading(NamedTuple):
+    """What a webhook says. `kind` "" with no `problem`: no rule of the hook matched."""
+
+    kind: str
+    ticket: str  # with its desk, where the hook has one
+    fields: dict[str, Any]
+    repaired: str
+    problem: str = ""
+    rule: int = 0  # the rule that fits, from 1; 0 for none
+    delivery_id: str = ""
+    stamp: float | None = None  # what `order` says
+    raw: bytes = b""  # its own part of a body that holds several, as a list
+
+
+def read_message(hook: Hook, message: Message, repaired: str, zone: tzinfo | None) -> Reading:
+    """What a webhook says by the rules of `hook`; a `problem` where it cannot be used."""
+    fields = {name: field.read(message) for name, field in hook.fields.items()}
+    fields = {name: value for name, value in fields.items() if value is not MISSING}
+    number = first_that_fits(hook.rules, message)
+    kind = hook.rules[number - 1].result if number else ""
+    ticket = read_ticket(fields.get("ticket_id"))
+    if repaired.endswith(CUTTING) and re.search('["&]', ticket):
+        ticket = ""  # nobody knows how far it reaches
+    problem = ""
+    if kind and not ticket:
+        shown = repr(as_text(fields["ticket_id"])[:60]) if "ticket_id" in fields else "nothing"
+        how = f", repaired: {repaired}" if repaired else ""
+        problem = f"no ticket id where hook {hook.name} looks for it (found {shown}{how})"
+        repaired = ""
+    stamp = hook.order.read(message)
+    try:
+        stamp = read_stamp(stamp, zone) if present(stamp) else None
+    except ValueError as error:
+        problem, stamp = problem or f"order: {error}, and no number", None
+    fields["ticket_id"] = ticket
+    if hook.desk:
+        fields["desk"] = hook.desk
+        ticket = ticket and f"{hook.desk}:{ticket}"
+    delivery_id = hook.delivery_id.read(message)
+    delivery_id = as_text(delivery_id)[:MAX_ID] if present(delivery_id) else ""
+    return Reading(kind, ticket, fields, repaired, problem, number, delivery_id, stamp)
+
+
+MOST_AT_ONCE = 1000  # webhooks in one body
+
+
+def read_webhooks(
+    hook: Hook, raw: bytes, headers: Headers, zone: tzinfo | None = UTC
+) -> tuple[Any, list[Reading]]:
+    """The body `raw` and what its webhooks say by the rules of `hook`: one, or with `each` many.
+
+    A `problem` where one cannot be used. `zone` is that of dates that name none.
+    """
+    try:
+        body, repaired = hook.read_body(raw, headers)
+    except Unreadable as error:
+        return {}, [Reading("", "", {}, "", str(error))]
+    if hook.each is None:
+        return body, [read_message(hook, Message(body, headers), repaired, zone)]
+    lists = [body] if isinstance(body, list) else [e for _, e in locate(body, hook.each)]
+    if not lists:
+        problem = f"no list of webhooks where hook {hook.name} looks for it (each)"
+        return body, [Reading("", "", {}, "", problem)]
+    elements = lists[0] if isinstance(lists[0], list) else lists
+    if not elements:
+        return body, [Reading("", "", {}, repaired)]
+    if len(elements) > MOST_AT_ONCE:
+        problem = f"{len(elements)} webhooks in one body, more than {MOST_AT_ONCE}"
+        return body, [Reading("", "", {}, "", problem)]
+    readings = []
+    for element in elements:
+        reading = read_message(hook, Message(element, headers), repaired, zone)
+        if not isinstance(element, dict):
+            reading = Reading("", "", {}, "", "this element of the list is no object")
+        if len(elements) > 1:
+            reading = reading._replace(raw=COMPACT.encode([element]).encode())
+        readings.append(reading)
+    return body, readings
+
+
+def read_challenge(hook: Hook, raw: bytes, headers: Headers) -> str:
+    """What a sender that tries the address wants to have back, "" for a webhook."""
+    if not hook.challenge.paths:
+        return ""
+    body: Any = MISSING
+    with contextlib.suppress(Unreadable):
+        body, _ = hook.read_body(raw, headers)
+    value = hook.challenge.read(Message(body, headers))
+    return as_text(value) if present(value) else ""
 
 
 # ── Translation: fields to an ITSM request ─────────────────────────────────────────────────────
@@ -1347,7 +1445,7 @@ class Scope(NamedTuple):
             case "request_id":
                 return MISSING if self.request_id is None else self.request_id
             case "ticket_id":
-                return self.ticket
+                return self.fields.get("ticket_id") or self.ticket
             case "event":
                 return self.event
             case "idempotency_key":
@@ -1713,6 +1811,8 @@ class Kind:
     find_after: float  # seconds to wait before asking: a create given up on may still happen
     verify: Lookup | None  # asked after a 2xx: whether it was done indeed
     then: str
+    keep: Mapping[str, Field]  # further values of its answer
+    kept_names: frozenset[str] = frozenset()  # what any kind keeps
     asks: tuple[Lookup, ...] = ()  # those that its request needs, and those that they need
 
     @functools.cached_property
@@ -1730,18 +1830,19 @@ class Kind:
 
     @functools.cached_property
     def waits_for_id(self) -> bool:
-        """Whether it cannot be rendered without the ticket's request id."""
+        """Whether it cannot be rendered without what the answer to an opening brings."""
         asked = (part for lookup in self.asks for part in lookup.placeholders)
+        brought = {"request_id", *self.kept_names}
         return any(
-            part.name == "request_id" and not any(name in DEFAULTS for name, _ in part.filters)
+            part.name in brought and not any(name in DEFAULTS for name, _ in part.filters)
             for part in (*self.request.placeholders, *asked)
         )
 
 
-# ── Options: what may be configured: secrets, readers, tables ──────────────────────────────────
+# ── Readers: TOML values to ours, secrets among them ───────────────────────────────────────────
 
 
-# ── Options · secrets ──────────────────────────────────────────────────────────────────────────
+# ── Readers · secrets ──────────────────────────────────────────────────────────────────────────
 
 
 class ConfigError(Error):
@@ -1870,11 +1971,17 @@ class Signature:
     secrets: tuple[Secret, ...]
     header: str
     algorithm: str
-    encoding: str
-    prefix: str
-    signed: str
+    encoding: str  # of the signature: hex or base64
+    match: re.Pattern[str]  # each first group of it in the header is tried
+    signed: tuple[str, ...]  # texts and the names of SIGNED_PARTS in turn
     timestamp_header: str
+    timestamp_match: re.Pattern[str]
+    id_header: str
+    key: str  # how the secret is written: text or base64
     max_age: float  # seconds; 0: no limit (GLPI's timestamp is that of its queue)
+
+
+SIGNED_PARTS = ("body", "timestamp", "id")
 
 
 @functools.lru_cache(maxsize=64)
@@ -1886,7 +1993,7 @@ def _spellings(secret: str) -> tuple[str, ...]:
     return tuple(one for one in found if len(one) > 3)
 
 
-# ── Options · readers: TOML value to value ─────────────────────────────────────────────────────
+# ── Readers · a value each ─────────────────────────────────────────────────────────────────────
 
 
 def _table(value: Any) -> dict[str, Any]:
@@ -2017,6 +2124,13 @@ HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 SIGNED_FOR = 300.0  # seconds a signature with a timestamp holds, where max_age says nothing
 
 
+def _read_header_name(value: Any) -> str:
+    text = _read_text(value)
+    if text and not HEADER_NAME.fullmatch(text):
+        raise ValueError("is no header name")
+    return text
+
+
 def _read_headers(value: Any) -> dict[str, Template | Secret]:
     seen: set[str] = set()
 
@@ -2034,48 +2148,82 @@ def _read_headers(value: Any) -> dict[str, Template | Secret]:
     return _each(((row[0], row) for row in _table(value).items()), read)
 
 
-def _read_age(signed: str, timestamp_header: str, max_age: Any) -> float:
-    """How old a signature may be, in seconds; a timestamp that is not signed proves nothing."""
-    if signed not in ("{body}", "{timestamp}{body}", "{body}{timestamp}"):
-        raise ValueError('signed must be "{body}", "{timestamp}{body}" or "{body}{timestamp}"')
-    if "{timestamp}" not in signed:
-        if timestamp_header or max_age is not None:
-            name = "timestamp_header" if timestamp_header else "max_age"
-            raise ValueError(f"{name} means nothing: signed {signed!r} holds no {{timestamp}}")
-        return 0.0
-    if not timestamp_header:
-        raise ValueError("signed names {timestamp}: timestamp_header must say where it is")
-    return SIGNED_FOR if max_age is None else _read_duration(max_age)
+def _read_pattern(value: Any, flags: int = 0) -> re.Pattern[str]:
+    try:
+        pattern = re.compile(_read_text(value), flags)
+    except re.error as error:
+        raise ValueError(f"{value!r} is no regular expression: {error}") from None
+    if not pattern.groups:
+        raise ValueError(f'{value!r} needs a group in ( ): "id=(\\\\d+)"')
+    return pattern
+
+
+HMAC_KEYS: Mapping[str, Any] = {
+    "secret": "",
+    "header": "X-Hub-Signature",
+    "algorithm": "sha1",
+    "encoding": "hex",
+    "match": "(.+)",
+    "signed": "{body}",
+    "timestamp_header": "",
+    "timestamp_match": "(.+)",
+    "id_header": "",
+    "key": "text",
+    "max_age": None,
+}
+
+
+def _read_signed(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What is signed, in parts; what is signed and cannot be known is an error."""
+    parts = tuple(re.split(r"\{(\w+)\}", row["signed"]))
+    names = parts[1::2]
+    for name in names:
+        if name not in SIGNED_PARTS:
+            hint = _hint(name, SIGNED_PARTS)
+            raise ValueError(f"signed: no {{{name}}}{hint}: {{body}}, {{timestamp}} and {{id}}")
+    if "body" not in names:
+        raise ValueError("signed must hold {body}: else the same signature fits any webhook")
+    for name in ("timestamp", "id"):
+        header = row[f"{name}_header"]
+        if name in names and not header:
+            raise ValueError(f"signed names {{{name}}}: {name}_header must say where it is")
+        if header and name not in names:
+            raise ValueError(f"{name}_header means nothing: signed holds no {{{name}}}")
+    if row["max_age"] is not None and "timestamp" not in names:
+        raise ValueError("max_age means nothing: signed holds no {timestamp}")
+    return parts
 
 
 def _read_hmac(value: Any) -> Signature | None:
-    row: dict[str, Any] = {
-        "secret": "", "header": "X-Hub-Signature", "algorithm": "sha1", "encoding": "hex",
-        "prefix": "", "signed": "{body}", "timestamp_header": "", "max_age": None,
-    }  # fmt: skip
     for key in _table(value):
-        if key not in row:
-            raise ValueError(f"unknown key {key!r}{_hint(key, row)}")
+        if key not in HMAC_KEYS:
+            raise ValueError(f"unknown key {key!r}{_hint(key, HMAC_KEYS)}")
     if value and "secret" not in value:
         raise ValueError("needs a secret: without one no signature can be told from another")
-    row.update(value)
-    secrets, max_age = _read_secrets(row.pop("secret")), row.pop("max_age")
+    row = {**HMAC_KEYS, **value}
+    secrets, max_age = _read_secrets(row.pop("secret")), row["max_age"]
     for key, text in row.items():
-        if not isinstance(text, str):
+        if not isinstance(text, str) and key != "max_age":
             raise ValueError(f"{key} must be text in quotes")
-    if row["algorithm"] not in ("sha1", "sha256", "sha512"):
-        raise ValueError("algorithm must be sha1, sha256 or sha512")
-    if row["encoding"] not in ("hex", "base64"):
-        raise ValueError("encoding must be hex or base64")
-    if row["prefix"] != row["prefix"].strip():
-        raise ValueError(f"prefix {row['prefix']!r} can never fit: no header has blanks around it")
-    max_age = _read_age(row["signed"], row["timestamp_header"], max_age)
-    for key in ("header", "timestamp_header"):
+    for key, allowed in (
+        ("algorithm", ("sha1", "sha256", "sha512")),
+        ("encoding", ("hex", "base64")),
+        ("key", ("text", "base64")),
+    ):
+        if row[key] not in allowed:
+            raise ValueError(f"{key} must be one of {', '.join(allowed)}")
+    row["signed"] = _read_signed(row)
+    row["max_age"] = 0.0
+    if "timestamp" in row["signed"][1::2]:
+        row["max_age"] = SIGNED_FOR if max_age is None else _read_duration(max_age)
+    for key in ("header", "timestamp_header", "id_header"):
         if row[key] and not HEADER_NAME.fullmatch(row[key]):
             raise ValueError(f"{key} {row[key]!r} is no header name")
     if not row["header"]:
         raise ValueError("header must name the header that has the signature")
-    return Signature(secrets=secrets, max_age=max_age, **row) if secrets else None
+    for key in ("match", "timestamp_match"):
+        row[key] = _read_pattern(row[key], re.IGNORECASE)  # SHA1= is sha1=
+    return Signature(secrets=secrets, **row) if secrets else None
 
 
 def _wanted(value: Any) -> str | re.Pattern[str] | Path | None:
@@ -2221,12 +2369,7 @@ def _read_field(value: Any) -> Field:
     if isinstance(value, dict):
         _only(value, "path", "match")
         with_match = value.get("match", "")
-        try:
-            match = re.compile(_read_text(with_match)) if with_match else None
-        except re.error as error:
-            raise ValueError(f"match is no regular expression: {error}") from None
-        if match and not match.groups:
-            raise ValueError('match needs a group in ( ): "id=(\\\\d+)"')
+        match = _read_pattern(with_match) if with_match else None
         value = value.get("path", "")
     paths = [value] if isinstance(value, str) else _texts(value)
     return Field(tuple(parse_path(path) for path in paths), match)
@@ -2234,6 +2377,34 @@ def _read_field(value: Any) -> Field:
 
 def _read_value(value: Any) -> Field | None:
     return None if value == "" else _read_field(value)
+
+
+def _read_each(value: Any) -> Path | None:
+    path = parse_path(_read_text(value)) if value else None
+    if path and path[0].does in ("header", "body"):
+        raise ValueError('is a path in the body: "events", or "*" where the body is the list')
+    return path and path[:-1] if path and path[-1].does == "any" else path
+
+
+def _read_desk(value: Any) -> str:
+    text = _read_text(value)
+    if not re.fullmatch(r"[\w.-]{0,40}", text):
+        raise ValueError("must be a short name (letters, digits, . _ -)")
+    return text
+
+
+DELIVERY_ID = ("@header:webhook-id", "@header:Idempotency-Key")
+
+
+def _read_delivery_id(value: Any) -> Field:
+    """A header's name or a path, before the usual headers; "none" for not even these."""
+    text = _read_text(value)
+    if text == "none":
+        return Field(())
+    named = [text] if text else []
+    if HEADER_NAME.fullmatch(text):
+        named = [f"@header:{text}", text]
+    return Field(tuple(map(parse_path, (*named, *DELIVERY_ID))))
 
 
 def _read_keep_for(value: Any) -> float | Field:
@@ -2311,7 +2482,7 @@ def _read_encoding(value: Any) -> str:
         raise ValueError(f'no encoding {value!r}: write it like "utf-8" or "cp949"') from None
 
 
-# ── Options · the tables of options ────────────────────────────────────────────────────────────
+# ── Options: what may be configured, and what it means ─────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -2374,12 +2545,15 @@ class AccessOptions:
         "only these addresses may post; alone, without a token, they admit by address",
         '["10.0.0.5/32"]',
     )
+    token_header: str = option(
+        _read_header_name, "", "a header of its own for the token", '"X-Api-Key"'
+    )
     hmac: Signature | None = option(
         _read_hmac,
         {},
         "the helpdesk's signature over the body (README, recipes)",
         '{ secret = "...", header = "X-Hub-Signature", algorithm = "sha1", encoding = "hex",'
-        ' prefix = "sha1=", signed = "{body}" }',
+        ' match = "sha1=(.+)", signed = "{body}" }',
     )
 
 
@@ -2498,7 +2672,25 @@ class HookOptions:
     rules: tuple[Rule, ...] = option(
         _read_kind_rules, [], "{ kind, when, unless } in order; the first that fits decides"
     )
-    delivery_id: str = option(_read_text, "", "header that names a delivery, for duplicates")
+    each: Path | None = option(
+        _read_each, "", 'where a list is whose elements are webhooks; "*": the body is it'
+    )
+    desk: str = option(
+        _read_desk, "", "whose tickets these are, where two helpdesks number theirs alike"
+    )
+    delivery_id: Field = option(
+        _read_delivery_id,
+        "",
+        'header or path that names a delivery, for duplicates; "none": not even webhook-id',
+    )
+    order: Field | None = option(
+        _read_value, "", "a number or date that grows: what is older than the latest is ignored"
+    )
+    encoding: str = option(_read_encoding, "cp949", "of a body that is not Unicode")
+    challenge: Field | None = option(
+        _read_value, "", "its text is the answer where a sender tries the address"
+    )
+    access: Mapping[str, Any] = option(_table, {}, "takes the place of [access] for this hook")
 
 
 @dataclass(frozen=True)
@@ -2536,6 +2728,9 @@ class KindOptions(RequestOptions):
         _read_text, "", "a look-up asked after a 2xx; what its `when` demands must hold"
     )
     then: str = option(_read_text, "", "a further kind delivered right after this one")
+    keep: Mapping[str, Field] = option(
+        _read_fields, {}, "further values of the answer, for later templates: name = path"
+    )
 
 
 @dataclass(frozen=True)
@@ -2647,6 +2842,10 @@ class Config:
         login = self.itsm.authorization
         return login if isinstance(login, Secret) else Secret("text", "")
 
+    def access_to(self, hook: Hook) -> AccessOptions:
+        """Who may post to a hook."""
+        return hook.access or self.access
+
     def mask(self, text: str) -> str:
         """`text` without the secrets that somebody else put into it."""
         for secret in self.secrets:
@@ -2667,16 +2866,22 @@ class Config:
         request_id: str | None,
         idempotency_key: str = "",
         masked: bool = False,
+        kept: Mapping[str, Any] | None = None,
     ) -> Scope:
-        """What the placeholders of one event may name; `masked` shows no secret."""
+        """What the placeholders of one event may name; `masked` shows no secret.
+
+        `kept`: what answers brought for its ticket; None: their names stand for them.
+        """
         values = self.values
+        if kept is None:
+            kept = {name: name.upper() for kind in self.kinds.values() for name in kind.keep}
         if self._has_secret_values:
             values = {
                 name: ("***" if masked else value.reveal()) if isinstance(value, Secret) else value
                 for name, value in values.items()
             }
         return Scope(
-            fields,
+            {**kept, **fields} if kept else fields,
             values,
             self.tables,
             self.clock,
@@ -2821,6 +3026,8 @@ class _Loader:
             name: self.kind(name, row, itsm, lookups)
             for name, row in self.named("kinds", KINDS).items()
         }
+        kept = frozenset(name for kind in kinds.values() for name in kind.keep)
+        kinds = {name: replace(kind, kept_names=kept) for name, kind in kinds.items()}
         config = Config(
             **sections,
             hooks={name: self.hook(name, row) for name, row in self.named("hooks", HOOKS).items()},
@@ -2854,7 +3061,9 @@ class _Loader:
             self.wrong(f"hooks.{name}", "needs either kind or rules")
         if "ticket_id" not in row.fields and not self.told(f"hooks.{name}.fields"):
             self.wrong(f"hooks.{name}.fields", "ticket_id is missing: where is the ticket's id?")
-        paths = [path for place in row.fields.values() for path in place.paths]
+        nowhere = Field(())
+        places = [row.delivery_id, row.order or nowhere, row.challenge or nowhere]
+        paths = [path for place in (*row.fields.values(), *places) for path in place.paths]
         for rule in rules:
             for condition in (*rule.when, *rule.unless):
                 paths.append(condition.path)
@@ -2865,9 +3074,17 @@ class _Loader:
             path=row.path or f"/{name}",
             fields=row.fields,
             rules=rules,
-            delivery_id=row.delivery_id.lower(),
             known=frozenset(step.name for step in steps if step.does in ("key", "where")),
             headers=(*BODY_HEADERS, *{step.name for step in steps if step.does == "header"}),
+            delivery_id=row.delivery_id,
+            order=row.order or nowhere,
+            challenge=row.challenge or nowhere,
+            each=row.each,
+            desk=row.desk,
+            encoding=row.encoding,
+            access=self.table(f"hooks.{name}.access", AccessOptions, row.access)
+            if row.access
+            else None,
         )
 
     def request(
@@ -2932,6 +3149,7 @@ class _Loader:
             find_after=row.find_after,
             verify=lookups.get(row.verify),
             then=row.then,
+            keep=row.keep,
             asks=self.asked_by(key, request.placeholders, lookups),
         )
 
@@ -3027,17 +3245,20 @@ class _Loader:
             if row.then and (problem := self.then_problem(row, kinds)):
                 self.wrong(f"kinds.{row.name}.then", f"kind {row.then!r} {problem}")
             self.placeholders(row, config)
+            for name in row.keep:
+                self.kept(f"kinds.{row.name}.keep.{name}", name, config)
         self.openings(hooks, kinds)
         paths = collections.Counter(hook.path for hook in hooks.values())
         for hook in hooks.values():
             if paths[hook.path] > 1:
                 self.wrong(f"hooks.{hook.name}.path", f"{hook.path} belongs to another hook, too")
         host, _ = config.server.listen
-        if not is_loopback(host) and not admits(config.access):
+        open_hooks = [hook.name for hook in hooks.values() if not admits(config.access_to(hook))]
+        if not is_loopback(host) and open_hooks:
             self.wrong(
                 "server.listen",
                 f"{host} is reachable from other machines: set [access] token, networks or hmac,"
-                " or listen on 127.0.0.1",
+                f" or listen on 127.0.0.1 (hooks that anybody could use: {', '.join(open_hooks)})",
             )
 
     def openings(self, hooks: Mapping[str, Hook], kinds: Mapping[str, Kind]) -> None:
@@ -3049,6 +3270,14 @@ class _Loader:
                 f"kinds: no hook leads to a kind with `opens = true`, so no ticket gets a request"
                 f" id here: {', '.join(needy)} will wait for `map` or `import`"
             )
+
+    def kept(self, key: str, name: str, config: Config) -> None:
+        """Whether a kept value has a name of its own."""
+        others = (hook.name for hook in config.hooks.values() if name in hook.names)
+        if name in (*COMPUTED, *config.values, *config.lookups):
+            self.wrong(key, "has the name of something that templates know already")
+        elif other := next(others, ""):
+            self.wrong(key, f"has the name of a field of hook {other}")
 
     def then_problem(self, kind: Kind, kinds: Mapping[str, Kind]) -> str:
         """What is wrong with the kind that follows this one, or ""."""
@@ -3071,7 +3300,8 @@ class _Loader:
         for part in kind.placeholders:
             self.filters(key, part, config)
             always = part.name in COMPUTED and part.name not in NEEDS_DATE
-            if always or part.name in (*config.values, *config.lookups, "value"):
+            known = (*config.values, *config.lookups, *kind.kept_names, "value")
+            if always or part.name in known:
                 continue
             optional = any(name in DEFAULTS for name, _ in part.filters)
             wanted = "date" if part.name in NEEDS_DATE else part.name
@@ -3085,15 +3315,16 @@ class _Loader:
         mine = self.given.get("hooks", {})
         given = [hook for hook in sources if isinstance(mine, dict) and hook.name in mine]
         for hook in sources:
-            if wanted in hook.fields or self.told(f"hooks.{hook.name}"):
+            if wanted in hook.names or self.told(f"hooks.{hook.name}"):
                 continue
             what = f"{{{name}}}: hook {hook.name} has no such field"
             if given and hook not in given:  # built in, and the file brings its own
                 self.warnings.append(f"{key}: {what}; what it receives will fail")
             else:
-                known = [*hook.fields, *config.values, *config.lookups, *COMPUTED]
+                kept = next(iter(config.kinds.values())).kept_names
+                known = [*hook.names, *config.values, *config.lookups, *kept, *COMPUTED]
                 self.wrong(key, what + _hint(name, known))
-        if not sources and not any(wanted in hook.fields for hook in config.hooks.values()):
+        if not sources and not any(wanted in hook.names for hook in config.hooks.values()):
             self.wrong(key, f"{{{name}}}: no hook has such a field")
 
     def filters(self, key: str, part: Placeholder, config: Config) -> None:
@@ -3269,6 +3500,7 @@ MIGRATIONS = (  # entry n brings a file of version n to n + 1; never change one 
         first_try REAL,               -- service clock of its first attempt that meant "later"
         idempotency_key TEXT NOT NULL,
         delivery_id TEXT,
+        stamp REAL,                   -- grows with a ticket's events, where the hook has `order`
         sender TEXT NOT NULL,
         repaired TEXT NOT NULL,
         digest BLOB NOT NULL,         -- of what a duplicate has in common with it
@@ -3292,6 +3524,7 @@ MIGRATIONS = (  # entry n brings a file of version n to n + 1; never change one 
         request_id TEXT CHECK (request_id != ''),  -- NULL: none yet
         since REAL,                   -- of the request id: wall clock, epoch seconds
         origin TEXT,                  -- 'itsm', 'hand' or 'import'
+        kept TEXT NOT NULL DEFAULT '{}',  -- JSON: further values of the ITSM's answers
         latest INTEGER,               -- its latest event that a webhook brought, duplicates apart
         head INTEGER,                 -- the event of its line that may go
         due REAL                      -- service clock of the head's next try
@@ -3801,6 +4034,7 @@ class NewEvent(NamedTuple):
     delivery_id: str | None = None
     opens: bool = False
     waits_for_id: bool = False
+    stamp: float | None = None
     again: str = "ignore"  # from here on not kept
     used: str = ""  # what of the fields makes a difference to what is sent
 
@@ -3840,6 +4074,7 @@ class Event:
     first_try: float | None
     idempotency_key: str
     request_id: str | None
+    kept: Mapping[str, Any]
     fields: Mapping[str, Any]
 
 
@@ -3864,6 +4099,7 @@ class Verdict(NamedTuple):
     due: float | None = None  # service clock; for pending
     tries: int = 0
     request_id: str = ""  # for delivered, of a kind that opens
+    kept: Mapping[str, Any] = MappingProxyType({})  # further values of the answer
     then: str = ""  # a kind to be delivered next
     then_waits_for_id: bool = False
     may_have_happened: bool = False
@@ -3949,6 +4185,74 @@ class Waiters:
                 waiter.set()
 
 
+# ── Mappings: ticket to request id, and what else answers brought ──────────────────────────────
+
+
+class Mappings:
+    """Which ticket became which request. `set` and `keep` run within a transaction."""
+
+    COLUMNS = "ticket, request_id, since, origin, kept"
+
+    def __init__(self, file: File) -> None:
+        self.file = file
+
+    def request_id(self, ticket: str) -> str | None:
+        """The request id of a ticket, None where it has none; within a transaction."""
+        row = self.file.row("SELECT request_id FROM tickets WHERE ticket = :t", t=ticket)
+        return row["request_id"] if row else None
+
+    def other(self, ticket: str, request_id: str) -> str:
+        """Another ticket that has this request id, "" for none; within a transaction."""
+        row = self.file.row(
+            "SELECT ticket FROM tickets WHERE request_id = :request_id AND ticket != :ticket",
+            request_id=request_id,
+            ticket=ticket,
+        )
+        return row["ticket"] if row else ""
+
+    def set(
+        self, ticket: str, request_id: str, origin: str, since: float, kept: str = "{}"
+    ) -> None:
+        """Maps a ticket; what was kept of another request goes. `kept` is JSON."""
+        self.file.execute(
+            "INSERT INTO tickets (ticket, request_id, since, origin, kept)"
+            " VALUES (:ticket, :request_id, :since, :origin, :kept)"
+            " ON CONFLICT (ticket) DO UPDATE SET request_id = excluded.request_id,"
+            " since = excluded.since, origin = excluded.origin, kept = excluded.kept",
+            ticket=ticket,
+            request_id=request_id,
+            since=since,
+            origin=origin,
+            kept=kept,
+        )
+
+    def keep(self, ticket: str, values: Mapping[str, Any]) -> None:
+        """Adds further values of an answer to what is kept of its ticket."""
+        row = self.file.row("SELECT kept FROM tickets WHERE ticket = :ticket", ticket=ticket)
+        if row:
+            self.file.execute(
+                "UPDATE tickets SET kept = :kept WHERE ticket = :ticket",
+                ticket=ticket,
+                kept=COMPACT.encode({**json.loads(row["kept"]), **values}),
+            )
+
+    def get(self, ticket: str) -> dict[str, Any] | None:
+        """The mapping of a ticket: ticket, request_id, since, origin, kept."""
+        sql = f"SELECT {self.COLUMNS} FROM tickets WHERE ticket = :ticket"
+        rows = self.file.read(f"{sql} AND request_id IS NOT NULL", ticket=ticket)
+        return {**rows[0], "kept": json.loads(rows[0]["kept"])} if rows else None
+
+    def page(self, after: str = "", limit: int = 1000) -> list[dict[str, Any]]:
+        """Mappings in the order of their tickets, from the one after `after` on."""
+        rows = self.file.read(
+            f"SELECT {self.COLUMNS} FROM tickets WHERE ticket > :after"
+            " AND request_id IS NOT NULL ORDER BY ticket LIMIT :limit",
+            after=after,
+            limit=limit,
+        )
+        return [{**row, "kept": json.loads(row["kept"])} for row in rows]
+
+
 # ── Events: intake, line, outcomes, questions, a person's acts ─────────────────────────────────
 
 
@@ -3965,7 +4269,7 @@ class Events:
     """
 
     def __init__(self, file: File) -> None:
-        self.file = file
+        self.file, self.mappings = file, Mappings(file)
         self.pulse, self.since_start = Pulse(), SinceStart()
         self.edits = 0  # how often a person changed events: what was read before is old then
         self.waiters = Waiters()
@@ -3976,22 +4280,6 @@ class Events:
         return collections.Counter({state: self.file.counted(state) for state in STATES})
 
     # ── Events · the line of a ticket ──────────────────────────────────────────────────────────
-
-    def _request_id(self, ticket: str) -> str | None:
-        row = self.file.row("SELECT request_id FROM tickets WHERE ticket = :t", t=ticket)
-        return row["request_id"] if row else None
-
-    def _map(self, ticket: str, request_id: str, origin: str, since: float) -> None:
-        self.file.execute(
-            "INSERT INTO tickets (ticket, request_id, since, origin)"
-            " VALUES (:ticket, :request_id, :since, :origin)"
-            " ON CONFLICT (ticket) DO UPDATE SET request_id = excluded.request_id,"
-            " since = excluded.since, origin = excluded.origin",
-            ticket=ticket,
-            request_id=request_id,
-            since=since,
-            origin=origin,
-        )
 
     def _insert(
         self, news: Sequence[NewEvent], parent: Any = None, due: float | None = None
@@ -4183,12 +4471,15 @@ class Events:
         return {index: new for index, new in fresh.items() if new.ticket not in old}
 
     def _receive_one(self, new: NewEvent) -> Receipt:
-        if new.ticket is None:
+        ticket = new.ticket
+        if ticket is None:
             return self._receive_unreadable(new)
         line = self.file.row(
             "SELECT request_id, latest FROM tickets WHERE ticket = :ticket", ticket=new.ticket
         )
         request_id = line["request_id"] if line else None
+        if new.opens and (latest := self._overtaken(new, line)):  # it turns no clock back
+            new = new._replace(stamp=latest["stamp"])
         if new.state == "failed":
             first = self._repeated(new, line)
             if first and first["unsent"]:  # refused with 400 then, and now again
@@ -4202,7 +4493,7 @@ class Events:
             return Receipt(number, "pending", "", request_id)
         number = self._insert([new])
         if new.state == "pending" or new.opens:  # an opening that failed bars the line
-            self._arrange(new.ticket)
+            self._arrange(ticket)
         row = self.file.row("SELECT state, reason FROM events WHERE event = :event", event=number)
         return Receipt(number, row["state"], row["reason"], request_id)
 
@@ -4223,12 +4514,21 @@ class Events:
                 return number, f"duplicate of event {number}: the ticket is opened already"
             if line and line["request_id"] is not None:
                 return None, f"the ticket already has request id {line['request_id']}"
+        if latest := self._overtaken(new, line):
+            return latest["event"], f"older than event {latest['event']}"
         first = self._repeated(new, line)
         if first is None or first["state"] == "dropped" or first["unsent"]:
             return None, ""
         if first["state"] == "failed" and new.opens:
             return None, ""  # it takes the place of the first
         return first["event"], f"duplicate of event {first['event']}"
+
+    def _overtaken(self, new: NewEvent, line: Any) -> Any:
+        """Its ticket's latest event, where a webhook is older by what its hook orders by."""
+        if new.stamp is None or line is None:
+            return None
+        sql = "SELECT event, stamp FROM events WHERE event = :latest AND stamp > :stamp"
+        return self.file.row(sql, latest=line["latest"], stamp=new.stamp)
 
     def _repeated(self, new: NewEvent, line: Any) -> Any:
         """The event that a webhook says again: by its delivery id, else its ticket's latest.
@@ -4330,7 +4630,7 @@ class Events:
         flying = {f"flying{number}": ticket for number, ticket in enumerate(busy)}
         rows = self.file.read(
             "SELECT event, tickets.ticket, kind, hook, opens, may_have_happened, received, born,"
-            " tries, attempts, first_try, idempotency_key, request_id, fields"
+            " tries, attempts, first_try, idempotency_key, request_id, kept, fields"
             " FROM tickets CROSS JOIN events ON event = head WHERE due <= :now"
             f" AND tickets.ticket NOT IN ({', '.join(f':{name}' for name in flying)})"
             f"{' AND attempts = 0' if untried else ''} ORDER BY due",
@@ -4338,7 +4638,10 @@ class Events:
             now=now,
             **flying,
         )
-        return [Event(**{**row, "fields": json.loads(row["fields"])}) for row in rows]
+        texts = ("fields", "kept")
+        return [
+            Event(**{**row, **{name: json.loads(row[name]) for name in texts}}) for row in rows
+        ]
 
     def next_due(self, now: float) -> float | None:
         """The earliest due time after `now` (service clock), None where there is none."""
@@ -4426,8 +4729,10 @@ class Events:
             )
         for number, attempt in enumerate(attempts, event.attempts + 1):
             self._keep_attempt(event.event, number, attempt)
-        if verdict.request_id and (moved or self._request_id(event.ticket) is None):
-            self._map(event.ticket, verdict.request_id, "itsm", time.time())
+        if verdict.request_id and (moved or self.mappings.request_id(event.ticket) is None):
+            self.mappings.set(event.ticket, verdict.request_id, "itsm", time.time())
+        if verdict.kept and (moved or not event.request_id):
+            self.mappings.keep(event.ticket, verdict.kept)
         if moved and verdict.then:
             self._follow(event, verdict)
         due = self.file.clock() if verdict.due is None else verdict.due
@@ -4437,16 +4742,12 @@ class Events:
 
     def _one_request_one_ticket(self, event: Event, verdict: Verdict) -> Verdict:
         """A request id that another ticket has is never taken by itself: a person decides."""
-        other = self.file.row(
-            "SELECT ticket FROM tickets WHERE request_id = :request_id AND ticket != :ticket",
-            request_id=verdict.request_id,
-            ticket=event.ticket,
-        )
-        if other is None:
+        other = self.mappings.other(event.ticket, verdict.request_id)
+        if not other:
             return verdict
         reason = (
             f"the ITSM gave ticket {event.ticket} the request {verdict.request_id}, which ticket"
-            f" {other['ticket']} has: look there which is right; `map` or `retry` decides"
+            f" {other} has: look there which is right; `map` or `retry` decides"
         )
         return Verdict("held", reason, may_have_happened=True)
 
@@ -4599,24 +4900,6 @@ class Events:
         )
         return [row["event"] for row in rows]
 
-    def mapping(self, ticket: str) -> dict[str, Any] | None:
-        """The mapping of a ticket: ticket, request_id, since, origin."""
-        rows = self.file.read(
-            "SELECT ticket, request_id, since, origin FROM tickets WHERE ticket = :ticket"
-            " AND request_id IS NOT NULL",
-            ticket=ticket,
-        )
-        return rows[0] if rows else None
-
-    def mappings(self, after: str = "", limit: int = 1000) -> list[dict[str, Any]]:
-        """Mappings in the order of their tickets, from the one after `after` on."""
-        return self.file.read(
-            "SELECT ticket, request_id, since, origin FROM tickets WHERE ticket > :after"
-            " AND request_id IS NOT NULL ORDER BY ticket LIMIT :limit",
-            after=after,
-            limit=limit,
-        )
-
     def oldest(self) -> dict[str, Any] | None:
         """The oldest event that is pending or held: event, received."""
         rows = self.file.read(
@@ -4742,7 +5025,7 @@ class Events:
         if not new.opens or new.again == "send":
             return ""
         other = self._earliest(ticket, *(f"{opened} AND event != {number}" for opened in OPENED))
-        request_id = self._request_id(str(ticket))
+        request_id = self.mappings.request_id(str(ticket))
         if other or request_id:
             why = f"event {other} does it" if other else f"it has request id {request_id}"
             return f"event {number} would open ticket {ticket} a second time ({why})"
@@ -4772,14 +5055,9 @@ class Events:
         """
 
         def operation() -> tuple[list[int], str]:
-            self._map(ticket, request_id, "hand", time.time())
+            self.mappings.set(ticket, request_id, "hand", time.time())
             freed = self._settle_openings(ticket, "mapped by hand")
-            other = self.file.row(
-                "SELECT ticket FROM tickets WHERE request_id = :request_id AND ticket != :ticket",
-                request_id=request_id,
-                ticket=ticket,
-            )
-            return freed, other["ticket"] if other else ""
+            return freed, self.mappings.other(ticket, request_id)
 
         return self._edit(operation)
 
@@ -4801,12 +5079,15 @@ class Events:
             self._arrange(ticket)
         return [row["event"] for row in waiting]
 
-    def import_mappings(self, rows: Sequence[tuple[str, str, float]]) -> int:
-        """Adds mappings (ticket, request id, epoch seconds) in small transactions; how many."""
+    def import_mappings(self, rows: Sequence[tuple[str, str, float, str]]) -> int:
+        """Adds mappings (ticket, request id, epoch seconds, JSON of what is kept); how many.
+
+        In small transactions.
+        """
 
         def operation(start: int) -> None:
-            for ticket, request_id, since in rows[start : start + 200]:
-                self._map(ticket, request_id, "import", since)
+            for ticket, request_id, since, kept in rows[start : start + 200]:
+                self.mappings.set(ticket, request_id, "import", since, kept)
                 self._settle_openings(ticket, "mapped by import")
 
         for start in range(0, len(rows), 200):
@@ -5147,6 +5428,7 @@ def judge_kind(config: Config, base: NewEvent, fields: Mapping[str, Any]) -> New
 
 def judge(config: Config, hook: Hook, reading: Reading, base: NewEvent) -> NewEvent:
     """The webhook as it is to be stored: pending, ignored by the rules, or failed and why."""
+    base = base._replace(raw=reading.raw or base.raw)
     if reading.problem:
         return base._replace(state="failed", reason=reading.problem, repaired=reading.repaired)
     base = base._replace(
@@ -5154,6 +5436,8 @@ def judge(config: Config, hook: Hook, reading: Reading, base: NewEvent) -> NewEv
         ticket=reading.ticket,
         fields=COMPACT.encode(reading.fields),
         repaired=reading.repaired,
+        delivery_id=reading.delivery_id or base.delivery_id,
+        stamp=reading.stamp,
     )
     if not reading.kind:
         return base._replace(state="ignored", reason=f"no rule of hook {hook.name} matches")
@@ -5178,7 +5462,9 @@ def reread(config: Config, row: Mapping[str, Any]) -> NewEvent:
     if hook is None:
         reason = f"hook {row['hook']} is not configured any more"
         return base._replace(state="failed", reason=reason)
-    return judge(config, hook, read_webhook(hook, row["raw"], json.loads(row["headers"])), base)
+    zone, headers = config.clock.zone, json.loads(row["headers"])
+    _, readings = read_webhooks(hook, row["raw"], headers, zone)
+    return judge(config, hook, readings[0], base)
 
 
 # ── Operations · arguments ─────────────────────────────────────────────────────────────────────
@@ -5258,6 +5544,14 @@ def read_header(value: Any) -> str:
     if not re.match(r"\s*[^\s:]+\s*:", read_text(value)):
         raise ValueError(f"{as_text(value)[:40]!r} must be like X-Name: value")
     return read_text(value)
+
+
+def read_kept(value: Any) -> str:
+    """What is kept of a ticket's answers: a JSON object, as text."""
+    with contextlib.suppress(ValueError, Unreadable):
+        if isinstance(kept := parse_json(value) if isinstance(value, str) else value, dict):
+            return COMPACT.encode(kept)
+    raise ValueError(f'{as_text(value)[:60]!r} must be JSON like {{"number": "INC1"}}')
 
 
 def _row_of(*cells: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
@@ -5436,7 +5730,7 @@ def ticket_as_json(
     config: Config, events: Events, ticket: str, numbers: Sequence[int]
 ) -> dict[str, Any]:
     """A ticket's mapping and these of its events, without bodies."""
-    mapping = events.mapping(ticket)
+    mapping = events.mappings.get(ticket)
     if mapping:
         mapping["since"] = iso(mapping["since"], config.clock)
     part, _ = _whole_events(config, events, numbers, bodies=False)
@@ -5488,7 +5782,8 @@ def shown_as_text(result: Mapping[str, Any]) -> str:
     lines, mapping = [""], result.get("mapping")  # a further part begins with an empty line
     if mapping:
         request = f"request {mapping['request_id']} since {mapping['since']}"
-        lines = [f"ticket {result['ticket']}: {request} (by {mapping['origin']})", ""]
+        kept = "".join(f", {name} {one_line(value)}" for name, value in mapping["kept"].items())
+        lines = [f"ticket {result['ticket']}: {request} (by {mapping['origin']}){kept}", ""]
     elif "ticket" in result:
         lines = [f"ticket {result['ticket']}: no request id yet", ""]
     return "\n".join([*lines, "\n\n".join(map(event_as_text, result["events"]))])
@@ -5647,7 +5942,7 @@ def forgotten_as_text(result: Mapping[str, Any]) -> str:
 
 
 def import_mappings(config: Config, events: Events, arguments: Arguments) -> dict[str, Any]:
-    """Adds mappings: rows of ticket, request id, epoch seconds."""
+    """Adds mappings: rows of ticket, request id, epoch seconds, JSON of what is kept."""
     return {"imported": events.import_mappings(arguments["rows"])}
 
 
@@ -5658,16 +5953,20 @@ def imported_as_text(result: Mapping[str, Any]) -> str:
 
 def export_mappings(config: Config, events: Events, arguments: Arguments) -> dict[str, Any]:
     """All mappings, in the order of their tickets."""
-    rows = events.mappings(arguments["after"] or "")
+    rows = events.mappings.page(arguments["after"] or "")
     following = {"after": rows[-1]["ticket"]} if rows else None
     mappings = [{**row, "since": iso(row["since"], config.clock)} for row in rows]
     return {"mappings": mappings, "next": following}
 
 
 def mappings_as_text(result: Mapping[str, Any]) -> str:
-    """Mappings as lines of CSV."""
+    """Mappings as lines of CSV; what is kept of a ticket is JSON, where anything is."""
     lines = io.StringIO()
-    rows = [(row["ticket"], row["request_id"], row["since"]) for row in result["mappings"]]
+    rows = [
+        (row["ticket"], row["request_id"], row["since"], *filter(None, (row["kept"],)))
+        for row in result["mappings"]
+    ]
+    rows = [(*row[:3], *map(COMPACT.encode, row[3:])) for row in rows]
     csv.writer(lines, lineterminator="\n").writerows(rows)
     return lines.getvalue()
 
@@ -5681,7 +5980,7 @@ GAPS = ("never_seen", "without_request_id", "half_sent")
 
 def _gap(config: Config, events: Events, ticket: str, state: str) -> tuple[str, str]:
     """One of GAPS or "", and what is missing; `state`: what the helpdesk says of the ticket."""
-    steps, mapping = events.steps(ticket), events.mapping(ticket)
+    steps, mapping = events.steps(ticket), events.mappings.get(ticket)
     if not steps and mapping is None:
         return "never_seen", "no event and no mapping: send its webhook again, or `map` it"
     if mapping is None:
@@ -5891,7 +6190,11 @@ OPERATIONS = {
             "read mappings from CSV",
             import_mappings,
             imported_as_text,
-            (Argument("rows", _row_of(id_of, id_of, read_since), required=True, many=True),),
+            (
+                Argument(
+                    "rows", _row_of(id_of, id_of, read_since, read_kept), required=True, many=True
+                ),
+            ),
             creates=True,
             wakes=True,
         ),
@@ -6011,24 +6314,28 @@ def _same(given: str, secret: Secret) -> bool:
     return bool(wanted) and hmac.compare_digest(given.encode("utf-8", "replace"), wanted)
 
 
-def _basic_password(authorization: str) -> str:
+def _basic(authorization: str) -> tuple[str, str]:
+    """User and password of a Basic login, each "" for none."""
     if authorization[:6].lower() != "basic ":
-        return ""
+        return "", ""
     try:
         decoded = base64.b64decode(authorization[6:].strip(), validate=True).decode("utf-8")
     except (binascii.Error, UnicodeDecodeError, ValueError):
-        return ""
-    return decoded.partition(":")[2]
+        return "", ""
+    user, _, password = decoded.partition(":")
+    return user, password
 
 
-def _tokens(environ: Mapping[str, Any], query_token: bool) -> Iterator[str]:
+def _tokens(access: AccessOptions, environ: Mapping[str, Any]) -> Iterator[str]:
     """Every token a request brings. Raises Refused (400) where its query has no end."""
     authorization = _header(environ, "Authorization")
-    if authorization[:7].lower() == "bearer ":
-        yield authorization[7:].strip()
-    yield _basic_password(authorization)
+    scheme, _, token = authorization.partition(" ")
+    yield token.strip() if scheme.lower() in ("bearer", "token") else authorization
+    yield from _basic(authorization)
     yield _header(environ, "X-Webhook-Token")
-    if query_token:
+    if access.token_header:
+        yield _header(environ, access.token_header)
+    if access.query_token:
         try:
             query = urllib.parse.parse_qs(environ.get("QUERY_STRING", ""), max_num_fields=50)
         except ValueError:
@@ -6036,33 +6343,56 @@ def _tokens(environ: Mapping[str, Any], query_token: bool) -> Iterator[str]:
         yield from query.get("token", [])
 
 
+MOST_SIGNATURES = 10  # in one header
+
+
+def _first(pattern: re.Pattern[str], text: str) -> str:
+    match = pattern.search(text)
+    return match[1] or "" if match else ""
+
+
+def _hmac_key(rule: Signature, secret: Secret) -> bytes:
+    """The key that a secret holds; b"" where it holds none."""
+    text = secret.reveal()
+    if rule.key == "text":
+        return text.encode()
+    try:
+        return base64.b64decode(text.removeprefix("whsec_"), validate=True)
+    except ValueError:
+        return b""
+
+
 def signature_holds(rule: Signature, environ: Mapping[str, Any], raw: bytes, now: float) -> bool:
     """Whether the request carries the helpdesk's signature over its body, young enough."""
-    given = _header(environ, rule.header).strip()
-    timestamp = _header(environ, rule.timestamp_header) if rule.timestamp_header else ""
-    if rule.timestamp_header:
+    timestamp = _first(rule.timestamp_match, _header(environ, rule.timestamp_header))
+    if rule.max_age:
         try:
-            age = abs(now - parse_date(timestamp, UTC).timestamp())
+            if abs(now - parse_date(timestamp, UTC).timestamp()) > rule.max_age:
+                return False
         except ValueError:
             return False
-        if rule.max_age and age > rule.max_age:
-            return False
-    signed = {
-        "{body}": raw,
-        "{timestamp}{body}": timestamp.encode("latin-1", "replace") + raw,
-        "{body}{timestamp}": raw + timestamp.encode("latin-1", "replace"),
-    }[rule.signed]
-    prefix, digits = given[: len(rule.prefix)], given[len(rule.prefix) :]
-    if prefix.lower() != rule.prefix.lower():
+    parts = {
+        "body": raw,
+        "timestamp": timestamp.encode("latin-1", "replace"),
+        "id": _header(environ, rule.id_header).encode("latin-1", "replace"),
+    }
+    if not all(parts[name] for name in rule.signed[1::2] if name != "body"):
         return False
-    digits = digits.lower() if rule.encoding == "hex" else digits
+    signed = b"".join(
+        parts[part] if place % 2 else part.encode() for place, part in enumerate(rule.signed)
+    )
+    given = [
+        match[1] or "" for match in rule.match.finditer(_header(environ, rule.header).strip())
+    ]
     matches = False
     for secret in rule.secrets:
-        key = secret.reveal().encode()
+        key = _hmac_key(rule, secret)
         digest = hmac.new(key, signed, rule.algorithm).digest()
         wanted = digest.hex() if rule.encoding == "hex" else base64.b64encode(digest).decode()
-        same = hmac.compare_digest(digits.encode("utf-8", "replace"), wanted.encode())
-        matches |= bool(key) and same
+        for text in given[:MOST_SIGNATURES]:
+            text = text.lower() if rule.encoding == "hex" else text
+            same = hmac.compare_digest(text.encode("utf-8", "replace"), wanted.encode())
+            matches |= bool(key) and same
     return matches
 
 
@@ -6080,7 +6410,7 @@ def admit(
         if stranger or by_another_site(environ):
             raise Refused(403, "a browser sends this for another site: that needs [access] token")
         return True
-    for given in _tokens(environ, access.query_token):
+    for given in _tokens(access, environ):
         if any(_same(given, secret) for secret in access.token):
             return True
     if access.hmac and (raw is None or signature_holds(access.hmac, environ, raw, now)):
@@ -6143,11 +6473,14 @@ PREFER_WAIT = re.compile(r'(?:^|[,;\s])wait\s*=\s*"?([0-9]{1,9})"?\s*(?:$|[,;])'
 
 
 class Arrival(NamedTuple):
-    """What became of a request to a hook: its webhook, the JSON to send back, what was stored."""
+    """What became of a request to a hook: its webhooks, the JSON to send back, what was stored.
 
-    webhook: NewEvent | None
+    A request that only tries the address brings none.
+    """
+
+    webhooks: Sequence[NewEvent]
     echo: Any
-    receipt: Receipt | Exception
+    receipts: Sequence[Receipt | Exception]
 
 
 ARRIVAL = "hd_itsm.arrival"  # where a request's environ keeps it
@@ -6157,6 +6490,14 @@ PACKED = {  # Content-Encodings that change a body; whatever else is written the
     *("gzip", "x-gzip", "deflate", "compress", "x-compress", "br", "zstd", "dcb", "dcz"),
     *("aws-chunked", "exi", "pack200-gzip"),
 }
+
+
+def hook_headers(hook: Hook, environ: Mapping[str, Any]) -> dict[str, str]:
+    """What a hook's paths read of a request's headers and query, by name."""
+    return {
+        name: _header(environ, name).encode("latin-1", "replace").decode("utf-8", "replace")
+        for name in hook.headers
+    }
 
 
 class Door:
@@ -6176,9 +6517,8 @@ class Door:
             path: hook for hook in config.hooks.values() for path in (hook.path, hook.path + "/")
         }
         for path, hook in self.hooks.items():
-            self.site.route(
-                path, "POST", functools.partial(self.hook, hook), by_head=self.hook_by_head
-            )
+            by_head = functools.partial(self.hook_by_head, hook)
+            self.site.route(path, "POST", functools.partial(self.hook, hook), by_head=by_head)
             self.site.route(path, ("GET", "OPTIONS"), functools.partial(self.describe, hook))
         for status in NO_ROUTE:
             self.site.error(status, callback=self.no_route)
@@ -6246,9 +6586,11 @@ class Door:
         if is_loopback(host) and not is_loopback(_header(environ, "Host")):
             raise Refused(421, "this address is for callers on the machine itself")
 
-    def admit(self, environ: Mapping[str, Any], raw: bytes | None, now: float) -> bool:
-        """As the function of this name, by [access]."""
-        return admit(self.config.access, self.caller(environ), environ, raw, now)
+    def admit(
+        self, access: AccessOptions, environ: Mapping[str, Any], raw: bytes | None, now: float
+    ) -> bool:
+        """As the function of this name, for the address that asks."""
+        return admit(access, self.caller(environ), environ, raw, now)
 
     def by_head(self, environ: Mapping[str, Any]) -> bool | None:
         """Judges a request whose body is still to come. Raises Refused.
@@ -6268,64 +6610,75 @@ class Door:
     # ── Door · the hooks ───────────────────────────────────────────────────────────────────────
 
     def hook(self, hook: Hook) -> bottle.HTTPResponse:
-        """Answers one webhook: admit, read, store; then 200, 400, 401, 403, 413, 415 or 503."""
+        """Answers one request: admit, read, store; then 200, 400, 401, 403, 413, 415 or 503."""
         environ = bottle.request.environ
         if ARRIVAL not in environ:
             self.store_webhooks([(hook, environ)])
-        webhook, echo, receipt = environ[ARRIVAL]
-        if isinstance(receipt, Exception):
-            raise receipt
+        webhooks, echo, outcomes = environ[ARRIVAL]
+        receipts = []
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+            receipts.append(outcome)
+        if not receipts:
+            return self.challenged(echo)
         if echo is TOO_LARGE:
-            self.events.since_start.count("webhooks", receipt.state)
-            raise Refused(413, receipt.reason, receipt.event)
-        self.tell_stored(hook, webhook, receipt)
-        return self.answer(receipt, echo)
+            self.events.since_start.count("webhooks", receipts[0].state)
+            raise Refused(413, receipts[0].reason, receipts[0].event)
+        for webhook, receipt in zip(webhooks, receipts, strict=True):
+            self.tell_stored(hook, webhook, receipt)
+        return self.answer(receipts, echo)
 
     def describe(self, hook: Hook) -> bottle.HTTPResponse:
-        """What a hook is, for senders that look before they save its address."""
+        """What a hook is, for senders that look before they save its address, or try it by GET."""
+        environ = bottle.request.environ
+        if text := read_challenge(hook, b"", hook_headers(hook, environ)):
+            self.admit(self.config.access_to(hook), environ, b"", time.time())
+            return self.challenged(text)
         what = {"hook": hook.name, "kinds": hook.kinds, "send": "POST, with a webhook as JSON"}
         return reply(200, what, Allow="GET, HEAD, OPTIONS, POST")
+
+    def challenged(self, text: str) -> bottle.HTTPResponse:
+        """Sends back what a sender wants to have back, as text that no browser runs."""
+        response = reply(200, text, X_Content_Type_Options="nosniff")
+        response.set_header("Content-Type", "text/plain; charset=utf-8")
+        return response
 
     def store_webhooks(self, requests: Sequence[tuple[Hook, dict[str, Any]]]) -> None:
         """Reads and stores the webhooks of some requests in one transaction; `hook` answers them.
 
         A request is its hook and its environ, which then holds the Arrival.
         """
-        admitted: list[tuple[dict[str, Any], NewEvent, Any]] = []
+        arrivals: list[tuple[dict[str, Any], Sequence[NewEvent], Any]] = []
         for hook, environ in requests:
             try:
-                admitted.append((environ, *self.arrived(hook, environ)))
+                arrivals.append((environ, *self.arrived(hook, environ)))
             except Exception as error:
-                environ[ARRIVAL] = Arrival(None, None, error)
-        receipts = self.events.receive([webhook for _, webhook, _ in admitted])
-        for (environ, webhook, echo), receipt in zip(admitted, receipts, strict=True):
-            environ[ARRIVAL] = Arrival(webhook, echo, receipt)
+                environ[ARRIVAL] = Arrival((), None, (error,))
+        receipts = self.events.receive([new for _, news, _ in arrivals for new in news])
+        at = 0
+        for environ, news, echo in arrivals:
+            environ[ARRIVAL] = Arrival(news, echo, receipts[at : at + len(news)])
+            at += len(news)
         if any(isinstance(row, Receipt) and row.state == "pending" for row in receipts):
             self.wake()
 
-    def hook_by_head(self, environ: Mapping[str, Any]) -> bool:
+    def hook_by_head(self, hook: Hook, environ: Mapping[str, Any]) -> bool:
         """As `by_head`, for a hook."""
-        return self.admit(environ, None, time.time())
+        return self.admit(self.config.access_to(hook), environ, None, time.time())
 
-    def arrived(self, hook: Hook, environ: Mapping[str, Any]) -> tuple[NewEvent, Any]:
-        """The webhook that a request brings, as it is to be stored, and its JSON to send back.
+    def arrived(self, hook: Hook, environ: Mapping[str, Any]) -> tuple[Sequence[NewEvent], Any]:
+        """The webhooks that a request brings, as they are to be stored, and its JSON to send back.
 
-        TOO_LARGE instead of the JSON where the body is. Raises Refused.
+        TOO_LARGE instead of the JSON where the body is; for a challenge none, and its text. Raises
+        Refused.
         """
         raw, received = environ["wsgi.input"].read(), time.time()
-        self.admit(environ, raw, received)
+        self.admit(self.config.access_to(hook), environ, raw, received)
         codings = re.split(r"[\s,]+", _header(environ, "Content-Encoding").lower())
         if PACKED.intersection(codings):
             raise Refused(415, "a compressed body is not read: send it plain")
-        headers = {
-            name: _header(environ, name).encode("latin-1", "replace").decode("utf-8", "replace")
-            for name in hook.headers
-        }
-        delivery_id = (
-            (_header(environ, hook.delivery_id) if hook.delivery_id else "")
-            or environ.get("HTTP_WEBHOOK_ID", "")
-            or environ.get("HTTP_IDEMPOTENCY_KEY", "")
-        )
+        headers = hook_headers(hook, environ)
         webhook = NewEvent(
             hook=hook.name,
             raw=raw,
@@ -6333,11 +6686,12 @@ class Door:
             sender=str(environ.get("REMOTE_ADDR", "")),
             received=received,
             state="pending",
-            delivery_id=delivery_id[:MAX_ID] or None,
         )
         size = max(len(raw), int(environ.get("CONTENT_LENGTH") or 0))
         if size > self.config.server.max_body:
-            return self.beginning(webhook), TOO_LARGE
+            return [self.beginning(webhook)], TOO_LARGE
+        if text := read_challenge(hook, raw, headers):
+            return (), text
         return self.read(hook, webhook, headers)
 
     def beginning(self, webhook: NewEvent) -> NewEvent:
@@ -6349,15 +6703,15 @@ class Door:
 
     def read(
         self, hook: Hook, webhook: NewEvent, headers: Mapping[str, str]
-    ) -> tuple[NewEvent, Any]:
-        """The webhook with what its body says, and its JSON to send back."""
+    ) -> tuple[Sequence[NewEvent], Any]:
+        """The webhook (or several) with what its body says, and its JSON to send back."""
         try:
-            reading = read_webhook(hook, webhook.raw, headers)
-            return judge(self.config, hook, reading, webhook), reading.body
+            body, readings = read_webhooks(hook, webhook.raw, headers, self.config.clock.zone)
+            return [judge(self.config, hook, reading, webhook) for reading in readings], body
         except Exception:  # whatever it is, the webhook is kept
             log.exception("%s: a fault of this program; the webhook is kept as failed", hook.path)
             reason = "a fault of this program (see the log): retry it with a newer one"
-            return webhook._replace(state="failed", reason=reason), {}
+            return [webhook._replace(state="failed", reason=reason)], {}
 
     def tell_stored(self, hook: Hook, webhook: NewEvent, receipt: Receipt) -> None:
         """The log line of a webhook, where it is not simply stored; and the tallies."""
@@ -6389,26 +6743,41 @@ class Door:
         if webhook.repaired:
             log.info("event %d was repaired: %s", receipt.event, webhook.repaired)
 
-    def answer(self, receipt: Receipt, echo: Any) -> bottle.HTTPResponse:
-        """200 or 400 for a stored webhook; with Prefer: wait, once it is settled."""
+    def answer(self, receipts: Sequence[Receipt], echo: Any) -> bottle.HTTPResponse:
+        """200 for what was stored, 400 where all of it failed; with Prefer: wait, once settled."""
         headers: dict[str, str] = {}
         wishes = bottle.request.environ.get("HTTP_PREFER")
         match = wishes and PREFER_WAIT.search(wishes)
-        if match and receipt.state in ("pending", "held"):
+        if match and any(receipt.state in ("pending", "held") for receipt in receipts):
             seconds = min(int(match[1]), MAX_WAIT)
-            waited = self.events.wait(receipt.event, seconds, self.threads // 2)
+            waited = self.settled(receipts, time.monotonic() + seconds)
             if waited:
-                receipt = waited
+                receipts = waited
                 headers["Preference_Applied"] = f"wait={seconds}"
-        headers["HD_ITSM_Event"] = str(receipt.event)
-        headers["HD_ITSM_State"] = receipt.state
-        if receipt.request_id:
+        headers["HD_ITSM_Event"] = ", ".join(str(receipt.event) for receipt in receipts)
+        headers["HD_ITSM_State"] = ", ".join(receipt.state for receipt in receipts)
+        if len(receipts) == 1 and receipts[0].request_id:
             headers["HD_ITSM_Request_Id"] = urllib.parse.quote(
-                receipt.request_id, safe=" !#$&'()*+,/:;=?@[]~"
+                receipts[0].request_id, safe=" !#$&'()*+,/:;=?@[]~"
             )
-        if receipt.state == "failed" and "Preference_Applied" not in headers:
-            return reply(400, {"error": receipt.reason, "event": receipt.event}, **headers)
+        failed = all(receipt.state == "failed" for receipt in receipts)
+        if failed and "Preference_Applied" not in headers:
+            first = receipts[0]
+            return reply(400, {"error": first.reason, "event": first.event}, **headers)
         return reply(200, echo, **headers)
+
+    def settled(self, receipts: Sequence[Receipt], deadline: float) -> Sequence[Receipt]:
+        """Receipts as they are at the end of a wait (monotonic); none where too many wait."""
+        waited = []
+        for receipt in receipts:
+            if receipt.state in ("pending", "held"):
+                left = max(0.0, deadline - time.monotonic())
+                later = self.events.wait(receipt.event, left, self.threads // 2)
+                if later is None:
+                    return ()
+                receipt = later
+            waited.append(receipt)
+        return waited
 
     # ── Door · control endpoint ────────────────────────────────────────────────────────────────
 
@@ -6495,8 +6864,8 @@ class Door:
         environ, password = bottle.request.environ, self.config.server.admin_password
         if from_this_machine(environ, self.config.server.trusted_proxy):
             return
-        if not _same(_basic_password(_header(environ, "Authorization")), password):
-            self.admit(environ, b"", time.time())
+        if not _same(_basic(_header(environ, "Authorization"))[1], password):
+            self.admit(self.config.access, environ, b"", time.time())
 
     def openapi(self) -> bottle.HTTPResponse:
         """The hooks as configured, for programs."""
@@ -7141,7 +7510,7 @@ class Pages:
         self.door.own_host(environ)
         password = self.config.server.admin_password
         if password:
-            if not _same(_basic_password(_header(environ, "Authorization")), password):
+            if not _same(_basic(_header(environ, "Authorization"))[1], password):
                 raise Refused(401, "the page wants its password: see [server] admin_password")
         elif not from_this_machine(environ, self.config.server.trusted_proxy):
             raise Refused(403, "from another machine the page needs [server] admin_password")
@@ -7445,6 +7814,9 @@ class _Request(waitress.parser.HTTPRequestParser):  # type: ignore[misc]
             taken = int(super().received(data))
             if self.headers_finished and not self.completed:
                 taken += super().received(data[taken:])
+        except (MemoryError, OSError) as error:
+            why = f"no room for the request now ({type(error).__name__})"
+            raise Refused(503, why, Retry_After="30") from None
         except Exception:  # ValueError at least: "GET http://[", a length of 5,000 digits
             raise Refused(400, "this is no HTTP request") from None
         if self.error is not None:
@@ -8142,6 +8514,7 @@ class Outcome(NamedTuple):
     reason: str
     words: str = ""  # the ITSM's own, for people; may hold ticket text
     request_id: str = ""
+    kept: Mapping[str, Any] = MappingProxyType({})  # further values of the answer
     retry_after: float = 0.0  # seconds the ITSM asked for
     may_have_happened: bool = False
 
@@ -8173,12 +8546,13 @@ def read_answer(rules: Sequence[Rule], answer: Answer, message: Message, now: fl
     number = first_that_fits(rules, message, answer.status)
     if number and not (answer.error and rules[number - 1].result == "delivered"):
         name = rules[number - 1].result
-        return Outcome(name, f"{said}, {name} by rule {number} of `answers`", words, "", wait)
+        why = f"{said}, {name} by rule {number} of `answers`"
+        return Outcome(name, why, words, retry_after=wait)
     name, happened = next(
         (row[2:] for row in ANSWERS if row[0] <= answer.status <= row[1]), ("later", False)
     )
     if name != "delivered":
-        return Outcome(name, said, words, "", wait, happened)
+        return Outcome(name, said, words, retry_after=wait, may_have_happened=happened)
     if answer.error:
         return Outcome("unclear", f"{said}, but {answer.error}", words, may_have_happened=True)
     if message.body is MISSING and answer.is_html():
@@ -8229,10 +8603,21 @@ def _with_request_id(kind: Kind, message: Message, outcome: Outcome) -> Outcome:
     return outcome._replace(name="failed", reason=reason)
 
 
+def _kept_values(kind: Kind, message: Message) -> dict[str, Any]:
+    """The further values that a kind keeps of an answer, those that are there."""
+    values = {name: field.read(message) for name, field in kind.keep.items()}
+    return {
+        name: value if isinstance(value, str | int | float) else as_text(value)
+        for name, value in values.items()
+        if present(value)
+    }
+
+
 def decide(kind: Kind, answer: Answer, now: float) -> Outcome:
     """The one author of outcomes. `now`: epoch seconds."""
     message = answer.message()
     outcome = read_answer(kind.answers, answer, message, now)
+    outcome = outcome._replace(kept=_kept_values(kind, message))
     taken = outcome.name == "delivered" or (answer.too_long and outcome.name == "unclear")
     if kind.opens and taken:
         try:
@@ -8852,6 +9237,7 @@ class Delivery:
             event.received,
             event.request_id,
             event.idempotency_key,
+            kept=event.kept,
         )._replace(ask=inquiry.ask)
         verdict: Verdict | None
         try:
@@ -8979,6 +9365,7 @@ class Delivery:
             "delivered",
             outcome.reason,
             request_id=outcome.request_id,
+            kept=outcome.kept,
             then=kind.then,
             then_waits_for_id=bool(follows and follows.waits_for_id),
         )
@@ -10201,11 +10588,13 @@ def command_check(call: Call) -> int:
 def _explain_request(config: Config, reading: Reading, explained: dict[str, Any]) -> str:
     """Adds the request that would be sent; what stands against it, or ""."""
     kind = config.kinds[reading.kind]
-    request_id = None
+    request_id, kept = None, None
     if kind.waits_for_id:
         with contextlib.suppress(Error), Operator(config) as operator:
             mapping = operator.ask("show", ticket=reading.ticket)["mapping"]
-            request_id = mapping and mapping["request_id"]
+            request_id, kept = (
+                (mapping["request_id"], mapping["kept"]) if mapping else (None, None)
+            )
         if request_id is None:
             request_id = "REQUEST-ID"
             explained["note"] = (
@@ -10213,7 +10602,7 @@ def _explain_request(config: Config, reading: Reading, explained: dict[str, Any]
             )
     key = "a UUID kept with the event"
     scope = config.scope(
-        reading.fields, 0, reading.ticket, time.time(), request_id, key, masked=True
+        reading.fields, 0, reading.ticket, time.time(), request_id, key, masked=True, kept=kept
     )
     try:
         explained |= kind.request.render(scope).as_json()
@@ -10245,6 +10634,24 @@ def _webhook_in(path: str) -> bytes:
         raise WrongArgument(f"{path}: cannot be read: {error.strerror}") from None
 
 
+def _explain_webhook(config: Config, hook: Hook, reading: Reading) -> dict[str, Any]:
+    """What one webhook would become."""
+    explained: dict[str, Any] = {"hook": hook.name, "repaired": reading.repaired}
+    if hook.rules:
+        explained["rule"] = reading.rule or None
+    explained |= {"kind": reading.kind or None, "ticket": reading.ticket, "fields": reading.fields}
+    if reading.stamp is not None:
+        explained["order"] = reading.stamp
+    problem = reading.problem
+    if not problem and not reading.kind:
+        explained["result"] = "ignored (200): no rule of the hook matches"
+    elif not problem:
+        problem = _explain_request(config, reading, explained)
+    if problem:
+        explained["result"] = f"failed (400): {problem}"
+    return explained
+
+
 def command_explain(call: Call) -> int:
     """Shows what a webhook would become: repairs, rule, fields and the exact request."""
     config = call.config(complete=True)
@@ -10258,20 +10665,15 @@ def command_explain(call: Call) -> int:
     raw = _webhook_in(call.arguments["body"])
     pairs = [header.partition(":") for header in call.arguments["header"]]
     headers = {key.strip().lower(): value.strip() for key, _, value in pairs}
-    reading = read_webhook(hook, raw, headers)
-    explained: dict[str, Any] = {"hook": hook.name, "repaired": reading.repaired}
-    if hook.rules:
-        explained["rule"] = reading.rule or None
-    explained |= {"kind": reading.kind or None, "ticket": reading.ticket, "fields": reading.fields}
-    problem = reading.problem
-    if not problem and not reading.kind:
-        explained["result"] = "ignored (200): no rule of the hook matches"
-    elif not problem:
-        problem = _explain_request(config, reading, explained)
-    if problem:
-        explained["result"] = f"failed (400): {problem}"
-    call.emit(explained, explained_as_text(explained))
-    return 1 if problem else 0
+    if text := read_challenge(hook, raw, headers):
+        call.emit({"hook": hook.name, "challenge": text}, f"a challenge: the answer is {text!r}")
+        return 0
+    _, readings = read_webhooks(hook, raw, headers, config.clock.zone)
+    all_of_them = [_explain_webhook(config, hook, reading) for reading in readings]
+    text = "\n\n".join(map(explained_as_text, all_of_them))
+    result = all_of_them[0] if len(all_of_them) == 1 else {"webhooks": all_of_them}
+    call.emit(result, text)
+    return int(any(each["result"].startswith("failed") for each in all_of_them))
 
 
 # ── Command line · what needs a file of the caller ─────────────────────────────────────────────
@@ -10307,12 +10709,12 @@ def command_import(call: Call) -> int:
     """Reads mappings from a CSV file; a bad line refuses the whole file."""
     config, path = call.config(), call.arguments["file"]
     rows, problems, now = [], [], time.time()
-    for number, row in _rows_of(path, ("ticket_id", "request_id", "timestamp")):
+    for number, row in _rows_of(path, ("ticket_id", "request_id", "timestamp", "keep")):
         try:
             since = row.get("timestamp")
             moment = parse_date(since, config.clock.zone).timestamp() if since else now
             ids = [id_of(row.get(name, "")) for name in ("ticket_id", "request_id")]
-            rows.append([*ids, moment])
+            rows.append([*ids, moment, read_kept(row.get("keep") or "{}")])
         except ValueError as error:
             problems.append(f"{path} line {number}: {error}")
     if problems:
@@ -10327,13 +10729,16 @@ def command_import(call: Call) -> int:
 
 def command_export(call: Call) -> int:
     """Prints all mappings as CSV (or JSON)."""
-    with Operator(call.config()) as operator:
+    config = call.config()
+    keep = ",keep" if any(kind.keep for kind in config.kinds.values()) else ""
+    header = f"ticket_id,request_id,timestamp{keep}\n"
+    with Operator(config) as operator:
         parts = operator.parts("export", {})
         if call.as_json:
             _print_list({}, "", itertools.chain.from_iterable(p["mappings"] for p in parts))
             return 0
         for number, part in enumerate(parts):
-            print("ticket_id,request_id,timestamp\n" if not number else "", end="")
+            print(header if not number else "", end="")
             print(mappings_as_text(part), end="")
     return 0
 

@@ -137,7 +137,7 @@ def configuration(itsm: Itsm, folder: Path) -> tuple[str, dict[str, str]]:
                 "header": "X-Hub-Signature",
                 "algorithm": "sha256",
                 "encoding": "hex",
-                "prefix": "sha256=",
+                "match": "sha256=(.+)",
                 "signed": "{body}",
             },
         },

@@ -84,7 +84,7 @@ token = ""                   # Authorization: Bearer, X-Webhook-Token or the pas
 query_token = false          # also ?token=..., for a helpdesk that can set nothing but the URL
 networks = []                # ["10.0.0.5/32"]: further restricts by address
 hmac = { secret = "", header = "X-Hub-Signature", algorithm = "sha1", encoding = "hex", \
-prefix = "sha1=", signed = "{body}" }
+match = "sha1=(.+)", signed = "{body}" }
 
 [itsm]
 url = "https://itsm.example.com/api"
@@ -732,7 +732,12 @@ def test_an_address_that_is_none_is_told(folder: Path, listen: str) -> None:
         "header = 1",
         "header = ''",
         "header = 'X Signature'",
-        "prefix = 'sha1= '",
+        "match = 'sha1='",
+        "match = 'sha1=('",
+        "key = 'hex'",
+        "signed = '{id}.{body}'",
+        "id_header = 'X-Id'",
+        "signed = '{timestamp}', timestamp_header = 'X-Stamp'",
         "max_age = 60",
         "max_age = 0",
         "timestamp_header = 'X-Stamp'",

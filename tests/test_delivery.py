@@ -420,7 +420,7 @@ def make_webhook(config: Config, hook: str, ticket: str, **fields: Any) -> NewEv
     raw = json.dumps({"ticket_id": ticket, **fields}, ensure_ascii=False).encode()
     base = NewEvent(hook, raw, "{}", "127.0.0.1", time.time(), "pending")
     found = config.hooks[hook]
-    return hd_itsm.judge(config, found, hd_itsm.read_webhook(found, raw, {}), base)
+    return hd_itsm.judge(config, found, hd_itsm.read_webhooks(found, raw, {})[1][0], base)
 
 
 class Works:
@@ -518,7 +518,7 @@ class Works:
         return refusal
 
     def request_id(self, ticket: str) -> str | None:
-        mapping = self.events.mapping(ticket)
+        mapping = self.events.mappings.get(ticket)
         return None if mapping is None else mapping["request_id"]
 
 
@@ -802,7 +802,7 @@ PERHAPS_TAKEN = {mode for mode in MODES if mode.startswith("take-then-")}
 def right_ids(works: Works, itsm: Itsm) -> None:
     """No mapping holds an id that the ITSM did not give."""
     given = {creation.request_id for creation in itsm.created}
-    kept = {row["request_id"] for row in works.events.mappings()}
+    kept = {row["request_id"] for row in works.events.mappings.page()}
     assert kept <= given
     assert not kept & {"", "R-WRONG"}
 

@@ -43,7 +43,9 @@ def read(body: str | bytes, hook: Hook | str = "itsm_new", **headers: str) -> Re
     """What a webhook says; header names in lower case, `_` for `-`."""
     raw = body.encode() if isinstance(body, str) else body
     named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return hd_itsm.read_webhook(BUILT_IN[hook] if isinstance(hook, str) else hook, raw, named)
+    return hd_itsm.read_webhooks(BUILT_IN[hook] if isinstance(hook, str) else hook, raw, named)[1][
+        0
+    ]
 
 
 def hook_of(folder: Path, toml: str, name: str = "x") -> Hook:

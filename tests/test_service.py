@@ -516,8 +516,8 @@ def _watch(self, now, turn):
 Delivery.watch = _watch
 """,
     "intake": """
-_read_real = read_webhook
-def read_webhook(*rest, **named):
+_read_real = read_webhooks
+def read_webhooks(*rest, **named):
     while os.path.exists("hang"):
         time.sleep(0.05)
     return _read_real(*rest, **named)

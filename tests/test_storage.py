@@ -112,7 +112,7 @@ class House:
             state="pending",
         )
         found = self.config.hooks[hook]
-        reading = hd_itsm.read_webhook(found, raw, {})
+        _, (reading,) = hd_itsm.read_webhooks(found, raw, {})
         return hd_itsm.judge(self.config, found, reading, base._replace(**about))
 
     def receive(self, webhook: NewEvent) -> Receipt:
@@ -883,7 +883,7 @@ def test_an_opening_kind_may_send_again_and_replaces_the_mapping(house: House) -
     assert house.due() == [2]
     house.deliver(2)
     house.deliver(3, "R-2")
-    mapping = house.events.mapping("1")
+    mapping = house.events.mappings.get("1")
     assert mapping is not None
     assert mapping["request_id"] == "R-2"
 
@@ -1005,7 +1005,7 @@ def test_a_mapping_lets_what_was_held_go_in_order(house: House) -> None:
 
 def test_an_imported_mapping_lets_what_was_held_go(house: House) -> None:
     house.assign("1")
-    assert house.events.import_mappings([("1", "R-9", 1.0), ("2", "R-8", 2.0)]) == 2
+    assert house.events.import_mappings([("1", "R-9", 1.0, "{}"), ("2", "R-8", 2.0, "{}")]) == 2
     assert house.due() == [1]
     assert house.assign("2").state == "pending"
 
@@ -1099,7 +1099,7 @@ def test_an_outcome_for_an_event_dropped_meanwhile_keeps_the_request_id(house: H
     assert house.events.record(event, [attempt], verdict) is False
     assert house.state(1) == "dropped"
     assert house.due() == [2]
-    mapping = house.events.mapping("1")
+    mapping = house.events.mappings.get("1")
     assert mapping is not None
     assert mapping["request_id"] == "R-1"
 
@@ -1259,21 +1259,21 @@ def test_a_mapping_leaves_an_opening_alone_that_was_refused(house: House) -> Non
 def test_a_mapping_is_replaced_not_doubled(house: House) -> None:
     house.events.map("1", "R-1")
     house.events.map("1", "R-2")
-    assert [row["request_id"] for row in house.events.mappings()] == ["R-2"]
+    assert [row["request_id"] for row in house.events.mappings.page()] == ["R-2"]
 
 
 def test_an_empty_request_id_never_enters_a_mapping(house: House) -> None:
     with pytest.raises((sqlite3.IntegrityError, hd_itsm.Error, ValueError)):
         house.events.map("1", "")
-    assert house.events.mapping("1") is None
+    assert house.events.mappings.get("1") is None
     assert house.new("1").state == "pending"
 
 
 def test_all_mappings_come_page_by_page_once_each(house: House) -> None:
     tickets = sorted([str(number) for number in range(25)] + ["가", "z'; --", "Ä"])
-    house.events.import_mappings([(ticket, f"R-{ticket}", 1.0) for ticket in tickets])
+    house.events.import_mappings([(ticket, f"R-{ticket}", 1.0, "{}") for ticket in tickets])
     seen: list[str] = []
-    while page := house.events.mappings(seen[-1] if seen else "", 7):
+    while page := house.events.mappings.page(seen[-1] if seen else "", 7):
         assert len(page) <= 7
         assert all(row["request_id"] == f"R-{row['ticket']}" for row in page)
         seen += [row["ticket"] for row in page]
@@ -1281,10 +1281,12 @@ def test_all_mappings_come_page_by_page_once_each(house: House) -> None:
 
 
 def test_a_long_import_is_whole_and_keeps_its_times(house: House) -> None:
-    count = house.events.import_mappings([(f"t{n:05}", f"R-{n}", float(n)) for n in range(1203)])
+    count = house.events.import_mappings(
+        [(f"t{n:05}", f"R-{n}", float(n), "{}") for n in range(1203)]
+    )
     assert count == 1203
-    assert len(house.events.mappings("", 5000)) == 1203
-    mapping = house.events.mapping("t01202")
+    assert len(house.events.mappings.page("", 5000)) == 1203
+    mapping = house.events.mappings.get("t01202")
     assert mapping is not None
     assert (mapping["since"], mapping["origin"]) == (1202.0, "import")
 
@@ -1319,7 +1321,7 @@ def test_retention_removes_what_is_done_and_keeps_the_rest(house: House) -> None
     retain_all(house, time.time() - 30 * DAY)
     kept = {row["event"]: row["state"] for row in house.events.page(limit=100)}
     assert kept == {3: "failed", 5: "held", 6: "pending", 7: "delivered", 8: "pending"}
-    assert house.events.mapping("delivered") is not None
+    assert house.events.mappings.get("delivered") is not None
     assert positive(house.events.counts) == {"failed": 1, "held": 1, "pending": 2, "delivered": 1}
     house.events.file.close()
     assert counted(house.path) == positive(house.events.counts)
@@ -1762,7 +1764,7 @@ class Stories(RuleBasedStateMachine):
     @rule(ticket=TICKETS, number=st.integers(1, 3), imported=st.booleans())
     def map(self, ticket: str, number: int, imported: bool) -> None:
         if imported:
-            self.house.events.import_mappings([(ticket, f"H-{number}", 1.0)])
+            self.house.events.import_mappings([(ticket, f"H-{number}", 1.0, "{}")])
         else:
             self.house.events.map(ticket, f"H-{number}")
         self.mapped[ticket] = f"H-{number}"
@@ -1819,7 +1821,7 @@ class Stories(RuleBasedStateMachine):
     @invariant()
     def mappings_are_right(self) -> None:
         if hasattr(self, "house"):
-            found = {row["ticket"]: row["request_id"] for row in self.house.events.mappings()}
+            found = {row["ticket"]: row["request_id"] for row in self.house.events.mappings.page()}
             assert found == self.mapped
 
     @invariant()
@@ -1884,7 +1886,7 @@ def test_a_mapping_by_hand_stands_though_an_answer_was_in_flight(house: House) -
     assert house.events.map("1", "R-hand") == ([], "")
     verdict = Verdict("delivered", "answered 200", request_id="R-itsm")
     assert house.events.record(in_flight, (), verdict) is False
-    row = house.events.mapping("1")
+    row = house.events.mappings.get("1")
     assert row is not None
     assert (row["request_id"], row["origin"]) == ("R-hand", "hand")
 
@@ -1893,11 +1895,11 @@ def test_an_import_settles_a_pending_opening_and_stands(house: House) -> None:
     house.new("1")
     house.assign("1")
     in_flight = house.loaded(1)
-    assert house.events.import_mappings([("1", "R-old", 5.0)]) == 1
+    assert house.events.import_mappings([("1", "R-old", 5.0, "{}")]) == 1
     assert house.states("1") == ["delivered", "pending"]
     verdict = Verdict("delivered", "answered 200", request_id="R-itsm")
     assert house.events.record(in_flight, (), verdict) is False
-    assert [row["request_id"] for row in house.events.mappings()] == ["R-old"]
+    assert [row["request_id"] for row in house.events.mappings.page()] == ["R-old"]
     assert house.drain() == [2]
 
 
@@ -1907,12 +1909,12 @@ def test_an_opening_that_is_sent_again_after_a_mapping_replaces_it(
 ) -> None:
     """A person's word stands against what was on its way then, not against what came later."""
     if imported:
-        house.events.import_mappings([("1", "R-old", 5.0)])
+        house.events.import_mappings([("1", "R-old", 5.0, "{}")])
     else:
         house.events.map("1", "R-old")
     house.send("renew", "1", "anew")
     house.deliver(1, "R-new")
-    assert [row["request_id"] for row in house.events.mappings()] == ["R-new"]
+    assert [row["request_id"] for row in house.events.mappings.page()] == ["R-new"]
 
 
 def test_what_the_itsm_took_is_delivered_though_the_line_is_held_meanwhile(house: House) -> None:
@@ -1966,7 +1968,7 @@ def test_a_request_that_another_ticket_has_is_never_taken_by_itself(house: House
     assert (row["state"], row["may_have_happened"]) == ("held", 1)
     assert "R-1" in row["reason"]
     assert "ticket 1" in row["reason"]
-    assert house.events.mapping("2") is None
+    assert house.events.mappings.get("2") is None
     assert house.states("2") == ["held", "held"]
     assert house.events.map("2", "R-1") == ([3], "1")  # a person may, and is told
     assert house.drain() == [3]

@@ -1324,6 +1324,9 @@ GOOD_CREDENTIALS: list[dict[str, str]] = [
     {"Authorization": basic("old-token")},
     {"Authorization": basic("old-token", "")},
     {"Authorization": basic("new-token:1", "누구")},
+    {"Authorization": basic("", "old-token")},
+    {"Authorization": "old-token"},
+    {"Authorization": "Token old-token"},
 ]
 
 
@@ -1341,9 +1344,7 @@ BAD_CREDENTIALS: dict[str, dict[str, str | bytes]] = {
     "empty": {"Authorization": "Bearer "},
     "half": {"X-Webhook-Token": "old-toke"},
     "both": {"X-Webhook-Token": "old-token, old-token"},
-    "as itself": {"Authorization": "old-token"},
     "digest": {"Authorization": 'Digest username="old-token"'},
-    "as the user": {"Authorization": basic("", "old-token")},
     "broken Basic": {"Authorization": "Basic !!!"},
     "Basic not UTF-8": {"Authorization": "Basic " + base64.b64encode(b"a:\xff\xfe").decode()},
     "not ASCII": {"Authorization": "Bearer 토큰".encode()},
@@ -1669,7 +1670,7 @@ def sited(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Doo
 
 
 def test_any_configured_means_admits(start: Start) -> None:
-    rule = {"secret": SECRET, "header": "X-Hub-Signature", "prefix": "sha1="}
+    rule = {"secret": SECRET, "header": "X-Hub-Signature", "match": "sha1=(.+)"}
     door = start(access={"token": "good", "hmac": rule})
     body = json.dumps({"ticket_id": ticket()}).encode()
     digest = hmac.new(SECRET.encode(), body, hashlib.sha1).hexdigest()
@@ -1683,7 +1684,7 @@ def test_any_configured_means_admits(start: Start) -> None:
 
 LONG = "36500d"  # the samples are signed once and for all
 FORMS: dict[str, dict[str, str]] = {
-    "zammad": {"header": "X-Hub-Signature", "algorithm": "sha1", "prefix": "sha1="},
+    "zammad": {"header": "X-Hub-Signature", "algorithm": "sha1", "match": "sha1=(.+)"},
     "glpi11": {
         "header": "X-GLPI-signature",
         "algorithm": "sha256",
@@ -1695,7 +1696,6 @@ FORMS: dict[str, dict[str, str]] = {
         "header": "X-FreeScout-Signature",
         "algorithm": "sha1",
         "encoding": "base64",
-        "prefix": "",
     },
     "zendesk-event": {
         "header": "x-zendesk-webhook-signature",
@@ -1705,7 +1705,7 @@ FORMS: dict[str, dict[str, str]] = {
         "timestamp_header": "x-zendesk-webhook-signature-timestamp",
         "max_age": LONG,
     },
-    "jira": {"header": "X-Hub-Signature", "algorithm": "sha256", "prefix": "sha256="},
+    "jira": {"header": "X-Hub-Signature", "algorithm": "sha256", "match": "sha256=(.+)"},
 }
 
 
@@ -1753,7 +1753,7 @@ def test_the_signature_of_each_sender_admits_its_own_body_and_no_other(
             (body, {**headers, header: ""}),
             (body, {**headers, header: turned}),
             (body, {**headers, header: headers[header] + ", " + headers[header]}),
-            (body, {**headers, header: FORMS[form].get("prefix", "")}),
+            (body, {**headers, header: FORMS[form].get("match", "").partition("(")[0]}),
         ]
         if "timestamp_header" in FORMS[form]:
             stamp = next(
@@ -1807,7 +1807,7 @@ STAMPED = {
     "secret": SECRET,
     "header": "X-Signature",
     "algorithm": "sha256",
-    "prefix": "sha256=",
+    "match": "sha256=(.+)",
     "signed": "{timestamp}{body}",
     "timestamp_header": "X-Stamp",
 }
