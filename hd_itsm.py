@@ -36,7 +36,8 @@ Page) and delivering are siblings that meet only in the file.
   Delivery       due event -> request -> outcome; the only threads we start
   Service        the daemon put together; control file, sockets, systemd, reload
   Demo           the life of tickets against a practice ITSM
-  Command line   one function per command
+  Commands       what each does, a function each
+  Command line   their table, the parser, main
 """
 
 # /// script
@@ -874,12 +875,13 @@ def as_text(value: Any) -> str:
     return str(value) if isinstance(value, int | float) else COMPACT.encode(value)
 
 
-def _at_step(value: Any, step: Step) -> Iterable[tuple[Any, Any]]:
+def _at_step(value: Any, step: Step, named: bool = True) -> Iterable[tuple[Any, Any]]:
     """The elements of `value` that one step of a path means, each with its key or index.
 
-    A text that holds a JSON object or list is looked into.
+    A text that holds a JSON object or list is looked into, where a step before `named` it: else a
+    requester's text could stand for what the helpdesk says elsewhere.
     """
-    if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
+    if named and isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         with contextlib.suppress(ValueError, Unreadable):
             value = parse_json(value)
     if step.does == "key":
@@ -905,12 +907,14 @@ def _at_step(value: Any, step: Step) -> Iterable[tuple[Any, Any]]:
 def locate(value: Any, path: Path) -> list[tuple[tuple[Any, ...], Any]]:
     """Every element of `value` that `path` means, behind the keys and indexes that lead to it."""
     places: list[tuple[tuple[Any, ...], Any]] = [((), value)]
+    named = True
     for step in path:
         places = [
             ((*keys, key), element)
             for keys, parent in places
-            for key, element in _at_step(parent, step)
+            for key, element in _at_step(parent, step, named)
         ]
+        named = step.does != "any"
     return places
 
 
@@ -1784,6 +1788,11 @@ class Lookup:
         """Every placeholder of it."""
         conditions = placeholders_in([list(wanted) for _, wanted in self.when])
         return (*self.request.placeholders, *conditions)
+
+    @functools.cached_property
+    def of_a_value(self) -> bool:
+        """Whether it is asked for something; what others bring is a login, and nobody's to see."""
+        return any(part.name == "value" for part in self.placeholders)
 
     def conditions(self, scope: Scope) -> tuple[Condition, ...]:
         """What a hit must hold, in `scope`. Raises Untranslatable."""
@@ -8764,6 +8773,11 @@ class Memory:
             if self._values.get(key, (MISSING, 0.0))[0] == value:
                 del self._values[key]
 
+    def left(self, value: Any) -> float:
+        """For how many seconds a value is still good; 0 where it is not kept."""
+        untils = [until for kept, until in self._values.values() if kept == value]
+        return max(0.0, max(untils, default=0.0) - time.monotonic())
+
     def mask(self, text: str) -> str:
         """`text` without the tokens that look-ups brought."""
         for hidden in list(self._hidden):
@@ -8831,7 +8845,7 @@ class Inquiry:
             kept = False
             try:
                 value, seconds = self._asked(lookup, request, scope)
-                self.memory.keep(key, value, seconds, "value" not in scope.fields)
+                self.memory.keep(key, value, seconds, hidden=not lookup.of_a_value)
                 kept = True
             finally:
                 if not kept:
@@ -8842,7 +8856,7 @@ class Inquiry:
     def _asked(self, lookup: Lookup, request: Request, scope: Scope) -> tuple[Any, float]:
         """The value, and for how many seconds it is good."""
         values, message = self.values(lookup, request, scope)
-        of = f" of {as_text(scope.fields['value'])[:60]!r}" if "value" in scope.fields else ""
+        of = f" of {as_text(scope.fields['value'])[:60]!r}" if lookup.of_a_value else ""
         if values is None:
             why = "was refused, or its answer leads nowhere: see its attempt"
             raise Untranslatable(f"look-up {lookup.name}{of} {why}")
@@ -10183,10 +10197,10 @@ class _Demo:
         self.say("Seven webhooks, seven requests; none lost, none doubled.")
 
 
-# ── Command line: commands, their table, the parser ────────────────────────────────────────────
+# ── Commands: what each does, a function each ──────────────────────────────────────────────────
 
 
-# ── Command line · a command ───────────────────────────────────────────────────────────────────
+# ── Commands · a command ───────────────────────────────────────────────────────────────────────
 
 
 OVERRIDES = {  # options of the command line -> the configuration's key they override
@@ -10298,7 +10312,7 @@ def carry_out(operation: Operation, call: Call) -> int:
     return operation.exit_code(result)
 
 
-# ── Command line · serve and init ──────────────────────────────────────────────────────────────
+# ── Commands · serve and init ──────────────────────────────────────────────────────────────────
 
 
 def command_serve(call: Call) -> int:
@@ -10342,7 +10356,7 @@ def command_init(call: Call) -> int:
     return 0
 
 
-# ── Command line · check ───────────────────────────────────────────────────────────────────────
+# ── Commands · check ───────────────────────────────────────────────────────────────────────────
 
 Finding = tuple[str, str, str]
 
@@ -10494,11 +10508,55 @@ SUSPICIOUS = {  # a status in answer to a GET -> what it may mean; of others the
 }
 
 
+def _inquiry(config: Config) -> Inquiry:
+    """Asks look-ups outside of a delivery, within 10 s."""
+    patience = min(10.0, config.itsm.timeout)
+    wire = Wire(config.itsm)
+    return Inquiry(wire, Memory(), time.monotonic() + patience, lambda *told: None)
+
+
+NONSENSE = "hd-itsm-check-0"  # a ticket that no ITSM knows
+
+
+def _check_lookup(config: Config, lookup: Lookup) -> Finding:
+    """A token is asked for; a question is put with a nonsense id, which must find nothing."""
+    names = {part.name for part in lookup.placeholders}
+    token = not names - {*config.values, *config.lookups}
+    if not token and lookup.request.method != "GET":
+        return "ok", "look-up", f"{lookup.name} is not tried: it is a {lookup.request.method}"
+    inquiry = _inquiry(config)
+    fields = dict.fromkeys(names - {*COMPUTED, *config.values, *config.lookups}, NONSENSE)
+    scope = config.scope(fields, 0, NONSENSE, time.time(), NONSENSE)._replace(ask=inquiry.ask)
+    try:
+        if token:
+            left = inquiry.memory.left(inquiry.ask(lookup, scope))
+            until = config.clock.local(time.time() + left).strftime("%H:%M")
+            good = f"good until {until}" if left else "asked for each request anew (keep_for)"
+            return "ok", "look-up", f"{lookup.name} brought a value, {good}"
+        values, _ = inquiry.values(lookup, lookup.request.render(scope), scope)
+    except Unanswered as error:
+        return "wrong", "look-up", str(error)
+    except Untranslatable as error:
+        return ("wrong" if token else "look"), "look-up", f"{lookup.name}: {error}"
+    if values is None:
+        words = "is answered, but `value` leads nowhere in that answer for an unknown id"
+        return "look", "look-up", f"{lookup.name} {words}: see that it is a list that may be empty"
+    if values:
+        words = f"finds {one_line(values[0])[:40]} for an id that nobody has"
+        return "wrong", "look-up", f"{lookup.name} {words}: say in its `when` what a hit must hold"
+    return "ok", "look-up", f"{lookup.name} finds nothing for an id that nobody has"
+
+
 def _check_itsm(config: Config) -> list[Finding]:
     """Name, connection, TLS and any HTTP answer to a GET; what its clock says."""
-    request = config.knock.render(config.scope({}, 0, "", time.time(), None))
-    url, patience = request.url, min(10.0, config.itsm.timeout)
-    answer = Wire(config.itsm).exchange(request, time.monotonic() + patience)
+    inquiry = _inquiry(config)
+    scope = config.scope({}, 0, "", time.time(), None)._replace(ask=inquiry.ask)
+    try:
+        request = config.knock.render(scope)
+    except (Unanswered, Untranslatable) as error:
+        return [("wrong", "ITSM", f"it is not asked: {error}")]
+    url = request.url
+    answer = inquiry.wire.exchange(request, inquiry.deadline)
     host = urllib.parse.urlsplit(url).netloc
     proxy = urllib.parse.urlsplit(config.itsm.proxy.reveal()).hostname
     via = f" through {proxy}" if proxy else ""
@@ -10575,6 +10633,7 @@ def command_check(call: Call) -> int:
     findings += [_check_store(config), _check_disk(config), _check_log(config)]
     findings += [*_check_modes(config), _check_zone(config)]
     findings += _check_itsm(config)
+    findings += [_check_lookup(config, lookup) for lookup in config.lookups.values()]
     findings += _check_fields(config)
     findings += _check_reach(config)
     rows = [{"result": word, "what": what, "found": found} for word, what, found in findings]
@@ -10582,10 +10641,35 @@ def command_check(call: Call) -> int:
     return 1 if any(word == "wrong" for word, _, _ in findings) else 0
 
 
-# ── Command line · explain ─────────────────────────────────────────────────────────────────────
+# ── Commands · explain ─────────────────────────────────────────────────────────────────────────
 
 
-def _explain_request(config: Config, reading: Reading, explained: dict[str, Any]) -> str:
+class _Asked:
+    """Look-ups on behalf of `explain`: told, and with an inquiry asked indeed."""
+
+    def __init__(self, inquiry: Inquiry | None, values: Mapping[str, Any]) -> None:
+        self.inquiry, self.values = inquiry, values  # secrets among them
+        self.told: list[str] = []
+
+    def ask(self, lookup: Lookup, scope: Scope) -> Any:
+        """The value of a look-up, or what stands for it. Raises Unanswered, Untranslatable."""
+        shown = lookup.request.render(scope._replace(ask=not_asked))
+        question = f"{lookup.name}: {shown.method} {shown.url}"
+        if self.inquiry is None:
+            self.told.append(f"{question} (not asked: --ask does)")
+            return not_asked(lookup, scope)
+        try:
+            value = self.inquiry.ask(lookup, scope._replace(values=self.values))
+        except (Unanswered, Untranslatable) as error:
+            self.told.append(f"{question} -> {error}")
+            raise
+        self.told.append(f"{question} -> {value if lookup.of_a_value else '***'}")
+        return value
+
+
+def _explain_request(
+    config: Config, reading: Reading, explained: dict[str, Any], inquiry: Inquiry | None
+) -> str:
     """Adds the request that would be sent; what stands against it, or ""."""
     kind = config.kinds[reading.kind]
     request_id, kept = None, None
@@ -10601,15 +10685,19 @@ def _explain_request(config: Config, reading: Reading, explained: dict[str, Any]
                 "REQUEST-ID stands for the id that the ITSM will have given the ticket"
             )
     key = "a UUID kept with the event"
-    scope = config.scope(
-        reading.fields, 0, reading.ticket, time.time(), request_id, key, masked=True, kept=kept
-    )
+    given = (reading.fields, 0, reading.ticket, time.time(), request_id, key)
+    asked = _Asked(inquiry, config.scope(*given).values)
+    scope = config.scope(*given, masked=True, kept=kept)._replace(ask=asked.ask)
+    problem, rendered = "", dict[str, Any]()
     try:
-        explained |= kind.request.render(scope).as_json()
-    except Untranslatable as error:
-        return f"cannot be translated: {error}"
+        rendered = kind.request.render(scope).as_json()
+    except (Untranslatable, Unanswered) as error:
+        problem = f"cannot be translated: {error}"
+    if asked.told:
+        explained["look-ups"] = list(dict.fromkeys(asked.told))
+    explained |= rendered
     explained["result"] = "would be sent"
-    return ""
+    return problem
 
 
 def explained_as_text(explained: Mapping[str, Any]) -> str:
@@ -10618,6 +10706,8 @@ def explained_as_text(explained: Mapping[str, Any]) -> str:
     for name, value in explained.items():
         if name in ("fields", "headers"):
             lines += [f"{name}:"] + [f"  {key}: {one_line(of)}" for key, of in value.items()]
+        elif name == "look-ups":
+            lines += ["look-ups:", *(f"  {one_line(told)}" for told in value)]
         elif name == "body":
             lines += ["body:", value]
         else:
@@ -10634,8 +10724,10 @@ def _webhook_in(path: str) -> bytes:
         raise WrongArgument(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _explain_webhook(config: Config, hook: Hook, reading: Reading) -> dict[str, Any]:
-    """What one webhook would become."""
+def _explain_webhook(
+    config: Config, hook: Hook, reading: Reading, inquiry: Inquiry | None
+) -> dict[str, Any]:
+    """What one webhook would become; look-ups are asked by an inquiry alone."""
     explained: dict[str, Any] = {"hook": hook.name, "repaired": reading.repaired}
     if hook.rules:
         explained["rule"] = reading.rule or None
@@ -10646,7 +10738,7 @@ def _explain_webhook(config: Config, hook: Hook, reading: Reading) -> dict[str, 
     if not problem and not reading.kind:
         explained["result"] = "ignored (200): no rule of the hook matches"
     elif not problem:
-        problem = _explain_request(config, reading, explained)
+        problem = _explain_request(config, reading, explained, inquiry)
     if problem:
         explained["result"] = f"failed (400): {problem}"
     return explained
@@ -10669,14 +10761,15 @@ def command_explain(call: Call) -> int:
         call.emit({"hook": hook.name, "challenge": text}, f"a challenge: the answer is {text!r}")
         return 0
     _, readings = read_webhooks(hook, raw, headers, config.clock.zone)
-    all_of_them = [_explain_webhook(config, hook, reading) for reading in readings]
+    inquiry = _inquiry(config) if call.arguments["ask"] else None
+    all_of_them = [_explain_webhook(config, hook, reading, inquiry) for reading in readings]
     text = "\n\n".join(map(explained_as_text, all_of_them))
     result = all_of_them[0] if len(all_of_them) == 1 else {"webhooks": all_of_them}
     call.emit(result, text)
     return int(any(each["result"].startswith("failed") for each in all_of_them))
 
 
-# ── Command line · what needs a file of the caller ─────────────────────────────────────────────
+# ── Commands · what needs a file of the caller ─────────────────────────────────────────────────
 
 
 def _rows_of(path: str, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
@@ -10817,7 +10910,7 @@ def command_backup(call: Call) -> int:
     return 0
 
 
-# ── Command line · demo ────────────────────────────────────────────────────────────────────────
+# ── Commands · demo ────────────────────────────────────────────────────────────────────────────
 
 
 def command_demo(call: Call) -> int:
@@ -10842,6 +10935,9 @@ def command_demo(call: Call) -> int:
             runner.join(10)
             itsm.close()
     return 0
+
+
+# ── Command line: the table of commands, the parser, main ──────────────────────────────────────
 
 
 # ── Command line · the table ───────────────────────────────────────────────────────────────────
@@ -10901,6 +10997,9 @@ COMMANDS = {
                 Argument("body", read_text, "a file; - for stdin", metavar="BODY", default="-"),
                 Argument(
                     "--header", read_header, "of the webhook", metavar="NAME:VALUE", many=True
+                ),
+                Argument(
+                    "--ask", read_flag, "ask the look-ups, and say what each gave", default=False
                 ),
             ),
         ),

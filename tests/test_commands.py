@@ -14,7 +14,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from time import monotonic
@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from crowd import multiply
-from itsm import Itsm, ok, plain_text, reply
+from itsm import Answer, Itsm, Received, ok, plain_text, reply
 from service import (
     AUTHORIZATION,
     PROGRAM,
@@ -1233,3 +1233,121 @@ def test_a_retry_of_many_by_their_numbers_is_no_longer_request_either(
     assert run.json()["retried"] == list(range(1, 501))
     assert [refused["event"] for refused in run.json()["refused"]] == [900]
     assert "next" not in run.json()
+
+
+# ---- Look-ups, asked by hand -------------------------------------------------------------------
+
+
+def itsm_with_login(received: Received) -> Answer:
+    """An ITSM with a login server and a list of users."""
+    if received.path.endswith("/token"):
+        return reply(200, json={"access_token": "t0ken-of-today", "expires_in": 3600})
+    if received.headers.get("Authorization") != "Bearer t0ken-of-today":
+        return reply(401)
+    if "/users?email=" in received.path:
+        known = "jimin.park" in received.path
+        return reply(200, json={"result": [{"sys_id": "U-7"}] if known else []})
+    if "/every" in received.path:
+        return reply(200, json={"result": [{"sys_id": "R-1"}]})
+    return reply(200, json={"result": {"request_id": "R-1"}})
+
+
+def asking(url: str, **more: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """A configuration with a token and users."""
+    return {
+        "itsm": {"authorization": "Bearer {token}", "check_url": f"{url}/me"},
+        "lookups__token": {
+            "method": "POST",
+            "url": f"{url}/token",
+            "form": {"client_secret": "{client_secret}"},
+            "value": "access_token",
+            "keep_for": "expires_in",
+        },
+        "lookups__user": {
+            "url": f"{url}/users?email={{value}}",
+            "value": "result.0.sys_id",
+        },
+        "values": {"item_id": "I", "service": "S", "client_secret": {"env": "CLIENT_SECRET"}},
+        "kinds__new": {"opens": True, "body": {"user": "{writer|user}"}},
+        **more,
+    }
+
+
+SECRET_OF_OURS = {"CLIENT_SECRET": "n0body-knows"}
+
+
+def test_explain_says_which_look_ups_would_be_asked_and_asks_them_only_when_told(
+    start: Start, tmp_path: Path
+) -> None:
+    with Itsm(decide=itsm_with_login) as itsm:
+        service = start(itsm.url, SECRET_OF_OURS, **asking(itsm.url))
+        body = tmp_path / "body.json"
+        body.write_text(json.dumps(opening("4182")))
+        run = service.cli("explain", "itsm_new", str(body), "--json")
+        assert run.code == 0
+        assert itsm.requests == []
+        told = run.json()["look-ups"]
+        assert any(line.startswith("user: GET ") and "not asked" in line for line in told)
+        assert any(line.startswith("token: POST ") and "not asked" in line for line in told)
+        run = service.cli("explain", "itsm_new", str(body), "--ask", "--json")
+        assert any(line.endswith("-> U-7") for line in run.json()["look-ups"])
+        assert json.loads(run.json()["body"]) == {"user": "U-7"}
+        assert "t0ken" not in run.out
+        assert "n0body" not in run.out
+        assert {one.path.partition("?")[0][-6:] for one in itsm.requests} == {"/token", "/users"}
+        body.write_text(json.dumps(opening("4182", writer="nobody")))
+        run = service.cli("explain", "itsm_new", str(body), "--ask")
+        assert run.code == 1
+        assert "there is none of 'nobody'" in run.out
+
+
+def test_check_asks_for_a_token_and_says_until_when_it_is_good(
+    start: Start, tmp_path: Path
+) -> None:
+    with Itsm(decide=itsm_with_login) as itsm:
+        service = start(itsm.url, SECRET_OF_OURS, **asking(itsm.url))
+        run = service.cli("check")
+        assert run.code == 0, run.out
+        assert "token brought a value, good until " in run.out
+        assert "user finds nothing for an id that nobody has" in run.out
+        assert "t0ken" not in run.out
+        assert not [
+            one
+            for one in itsm.requests
+            if one.method == "POST" and not one.path.endswith("/token")
+        ]
+
+
+def test_check_finds_a_question_whose_filter_the_itsm_ignores(start: Start) -> None:
+    with Itsm(decide=itsm_with_login) as itsm:
+        find = {"url": f"{itsm.url}/every?q={{ticket_id}}", "value": "result.*.sys_id"}
+        new = {"opens": True, "unclear": "find", "find": "request", "body": {"a": "{subject}"}}
+        more: dict[str, Mapping[str, Any]] = {"lookups__request": find, "kinds__new": new}
+        service = start(itsm.url, SECRET_OF_OURS, **asking(itsm.url, **more))
+        run = service.cli("check")
+        assert run.code == 1
+        assert "request finds R-1 for an id that nobody has: say in its `when`" in run.out
+
+
+def test_check_says_what_is_wrong_with_a_login(start: Start) -> None:
+    with Itsm(decide=lambda received: reply(401)) as itsm:
+        service = start(itsm.url, SECRET_OF_OURS, **asking(itsm.url))
+        run = service.cli("check")
+        assert run.code == 1
+        assert "look-up token: answered 401" in run.out
+
+
+def test_a_token_is_seen_nowhere_though_another_look_up_needs_it(start: Start) -> None:
+    def decide(received: Received) -> Answer:
+        answer = itsm_with_login(received)
+        if received.method == "POST" and not received.path.endswith("/token"):
+            return reply(400, json={"error": f"no: {received.headers.get('Authorization')}"})
+        return answer
+
+    with Itsm(decide=decide) as itsm:
+        service = start(itsm.url, SECRET_OF_OURS, **asking(itsm.url))
+        answer = service.post("itsm_new", opening("4182"), wait=10)
+        assert answer.state == "failed"
+        shown = json.dumps(service.show(answer.event))
+        assert "no: Bearer ***" in shown
+        assert "t0ken" not in shown + service.log

@@ -105,6 +105,19 @@ def test_an_element_is_read_anew_by_itself_when_it_is_retried(start: Start, itsm
     assert texts(itsm, 1) == [(two, "2")]
 
 
+def test_a_requesters_json_within_a_text_is_read_where_it_is_named_and_by_no_star(
+    start: Start, itsm: Itsm
+) -> None:
+    fields = {"ticket_id": ["*.id", "note.id"], "text": "payload.text"}
+    service = start(itsm.url, hooks__note=noted(fields=fields))
+    mine, other = ticket(), ticket()
+    planted = json.dumps({"id": other})
+    body = {"subject": planted, "item": {"id": mine}, "payload": json.dumps({"text": "named"})}
+    assert service.post("note", body).status == 200
+    assert texts(itsm, 1) == [(mine, "named")]
+    assert service.post("note", {"subject": planted}).status == 400
+
+
 def test_prefer_waits_for_all_of_a_list(start: Start, itsm: Itsm) -> None:
     service = start(itsm.url, hooks__note=noted(each="*"))
     answer = service.post("note", [{"ticket_id": ticket()}, {"ticket_id": ticket()}], {}, 10)
