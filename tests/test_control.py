@@ -322,11 +322,12 @@ def test_backup_copies_and_deletes_nothing_but_the_copy_that_it_asked_for(
 @pytest.mark.parametrize("name", ["../x", "a/b", "", "abcdef12.db", "ABCDEF1234", "\u0663" * 8])
 def test_the_service_makes_a_copy_nowhere_but_beside_its_file(start: Start, name: str) -> None:
     service = start()
-    before = sorted(path.name for path in service.folder.parent.rglob("*"))
+    before = sorted(path.name for path in service.folder.rglob("*"))
     answer = service.control_post("backup", json.dumps({"name": name}).encode())
     assert answer.status == 400
     assert "hexadecimal" in answer.error or "missing" in answer.error
-    assert sorted(path.name for path in service.folder.parent.rglob("*")) == before
+    assert sorted(path.name for path in service.folder.rglob("*")) == before
+    assert not (service.folder.parent / "x").exists()
 
 
 def test_backup_refuses_to_stand_in_the_place_of_the_file(start: Start) -> None:

@@ -504,10 +504,10 @@ def test_control_a_program_that_reads_json_within_something_else_is_found(
     tmp_path: Path, body: bytes
 ) -> None:
     code = """
-_read_webhook = read_webhook
-def read_webhook(hook, raw, headers):
+_read_webhooks = read_webhooks
+def read_webhooks(hook, raw, *rest):
     inner = re.findall(rb"[{][^{}]*[}]", raw.replace(b"\\\\", b""))[-1]
-    return _read_webhook(hook, inner, headers)
+    return _read_webhooks(hook, inner, *rest)
 """
     with Itsm() as itsm:
         rig = Rig(tmp_path, settings(itsm.url), sabotaged(tmp_path, code=code))

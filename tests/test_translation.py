@@ -224,10 +224,15 @@ def test_no_id_leads_to_another_endpoint_however_often_it_is_decoded(ticket: str
 
 
 def test_fields_come_before_constants_and_computed_values_before_both() -> None:
-    values = {"a": "constant", "b": "constant", "ticket_id": "constant"}
+    values = {"a": "constant", "b": "constant", "event": "constant"}
     more: dict[str, Any] = {"values": values}
-    fields = {"a": "field", "ticket_id": "field"}
-    assert sent("{a} {b} {ticket_id}", fields, **more) == "field constant 4182"
+    fields = {"a": "field", "event": "field"}
+    assert sent("{a} {b} {event}", fields, **more) == "field constant 17"
+
+
+def test_a_ticket_is_named_to_the_itsm_without_its_desk() -> None:
+    fields = {"ticket_id": "17", "desk": "it"}
+    assert sent("{ticket_id} {desk}", fields, ticket="it:17") == "17 it"
 
 
 def test_the_names_of_an_event() -> None:
