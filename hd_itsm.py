@@ -67,6 +67,8 @@ import html
 import http.client
 import http.server
 import importlib.metadata
+import importlib.resources
+import importlib.resources.abc
 import io
 import ipaddress
 import itertools
@@ -10305,6 +10307,90 @@ def carry_out(operation: Operation, call: Call) -> int:
     return operation.exit_code(result)
 
 
+# ── Commands · recipes ─────────────────────────────────────────────────────────────────────────
+
+HALVES = ("helpdesk", "itsm")  # of a configuration, and of the names of its recipes
+FILL_IN = "  # FILL IN"
+RECIPES_HEAD = """\
+# Configuration of hd_itsm, made by `hd-itsm init {}`.
+# Yours are the lines marked FILL IN, and the variables named by {{ env = }}. All other keys:
+# `hd-itsm help configuration`. Often wanted:
+#
+# [server]
+# listen = "0.0.0.0:8080"                   # for a helpdesk on another machine
+#
+# [store]
+# path = "/var/lib/hd_itsm/hd_itsm.db"      # under systemd
+"""
+
+
+def recipes_folder() -> importlib.resources.abc.Traversable:
+    """Where the recipes are: beside the source, or with the installed package or the .pyz.
+
+    Raises Error.
+    """
+    beside = pathlib.Path(__file__).parent / "tests" / "recipes"
+    if any(beside.glob("helpdesk-*.toml")):
+        return beside
+    try:
+        return importlib.resources.files("hd_itsm_recipes")
+    except ModuleNotFoundError:
+        raise Error(
+            "the recipes are not with this one file: they stand in tests/recipes of the source,"
+            " and travel with the installed package and with hd_itsm.pyz"
+        ) from None
+
+
+def recipes(half: str) -> dict[str, str]:
+    """The recipes of a half, by name. Raises Error."""
+    start = f"{half}-"
+    files = sorted(recipes_folder().iterdir(), key=lambda file: file.name)
+    return {
+        file.name.removeprefix(start).removesuffix(".toml"): file.read_text(encoding="utf-8")
+        for file in files
+        if file.name.startswith(start) and file.name.endswith(".toml")
+    }
+
+
+def title_of(text: str) -> str:
+    """What a recipe is for: the beginning of its first line."""
+    return text.partition("\n")[0].removeprefix("# ").partition(". Put one")[0]
+
+
+def recipe(half: str, wanted: str) -> tuple[str, str]:
+    """Name and text of the recipe of a half that is called so. Raises WrongArgument.
+
+    A part of its name or of its title will do; of several the shortest name is meant.
+    """
+    known, word = recipes(half), wanted.lower()
+    fitting = [name for name in known if word in name or word in title_of(known[name]).lower()]
+    if not word or not fitting:
+        what = f"no recipe {wanted!r}{_hint(word, known)}" if word else "is missing"
+        raise WrongArgument(f"--{half}: {what}: {', '.join(known)}")
+    name = word if word in known else min(fitting, key=len)
+    return name, known[name]
+
+
+def _is_yours(section: str, line: str) -> bool:
+    """Whether a line of a recipe holds what only its administrator can know."""
+    if line.startswith("#") or " = " not in line:
+        return False
+    listed = section == "values" or section.startswith("tables.")
+    return "example.co" in line or (listed and not re.match(r'"\*"|.*\{ env = ', line))
+
+
+def joined_recipes(halves: Sequence[tuple[str, str]]) -> tuple[str, list[str]]:
+    """Both recipes as one configuration, what is to be filled in marked; its variables."""
+    options = " ".join(f"--{half} {name}" for half, (name, _) in zip(HALVES, halves, strict=True))
+    lines, section = [RECIPES_HEAD.format(options)], ""
+    for line in "\n".join(text for _, text in halves).splitlines():
+        section = header[1] if (header := re.match(r"\[([^\]]+)\]", line)) else section
+        lines.append(line + FILL_IN if _is_yours(section, line) else line)
+    text = "\n".join(lines) + "\n"
+    variables = re.findall(r'(?m)^[^#\n]*?\{ env = "([^"]+)" \}', text)
+    return text, list(dict.fromkeys(variables))
+
+
 # ── Commands · serve and init ──────────────────────────────────────────────────────────────────
 
 
@@ -10335,17 +10421,34 @@ def command_serve(call: Call) -> int:
     return service.run()
 
 
-def command_init(call: Call) -> int:
-    """Writes the sample configuration; never over a file."""
-    path = call.arguments["file"]
+def _new_configuration(path: str, text: str) -> None:
+    """Writes it, for nobody else to read: a token may be written into it. Raises Error."""
     try:
         with os.fdopen(new_file(path), "w", encoding="utf-8") as file:
-            file.write(sample_config())  # a token may be written into it: for nobody else to read
+            file.write(text)
     except FileExistsError:
         raise Error(f"{path} exists: it is left as it is; name another file") from None
     except OSError as error:
         raise Error(f"{path}: cannot be written: {error.strerror}") from None
-    print(f"wrote {path}: fill in itsm.url and itsm.authorization, then run `check`")
+
+
+def command_init(call: Call) -> int:
+    """Writes the sample configuration, or two recipes joined; never over a file."""
+    path = call.arguments["file"]
+    if call.arguments["helpdesk"] is None and call.arguments["itsm"] is None:
+        _new_configuration(path, sample_config())
+        print(f"wrote {path}: fill in itsm.url and itsm.authorization, then run `check`")
+        return 0
+    halves = [recipe(half, call.arguments[half] or "") for half in HALVES]
+    text, variables = joined_recipes(halves)
+    _new_configuration(path, text)
+    print(f"wrote {path} of {' and '.join(name for name, _ in halves)}")
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.endswith(FILL_IN):
+            print(f"  fill in line {number}: {line.removesuffix(FILL_IN).strip()}")
+    for name in variables:
+        print(f"  set the variable {name} (under systemd in /etc/hd_itsm.env)")
+    print("what to click in the products stands in the file too; then run `check`")
     return 0
 
 
@@ -11025,6 +11128,15 @@ def _cases(commands: Commands) -> str:
     return as_table(rows, ("answer", "outcome", "reason")) + "\n"
 
 
+def _recipes(commands: Commands) -> str:
+    rows = [
+        {"option": f"--{half} {name}", "for": title_of(text)}
+        for half in HALVES
+        for name, text in recipes(half).items()
+    ]
+    return as_table(rows, ("option", "for")) + "\n"
+
+
 def _metrics(commands: Commands) -> str:
     rows = [
         {"metric": f"hd_itsm_{name}{f'{{{label}=}}' if label else ''}", "type": kind, "is": words}
@@ -11249,6 +11361,13 @@ all go. One ticket that always fails while others go through is `failed` after r
 otherwise an event is given up after retry.give_up_after, with a warning at 80 % of it.
 """
 
+RECIPES_WORDS = """\
+hd-itsm init --helpdesk NAME --itsm NAME
+
+writes a configuration of these two halves:
+
+"""
+
 PAGE_WORDS = """\
 http://127.0.0.1:8080/ shows whether all is well, what needs you, and what happened;
 /tickets/4182 and /events/17 show one ticket and one event. Its buttons are the commands. From
@@ -11466,6 +11585,7 @@ TOPICS = {
         ),
     ),
     "monitoring": Topic("health, log, metrics, alerts", (MONITORING, _metrics)),
+    "recipes": Topic("configurations for products", (RECIPES_WORDS, _recipes)),
     "page": Topic("the status page", (PAGE_WORDS,)),
     "security": Topic("who may do what, and who sees what", (SECURITY,)),
     "install": Topic("one file, .pyz, RHEL, firewall", (INSTALL,)),
@@ -11522,9 +11642,14 @@ COMMANDS = {
         ),
         Command(
             "init",
-            "write the sample configuration",
+            "write the sample configuration, or the one of two recipes joined",
             command_init,
-            (Argument("file", read_text, "its name", metavar="FILE", default="hd_itsm.toml"),),
+            (
+                Argument("file", read_text, "its name", metavar="FILE", default="hd_itsm.toml"),
+                Argument("--helpdesk", read_text, "a recipe for yours; with --itsm"),
+                Argument("--itsm", read_text, "a recipe for yours; `help recipes` lists them"),
+            ),
+            prints=False,
         ),
         Command(
             "check",
