@@ -36,8 +36,9 @@ Page) and delivering are siblings that meet only in the file.
   Delivery       due event -> request -> outcome; the only threads we start
   Service        the daemon put together; control file, sockets, systemd, reload
   Demo           the life of tickets against a practice ITSM
-  Commands       what each does, a function each
-  Command line   their table, the parser, main
+  Commands       one function per command
+  Help           what is for looking up, from the tables that the program works by
+  Command line   the table of commands, the parser, main
 """
 
 # /// script
@@ -66,6 +67,8 @@ import html
 import http.client
 import http.server
 import importlib.metadata
+import importlib.resources
+import importlib.resources.abc
 import io
 import ipaddress
 import itertools
@@ -2560,7 +2563,7 @@ class AccessOptions:
     hmac: Signature | None = option(
         _read_hmac,
         {},
-        "the helpdesk's signature over the body (README, recipes)",
+        "the helpdesk's signature over the body",
         '{ secret = "...", header = "X-Hub-Signature", algorithm = "sha1", encoding = "hex",'
         ' match = "sha1=(.+)", signed = "{body}" }',
     )
@@ -2594,7 +2597,7 @@ class ItsmOptions:
     answers: tuple[Rule, ...] = option(
         _read_answers,
         [],
-        "rules for what its answers mean, where README's table is wrong",
+        "rules for what its answers mean, where the table of `help answers` is wrong",
         '[ { means = "failed", status = 200, when = { "*" = "~(?i)permission denied" } } ]',
     )
     check_url: str = option(_read_url, "", "what `check` may GET; empty: url")
@@ -10197,7 +10200,7 @@ class _Demo:
         self.say("Seven webhooks, seven requests; none lost, none doubled.")
 
 
-# ── Commands: what each does, a function each ──────────────────────────────────────────────────
+# ── Commands: one function per command ─────────────────────────────────────────────────────────
 
 
 # ── Commands · a command ───────────────────────────────────────────────────────────────────────
@@ -10214,14 +10217,19 @@ OVERRIDES = {  # options of the command line -> the configuration's key they ove
 class Call:
     """A command as it was typed: its arguments, and what it may need to carry them out.
 
-    `options`: what was given of OVERRIDES.
+    `options`: what was given of OVERRIDES; `commands`: all that there are.
     """
 
     def __init__(
-        self, arguments: Arguments, options: Mapping[str, str], as_json: bool, environ: Environ
+        self,
+        arguments: Arguments,
+        options: Mapping[str, str],
+        as_json: bool,
+        environ: Environ,
+        commands: Mapping[str, Any],  # name -> Command
     ) -> None:
         self.arguments, self.options, self.environ = arguments, options, environ
-        self.as_json = as_json
+        self.as_json, self.commands = as_json, commands
 
     def config(self, complete: bool = False) -> Config:
         """The configuration; `complete` as for `load_config`. Raises ConfigError."""
@@ -10312,6 +10320,90 @@ def carry_out(operation: Operation, call: Call) -> int:
     return operation.exit_code(result)
 
 
+# ── Commands · recipes ─────────────────────────────────────────────────────────────────────────
+
+HALVES = ("helpdesk", "itsm")  # of a configuration, and of the names of its recipes
+FILL_IN = "  # FILL IN"
+RECIPES_HEAD = """\
+# Configuration of hd_itsm, made by `hd-itsm init {}`.
+# Yours are the lines marked FILL IN, and the variables named by {{ env = }}. All other keys:
+# `hd-itsm help configuration`. Often wanted:
+#
+# [server]
+# listen = "0.0.0.0:8080"                   # for a helpdesk on another machine
+#
+# [store]
+# path = "/var/lib/hd_itsm/hd_itsm.db"      # under systemd
+"""
+
+
+def recipes_folder() -> importlib.resources.abc.Traversable:
+    """Where the recipes are: beside the source, or with the installed package or the .pyz.
+
+    Raises Error.
+    """
+    beside = pathlib.Path(__file__).parent / "tests" / "recipes"
+    if any(beside.glob("helpdesk-*.toml")):
+        return beside
+    try:
+        return importlib.resources.files("hd_itsm_recipes")
+    except ModuleNotFoundError:
+        raise Error(
+            "the recipes are not with this one file: they stand in tests/recipes of the source,"
+            " and travel with the installed package and with hd_itsm.pyz"
+        ) from None
+
+
+def recipes(half: str) -> dict[str, str]:
+    """The recipes of a half, by name. Raises Error."""
+    start = f"{half}-"
+    files = sorted(recipes_folder().iterdir(), key=lambda file: file.name)
+    return {
+        file.name.removeprefix(start).removesuffix(".toml"): file.read_text(encoding="utf-8")
+        for file in files
+        if file.name.startswith(start) and file.name.endswith(".toml")
+    }
+
+
+def title_of(text: str) -> str:
+    """What a recipe is for: the beginning of its first line."""
+    return text.partition("\n")[0].removeprefix("# ").partition(". Put one")[0]
+
+
+def recipe(half: str, wanted: str) -> tuple[str, str]:
+    """Name and text of the recipe of a half that is called so. Raises WrongArgument.
+
+    A part of its name or of its title will do; of several the shortest name is meant.
+    """
+    known, word = recipes(half), wanted.lower()
+    fitting = [name for name in known if word in name or word in title_of(known[name]).lower()]
+    if not word or not fitting:
+        what = f"no recipe {wanted!r}{_hint(word, known)}" if word else "is missing"
+        raise WrongArgument(f"--{half}: {what}: {', '.join(known)}")
+    name = word if word in known else min(fitting, key=len)
+    return name, known[name]
+
+
+def _is_yours(section: str, line: str) -> bool:
+    """Whether a line of a recipe holds what only its administrator can know."""
+    if line.startswith("#") or " = " not in line:
+        return False
+    listed = section == "values" or section.startswith("tables.")
+    return "example.co" in line or (listed and not re.match(r'"\*"|.*\{ env = ', line))
+
+
+def joined_recipes(halves: Sequence[tuple[str, str]]) -> tuple[str, list[str]]:
+    """Both recipes as one configuration, what is to be filled in marked; its variables."""
+    options = " ".join(f"--{half} {name}" for half, (name, _) in zip(HALVES, halves, strict=True))
+    lines, section = [RECIPES_HEAD.format(options)], ""
+    for line in "\n".join(text for _, text in halves).splitlines():
+        section = header[1] if (header := re.match(r"\[([^\]]+)\]", line)) else section
+        lines.append(line + FILL_IN if _is_yours(section, line) else line)
+    text = "\n".join(lines) + "\n"
+    variables = re.findall(r'(?m)^[^#\n]*?\{ env = "([^"]+)" \}', text)
+    return text, list(dict.fromkeys(variables))
+
+
 # ── Commands · serve and init ──────────────────────────────────────────────────────────────────
 
 
@@ -10342,17 +10434,34 @@ def command_serve(call: Call) -> int:
     return service.run()
 
 
-def command_init(call: Call) -> int:
-    """Writes the sample configuration; never over a file."""
-    path = call.arguments["file"]
+def _new_configuration(path: str, text: str) -> None:
+    """Writes it, for nobody else to read: a token may be written into it. Raises Error."""
     try:
         with os.fdopen(new_file(path), "w", encoding="utf-8") as file:
-            file.write(sample_config())  # a token may be written into it: for nobody else to read
+            file.write(text)
     except FileExistsError:
         raise Error(f"{path} exists: it is left as it is; name another file") from None
     except OSError as error:
         raise Error(f"{path}: cannot be written: {error.strerror}") from None
-    print(f"wrote {path}: fill in itsm.url and itsm.authorization, then run `check`")
+
+
+def command_init(call: Call) -> int:
+    """Writes the sample configuration, or two recipes joined; never over a file."""
+    path = call.arguments["file"]
+    if call.arguments["helpdesk"] is None and call.arguments["itsm"] is None:
+        _new_configuration(path, sample_config())
+        print(f"wrote {path}: fill in itsm.url and itsm.authorization, then run `check`")
+        return 0
+    halves = [recipe(half, call.arguments[half] or "") for half in HALVES]
+    text, variables = joined_recipes(halves)
+    _new_configuration(path, text)
+    print(f"wrote {path} of {' and '.join(name for name, _ in halves)}")
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.endswith(FILL_IN):
+            print(f"  fill in line {number}: {line.removesuffix(FILL_IN).strip()}")
+    for name in variables:
+        print(f"  set the variable {name} (under systemd in /etc/hd_itsm.env)")
+    print("what to click in the products stands in the file too; then run `check`")
     return 0
 
 
@@ -10937,6 +11046,662 @@ def command_demo(call: Call) -> int:
     return 0
 
 
+# ── Help: what is for looking up, from the tables that the program itself works by ─────────────
+
+
+# ── Help · rows made from tables ───────────────────────────────────────────────────────────────
+
+Commands = Mapping[str, Command]
+
+
+def _options_of(name: str, table: type) -> str:
+    """The keys of a table of options."""
+    rows = [
+        {
+            "key": f"{name}.{key}",
+            "default": as_toml(option.default) if option.default is not None else "none",
+            "meaning": option.sentence,
+        }
+        for key, option in options_of(table).items()
+    ]
+    return f"{table.__doc__}\n\n{as_table(rows, ('key', 'default', 'meaning'))}\n"
+
+
+def _sections(commands: Commands) -> str:
+    return "\n".join(_options_of(name, table) for name, table in SECTIONS.items())
+
+
+NAMED_TABLES: Mapping[str, type[Any]] = {
+    "hooks.NAME": HookOptions,
+    "kinds.NAME": KindOptions,
+    "lookups.NAME": LookupOptions,
+}
+
+
+def _named_tables(commands: Commands) -> str:
+    return "\n".join(_options_of(name, table) for name, table in NAMED_TABLES.items())
+
+
+def _built_in(commands: Commands) -> str:
+    hooks = (f"POST /{name} -> {hook['kind']}" for name, hook in HOOKS.items())
+    return f"Built in: {', '.join(hooks)}.\n"
+
+
+EXAMPLE = Scope(
+    fields={
+        "subject": "Printer 🖨\nis <slow>",
+        "contents": "<p>one</p><p>two</p>",
+        "technician": "홍길동",
+        "count": "5",
+        "category": "",
+        "date": "2026-11-23 오후 3:05:09",
+    },
+    values={},
+    tables={"users": {"홍길동": "gdhong", "*": "{}"}},
+    clock=Clock(timezone(timedelta(hours=9))),
+    event=17,
+    ticket="4182",
+    received=1795586400.0,  # 2026-11-25 13:00 in that zone
+    request_id="R-1",
+    idempotency_key="5b0e7f0a-...",
+)
+
+COMPUTED_WORDS = {
+    "request_id": "the ITSM's id of the ticket",
+    "ticket_id": "the helpdesk's",
+    "event": "its number",
+    "received": "when the webhook came",
+    "today": "that day",
+    "expected_date": "that day and time.due_days",
+    "hours": "whole hours from the field `date` to the receipt, never below 0",
+    "minutes": "whole minutes of it",
+    "idempotency_key": "a UUID kept with the event",
+}
+
+FILTERED = (  # a placeholder that shows a filter, what the filter does
+    ("{technician|users}", "what the table [tables.users] says"),
+    ("{hours|text}", "text instead of a number"),
+    ("{count|number}", "a number instead of text"),
+    ("{contents|html}", "HTML as plain text, its lines kept"),
+    ("{subject|max:7}", "at most so many characters"),
+    ("{technician|bytes:7}", "at most so many bytes of UTF-8, no character cut in two"),
+    ("{date|date:%Y%m%d %H:%M}", "a date in this format, in time.zone"),
+    ("{date|utc|date:%FT%TZ}", "the same moment in UTC"),
+    ("{date|epoch}", "seconds since 1970"),
+    ("{date|epoch_ms}", "milliseconds since 1970"),
+    ("{subject|line}", "one line"),
+    ("{subject|bmp}", "without emoji and what else lies beyond 16 bits"),
+    ("{subject|xml}", "escaped for XML"),
+    ("{subject|to_html}", "text with its line breaks as HTML"),
+    ("{category|or:etc}", "this where it is missing, null or empty"),
+    ("{category|or_null}", "null then"),
+    ("{category|or_omit}", "the key, header or element is left out then"),
+)
+
+
+def _value(placeholder: str) -> str:
+    value = parse_template(placeholder).render(EXAMPLE)
+    return "(left out)" if value is OMIT else json.dumps(value, ensure_ascii=False)
+
+
+def _placeholders(commands: Commands) -> str:
+    rows = [
+        {"placeholder": f"{{{name}}}", "like": _value(f"{{{name}}}"), "is": words}
+        for name, words in COMPUTED_WORDS.items()
+    ]
+    return as_table(rows, ("placeholder", "like", "is")) + "\n"
+
+
+def _filters(commands: Commands) -> str:
+    rows = [{"like": like, "gives": _value(like), "is": words} for like, words in FILTERED]
+    return as_table(rows, ("like", "gives", "is")) + "\n"
+
+
+PATHS = (
+    ("item.name", "key `name` in key `item`"),
+    ("notes.0.text", "the first element of a list; -1 is the last"),
+    ("item.team[role=assigned].name", "the element whose `role` is `assigned`"),
+    ("custom.*.value", "any element, or any value of an object; of a field the first present one"),
+    ("*", "any element of a list at the root"),
+    ('"my.key"', "a key with a dot in it"),
+    ("@header:NAME", "a header; of `Location` its last part"),
+    ("@query:NAME", "a field of the query"),
+    ("@body", "the whole of an answer: its text where it is no JSON"),
+)
+
+
+def _paths(commands: Commands) -> str:
+    rows = [{"path": path, "means": words} for path, words in PATHS]
+    return as_table(rows, ("path", "means")) + "\n"
+
+
+def _answers_to_the_helpdesk(commands: Commands) -> str:
+    rows = [{"answer": status, "when": words} for status, words in ANSWERED.items()]
+    return as_table(rows, ("answer", "when")) + "\n"
+
+
+def _statuses(commands: Commands) -> str:
+    rows = [
+        {
+            "status": f"{first}" if first == last else f"{first} to {last}",
+            "outcome": outcome,
+            "may have happened": "yes" if happened and outcome != "delivered" else "",
+        }
+        for first, last, outcome, happened in ANSWERS
+    ]
+    rows.append({"status": "any other, or none", "outcome": "later", "may have happened": ""})
+    return as_table(rows, ("status", "outcome", "may have happened")) + "\n"
+
+
+JSON_HEAD = {"content-type": "application/json"}
+ANSWER_CASES = (  # an answer, to a kind that opens or one that does not
+    ("no answer, though the request was sent", True, Answer(None, error="timed out")),
+    ("no connection", True, Answer(None, error="connection refused", sent=False)),
+    (
+        "2xx with a request id, to a kind that opens",
+        True,
+        Answer(200, JSON_HEAD, b'{"result": {"request_id": "R-1"}}'),
+    ),
+    ("2xx, JSON without a request id, to such a kind", True, Answer(200, JSON_HEAD, b"{}")),
+    ("2xx, empty or plain text, to such a kind", True, Answer(200, {}, b"")),
+    ("2xx, empty or plain text, to another kind", False, Answer(204, {}, b"")),
+    ("2xx, HTML", True, Answer(200, {"content-type": "text/html"}, b"<html>")),
+    ("2xx, no JSON, and no length that proves it whole", True, Answer(200, {}, b"", framed=False)),
+    ("2xx, cut", True, Answer(200, JSON_HEAD, b'{"res', error="the answer was cut")),
+)
+
+
+def _cases(commands: Commands) -> str:
+    kinds = load_config("", {}, {}, complete=False).kinds
+    rows = []
+    for words, opens, answer in ANSWER_CASES:
+        outcome = decide(kinds["new" if opens else "assign"], answer, 0.0)
+        rows.append({"answer": words, "outcome": outcome.name, "reason": outcome.reason})
+    return as_table(rows, ("answer", "outcome", "reason")) + "\n"
+
+
+def _recipes(commands: Commands) -> str:
+    rows = [
+        {"option": f"--{half} {name}", "for": title_of(text)}
+        for half in HALVES
+        for name, text in recipes(half).items()
+    ]
+    return as_table(rows, ("option", "for")) + "\n"
+
+
+def _metrics(commands: Commands) -> str:
+    rows = [
+        {"metric": f"hd_itsm_{name}{f'{{{label}=}}' if label else ''}", "type": kind, "is": words}
+        for name, kind, words, label in METRICS
+    ]
+    return as_table(rows, ("metric", "type", "is")) + "\n"
+
+
+def usage(command: Command) -> str:
+    """How a command is typed."""
+    words = [command.name]
+    for argument in filter(lambda each: each.help, command.arguments):
+        word = argument.shown
+        if argument.name.startswith("--") and argument.read is not read_flag:
+            value = argument.metavar or argument.key.upper()
+            word = f"{word} {value}" if argument.empty is None else f"{word} [{value}]"
+        word += "..." if argument.many else ""
+        words.append(word if argument.required else f"[{word}]")
+    return " ".join([*words, "[--json]"] if command.prints else words)
+
+
+def _commands(commands: Commands) -> str:
+    lines = []
+    for command in commands.values():
+        lines += [usage(command), f"    {command.help}"]
+        for argument in filter(lambda each: each.help, command.arguments):
+            lines.append(f"    {argument.shown}: {argument.help}")
+    return "\n".join(lines) + "\n"
+
+
+# ── Help · what no table says ──────────────────────────────────────────────────────────────────
+
+CONFIGURATION = """\
+TOML. It is looked for at --config, $HD_ITSM_CONFIG, ./hd_itsm.toml, /etc/hd_itsm.toml, in this
+order; --listen, --db and --itsm-url win over it. `init` writes a commented sample. Everything
+has a default except itsm.url. A hook, kind or table that the file names replaces the built-in
+one of that name whole (a [kinds.new] without `opens = true` opens nothing; `check` warns); all
+else is merged key by key. Durations are seconds, or "90s", "15m", "12h", "7d". A secret is a
+text, { file = "PATH" } (read again when it changes), { env = "NAME" }, or for systemd
+{ credential = "NAME" }. A configuration that another user than you or root owns, or that others
+may write, is not believed.
+"""
+
+SIGNATURES = """\
+access.hmac is { secret = "...", and of these what differs: header = "X-Hub-Signature", algorithm
+= "sha1" (sha256, sha512), encoding = "hex" (base64), match (a pattern whose group is the
+signature; each match in the header is tried), key = "base64" where the secret is encoded (after
+whsec_), signed = "{body}", any text of {body}, {timestamp}, {id} }. With a timestamp in it come
+timestamp_header, timestamp_match and max_age: 300 s when absent, so that a helpdesk that repeats
+an older signature gets 401; 0 is for ever. With {id} comes id_header. What means nothing
+together is an error. [hooks.NAME.access] has the keys of [access] and takes its place.
+"""
+
+CONSTANTS = """\
+[values] holds constants for templates ({item_id}), secrets included. [tables.users] is a filter
+({technician|users}); its row "*" = "{}" serves what is not listed ({} is the value itself), and
+without that row what is not listed fails, with the name in the reason. Numbers, true and false
+keep their type. itsm.authorization, and headers of [itsm] that are secrets, go to the host of
+itsm.url and to no other: a kind or look-up elsewhere names its own.
+
+An example: one address, rules that choose the kind, the ticket in the URL, a second step.
+
+[hooks.desk]
+path = "/hook/desk"
+fields = { ticket_id = "item.id", subject = ["item.title", "item.name"], contents = "item.text" }
+rules = [
+  { kind = "new", when = { event = "new" } },
+  { kind = "resolve", when = { "item.status.id" = [5, 6] } },
+]
+
+[kinds.new]
+opens = true
+url = "https://itsm.example.com/requests"
+request_id = "result.0.sys_id"
+body = { title = "{subject|max:80}", text = "{contents|html|bytes:4000}", priority = 2 }
+unclear = "find"
+find = "request"
+
+[lookups.request]
+url = "https://itsm.example.com/requests?q={ticket_id}"
+value = "result.*.sys_id"
+
+[kinds.resolve]
+method = "PATCH"
+url = "https://itsm.example.com/requests/{request_id}"
+body = { state = "resolved" }
+then = "close"
+
+[kinds.close]
+method = "PATCH"
+url = "https://itsm.example.com/requests/{request_id}"
+body = { state = "closed" }
+"""
+
+TEMPLATES = """\
+A template is the JSON to send, with {placeholders} in its texts; in URLs and headers, too. A
+text that is exactly one placeholder keeps the value's type ("{hours}" becomes 5), anything else
+becomes text. {{ and }} are literal braces. Values are never expanded again; in a URL they are
+percent-encoded. A body that is a table is JSON, a text goes as it is (name the Content-Type in
+`headers`). There are the fields of the hook, [values], the look-ups, and
+
+"""
+
+FILTERS_WORDS = """\
+Filters follow a |, from left to right. The name of a look-up is one too: what the ITSM says. A
+field that is missing and has none of the last three makes the event `failed` (400): nothing
+goes out half-filled without your knowledge.
+
+"""
+
+FIELDS = """\
+A field is a path, a list of paths (the first present one counts: not null, not empty, no mask
+such as #subject# or {{ticket.title}} left in place), or a table: { path = "link", match =
+"id=([0-9]+)" }, the first group of a regular expression. request_id and a look-up's `value` are
+written alike. A text that holds JSON is looked into.
+
+"""
+
+RULES = """\
+Rules stand in a list; the first that fits decides: a hook's say the `kind`, those of `answers`
+what an answer `means` (delivered, failed, later, credential, unclear), whatever its `status`
+unless one is named (404, "2xx", or a list). A rule fits when all conditions of `when` hold, and
+not all of `unless`. A condition is a path and what must be there; values are compared as text:
+5 is "5".
+
+when = { event = "new" }                               # equal
+when = { "item.status.id" = [5, 6] }                   # one of these
+when = { "item.team[role=assigned].name" = "*" }       # present and not empty
+when = { "@header:X-FreeScout-Event" = "~^convo[.]" }  # ~ regular expression, searched
+when = { "ticket.owner" = "@body:ticket.agent" }       # equal to what is there
+answers = [
+    { means = "delivered", status = 400, when = { message = "~not valid for the current" } },
+    { means = "credential", when = { code = 1 } },     # a wrong password under 200
+    { means = "failed", status = "2xx", unless = { code = 0 } },
+]
+"""
+
+LOOKUPS = """\
+[lookups.NAME] is a question to the ITSM or to a login server, asked by the delivery before (for
+`find` and `verify` after) the request that needs it, within the same deadline; `show` has it
+among the event's attempts. An empty list at the path of `value`, and 404, mean "there is none".
+An answer in which the path leads nowhere is not understood: the event is held (`find`) or
+fails. A refused login waits like a refused credential, a login server that is down like an ITSM
+that is down. A request id that another ticket has is never taken: the event is held, and names
+both.
+
+[itsm]
+authorization = "Bearer {token}"   # a look-up alone; asked anew after a 401, and before it ends
+
+[lookups.token]
+method = "POST"
+url = "https://login.example.com/oauth/token"
+form = { grant_type = "client_credentials", client_id = "hd", client_secret = "{client_secret}" }
+value = "access_token"
+keep_for = "expires_in"
+
+[lookups.user]                     # {writer|user}: a filter that asks; {value} stands before it
+url = "https://itsm.example.com/users?email={value}"
+value = "result.0.sys_id"
+keep_for = "1h"
+"""
+
+READING = f"""\
+The Content-Type is a hint, never a reason to refuse. What is no clean JSON in UTF-8 is repaired
+where that is possible, and the event is marked `repaired`: CP949, the charset of the
+Content-Type, control characters, JSON inside a JSON string or with HTML escapes, forms
+(urlencoded, multipart), values without quotes, a comma too many, and texts pasted into the JSON
+with their quotes and line breaks. Of repeated keys the first counts: put ticket_id first in
+your template. XML, prose around JSON, a second object, an id that was cut off, nesting past
+{MAX_DEPTH} levels and numbers of more than {MAX_DIGITS} digits are 400 and kept. An id is a
+text of 1 to {MAX_ID} characters; 4182, "4182" and 4182.0 are one. Masks left in place
+(##ticket.id##, {{Ticket.Id}}, #{{...}}, %ticket.id%) count as missing.
+
+Duplicates. An event equal to its ticket's latest one, in kind and in every field that its kind
+(or a kind `then` it) sends, is `ignored`; the latest is also one that no rule wanted: closed,
+opened again, closed are three. So is a second opening of a ticket, unless the first failed (or
+`again = "send"`). A delivery number in `webhook-id`, `Idempotency-Key` or the header named by
+`delivery_id` replaces the comparison of fields where it is present; it counts within its ticket
+and kind.
+
+Dates are read by time.date_formats, then as ISO 8601, as seconds or milliseconds since 1970,
+and in these forms, all from 1990 to 2100; UTC, GMT, Z or an offset may stand behind any of
+them, else time.zone is meant. 오전 and 오후 are AM and PM.
+"""
+
+
+def _date_formats(commands: Commands) -> str:
+    return "\n".join(f"  {form}" for form in DATE_FORMATS) + "\n"
+
+
+TO_THE_HELPDESK = """\
+To the helpdesk. 404 (no such address) and 405 (not POST; GET, HEAD and OPTIONS say what the
+hook is) store nothing either. What was turned away stands in `status` for a day.
+
+"""
+
+FROM_THE_ITSM = """\
+From the ITSM. The first rule of `answers` that fits decides (`help paths`), whatever the status;
+else the first of these lines. Redirects are not followed.
+
+"""
+
+OUTCOMES = """\
+Of what is no clear yes or no:
+
+"""
+
+WAITING = f"""\
+later       tried again after a random time up to retry.first, then twice that ... up to
+            retry.max; Retry-After is honoured, up to {MAX_RETRY_AFTER / 3600:g} h
+credential  everything waits: the credential is wrong, no ticket is; it is tried once a minute
+failed      kept for a person
+unclear     the request may have happened: the kind's `unclear` says what then. "retry" (the
+            default) sends again, and a second request is possible; "hold" asks you: look in the
+            ITSM, then `map` or `retry`; "find" asks the ITSM by the look-up named by `find`.
+            With hold or find what is "later" above and may have happened is unclear as well,
+            and no creation is sent twice without an answer
+
+The ITSM is down after three "later" for different tickets in a row: then one probe at a time,
+at most retry.probe apart; tries meanwhile count against no event, and the first success lets
+all go. One ticket that always fails while others go through is `failed` after retry.tries;
+otherwise an event is given up after retry.give_up_after, with a warning at 80 % of it.
+"""
+
+RECIPES_WORDS = """\
+hd-itsm init --helpdesk NAME --itsm NAME
+
+writes a configuration of these two halves:
+
+"""
+
+PAGE_WORDS = """\
+http://127.0.0.1:8080/ shows whether all is well, what needs you, and what happened;
+/tickets/4182 and /events/17 show one ticket and one event. Its buttons are the commands. From
+the machine itself it needs no password, unless server.admin_password is set; from elsewhere it
+needs that one (Basic: put TLS in front). With the default server.listen look at it through
+
+    ssh -L 8080:127.0.0.1:8080 SERVER
+"""
+
+MONITORING = """\
+curl -f http://127.0.0.1:8080/health
+    200 "ok"; 200 "warn": something needs you, deliveries are paused, or the oldest event waits
+    longer than alert.after; 503 "fail": for over an hour, or the workers or the file are dead.
+    It needs no credential.
+hd-itsm status
+    exit code 1 where a person is needed: failed events, events held for longer than a minute, a
+    refused credential, an outage longer than alert.after, an event near its end, no room, a
+    refused reload
+[alert] url
+    a chat is told once when something begins to need you, and once when it is over
+/openapi.json
+    the hooks as configured (OpenAPI 3.1)
+journalctl -u hd_itsm
+    the log, a line per attempt; journald bounds it by its own SystemMaxUse. log.file writes a
+    file besides and rotates it itself (log.max_bytes, log.backups): it needs no logrotate.
+/metrics
+    for Prometheus:
+
+"""
+
+SECURITY = """\
+Who may post: on loopback everybody on the machine, unless [access] says otherwise. Any other
+  listen without [access] is refused at the start. Tokens come as Bearer, X-Webhook-Token, Basic
+  password, or ?token= if allowed (then it stands in others' logs too); two at once for a
+  rotation. A helpdesk that signs its webhooks needs none: access.hmac.
+TLS: towards the helpdesk none: beyond loopback put a reverse proxy in front, its address into
+  server.trusted_proxy. Towards the ITSM always verified, by the system's authorities or
+  itsm.ca_file.
+Proxy: let it pass on the hooks' paths and nothing else, bound size and rate, and set
+  X-Forwarded-For. One on this machine that sets no such header makes every caller look like
+  this machine, to whom the page is open; one that sets only Forwarded or X-Real-IP makes every
+  caller a stranger.
+Trust: root, and the ITSM's answers as far as `help answers` says. A ticket's text is never
+  executed, expanded or followed.
+Secrets appear in no log, answer, error or output (`***`). A file that was emptied changes
+  nothing: the last secret goes on and the log warns. `check` says where others may read a
+  secret or the file, and what to type.
+Commands reach the service over its own port. Both prove, without sending it, that they know the
+  random key in hd_itsm.db.control (0600). `backup` removes the copy that it asked for and no
+  other file.
+Personal data: hd_itsm.db (0600) holds raw bodies, fields, and the beginning of the ITSM's
+  answers for store.keep_days, failed and held ones until a person acts. `forget TICKET` removes
+  a ticket's texts before that; ids, states and times stay, backups keep theirs. The log has no
+  ticket text but at DEBUG.
+/health is for everybody: counts, no ticket. /metrics and /openapi.json are for this machine,
+  and from elsewhere for whoever may post or has the page's password. The page's buttons refuse
+  other sites, and a loopback service refuses page and commands under a foreign Host (421).
+The unit scores 1.1 in `systemd-analyze security` (0 is best, 10 worst).
+"""
+
+INSTALL = """\
+One file beside a distribution's packages (Debian 13; no pip, updates come with the system):
+
+    apt-get install python3-bottle python3-waitress python3-urllib3
+    install -D -m 644 hd_itsm.py /opt/hd_itsm/hd_itsm.py
+    printf '%s\\n' '#!/bin/sh' 'exec /usr/bin/python3 /opt/hd_itsm/hd_itsm.py "$@"' \\
+        > /usr/local/bin/hd-itsm
+    chmod 755 /usr/local/bin/hd-itsm
+
+then README's steps from `hd-itsm init` on, and before `systemctl daemon-reload`:
+
+    mkdir -p /etc/systemd/system/hd_itsm.service.d
+    printf '%s\\n' '[Service]' ExecStart= \\
+        'ExecStart=/usr/bin/python3 /opt/hd_itsm/hd_itsm.py --config /etc/hd_itsm.toml serve' \\
+        > /etc/systemd/system/hd_itsm.service.d/one-file.conf
+
+`ps` shows it as python3 -c 'hd_itsm'; ...: it goes on from bytecode, which takes 21 MB less
+memory. hd_itsm.pyz (README has the line that makes it) takes the place of hd_itsm.py in these
+lines, without the first: it needs Python 3.11 or newer and nothing else.
+
+RHEL 8 and 9 (not tried there), instead of their python3, which is too old:
+
+    dnf install python3.12
+    python3.12 -m venv /opt/hd_itsm
+
+SELinux needs only the right labels; `ausearch -m avc -ts recent` names what was denied:
+
+    restorecon -RF /opt/hd_itsm /usr/local/bin /etc/hd_itsm.toml /etc/hd_itsm.token \\
+        /etc/systemd/system
+
+RHEL 8's systemd 239 knows no credentials: authorization = { env = "ITSM_AUTHORIZATION" }, and
+that variable in /etc/hd_itsm.env.
+
+A firewall must let a helpdesk on another machine through: `ufw allow 8080/tcp`, or
+
+    firewall-cmd --permanent --add-port=8080/tcp && firewall-cmd --reload
+
+A port below 1024 needs a reverse proxy or a socket forward in front.
+"""
+
+UPGRADE = """\
+As root. Upgrade, in a directory with the new version (one file: put it over the old one instead
+of the second line):
+
+    hd-itsm backup /root/hd_itsm.before.db
+    /opt/hd_itsm/bin/pip install -q --upgrade .
+    CREDENTIALS_DIRECTORY=/etc hd-itsm check
+    systemctl reload hd_itsm
+    journalctl -u hd_itsm -n 20
+
+The reload tries the new version out before it takes over; no webhook is refused meanwhile.
+Where hd_itsm.service is new as well: install it, systemctl daemon-reload, and restart instead
+of reload. Rollback: the same with the old version. A file that a newer version has changed is
+refused untouched; then restore the backup.
+
+Backup while it runs: hd-itsm backup FILE. Do not copy hd_itsm.db yourself meanwhile: the newest
+events are in hd_itsm.db-wal. Restore:
+
+    systemctl stop hd_itsm
+    rm -f /var/lib/hd_itsm/hd_itsm.db-wal
+    cp FILE /var/lib/hd_itsm/hd_itsm.db
+    chown --reference=/var/lib/hd_itsm/ /var/lib/hd_itsm/hd_itsm.db
+    systemctl start hd_itsm
+
+What was pending in the backup is sent again, even if it was delivered since. Where that would
+hurt, `hd-itsm pause` before the last line; then look (`events --state pending`), `drop` what
+the ITSM has, and `resume`. Tickets newer than the backup are missing: `reconcile` names them.
+
+Every night: mkdir -p -m 700 /var/backups/hd_itsm, /etc/systemd/system/hd_itsm-backup.service
+with
+
+    [Unit]
+    Description=A copy of what hd_itsm has stored
+    # After a boot the service gets its file first.
+    After=hd_itsm.service
+    [Service]
+    Type=oneshot
+    ExecStart=/bin/sh -c 'exec /usr/local/bin/hd-itsm backup /var/backups/hd_itsm/$(date +%%a).db'
+    # It is root, to reach the service's file, and may touch nothing but that and the copies.
+    ProtectSystem=strict
+    ReadWritePaths=/var/backups/hd_itsm -/var/lib/hd_itsm -/var/lib/private/hd_itsm
+    CapabilityBoundingSet=CAP_DAC_OVERRIDE CAP_CHOWN
+    NoNewPrivileges=yes
+    ProtectHome=yes
+    PrivateTmp=yes
+    PrivateDevices=yes
+    RestrictAddressFamilies=AF_INET AF_INET6
+    UMask=0077
+
+/etc/systemd/system/hd_itsm-backup.timer with
+
+    [Timer]
+    OnCalendar=03:30
+    Persistent=true
+    [Install]
+    WantedBy=timers.target
+
+then systemctl daemon-reload && systemctl enable --now hd_itsm-backup.timer. It keeps a copy for
+each day of the week: take them to another machine. A failed one is in systemctl --failed.
+
+Uninstall (the last line deletes all events and mappings; `export > mapping.csv` keeps the
+mappings):
+
+    systemctl disable --now hd_itsm
+    systemctl disable --now hd_itsm-backup.timer # if you made one
+    rm -rf /etc/systemd/system/hd_itsm-backup.* /etc/systemd/system/hd_itsm.service
+    rm -rf /etc/systemd/system/hd_itsm.service.d /usr/local/bin/hd-itsm /opt/hd_itsm
+    systemctl daemon-reload
+    rm -f /etc/hd_itsm.toml /etc/hd_itsm.token /etc/hd_itsm.env
+    rm -rf /var/lib/hd_itsm /var/lib/private/hd_itsm /var/log/hd_itsm /var/log/private/hd_itsm
+"""
+
+EXIT_CODES = """\
+hd-itsm [--config FILE] [--listen HOST:PORT] [--db FILE] [--itsm-url URL] [COMMAND] With and
+without a running service (as root where it runs under systemd). Exit codes: 0 fine, 1 a person
+is needed or something was refused, 2 usage or configuration. A `retry` that would double or
+disorder a ticket is refused without --force.
+
+"""
+
+
+# ── Help · the topics ──────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Topic:
+    """What can be looked up: prose, and what is made from tables."""
+
+    sentence: str
+    parts: tuple[str | Callable[[Commands], str], ...]
+
+    def text(self, commands: Commands) -> str:
+        """The whole of it, for a terminal."""
+        parts = (part if isinstance(part, str) else part(commands) for part in self.parts)
+        return "".join(part if part.endswith("\n\n") else f"{part}\n" for part in parts).rstrip()
+
+
+TOPICS = {
+    "commands": Topic("every command and its arguments", (EXIT_CODES, _commands)),
+    "configuration": Topic(
+        "every key, its default and its meaning",
+        (CONFIGURATION, _sections, SIGNATURES, _named_tables, _built_in, CONSTANTS),
+    ),
+    "templates": Topic(
+        "placeholders and filters", (TEMPLATES, _placeholders, FILTERS_WORDS, _filters)
+    ),
+    "paths": Topic("paths, rules and conditions", (FIELDS, _paths, RULES)),
+    "lookups": Topic("questions to the ITSM before or after a request", (LOOKUPS,)),
+    "reading": Topic("what is read and repaired, duplicates, dates", (READING, _date_formats)),
+    "answers": Topic(
+        "what we answer the helpdesk, and what the ITSM's answers mean",
+        (
+            *(TO_THE_HELPDESK, _answers_to_the_helpdesk, FROM_THE_ITSM, _statuses),
+            *(OUTCOMES, _cases, WAITING),
+        ),
+    ),
+    "monitoring": Topic("health, log, metrics, alerts", (MONITORING, _metrics)),
+    "recipes": Topic("configurations for products", (RECIPES_WORDS, _recipes)),
+    "page": Topic("the status page", (PAGE_WORDS,)),
+    "security": Topic("who may do what, and who sees what", (SECURITY,)),
+    "install": Topic("one file, .pyz, RHEL, firewall", (INSTALL,)),
+    "upgrade": Topic("upgrade, rollback, backup, restore, uninstall", (UPGRADE,)),
+}
+
+
+def command_help(call: Call) -> int:
+    """Prints what is known of a topic or a command; of none, which there are."""
+    name = call.arguments["topic"]
+    if name in TOPICS:
+        print(TOPICS[name].text(call.commands))
+    elif name in call.commands:
+        print(_commands({name: call.commands[name]}), end="")
+    elif name:
+        known = ", ".join(TOPICS)
+        raise WrongArgument(f"no topic {name!r}{_hint(name, [*TOPICS, *call.commands])}: {known}")
+    else:
+        rows = [{"topic": topic, "what": TOPICS[topic].sentence} for topic in TOPICS]
+        print("hd-itsm help TOPIC; hd-itsm COMMAND --help\n")
+        print(as_table(rows, ("topic", "what")))
+    return 0
+
+
 # ── Command line: the table of commands, the parser, main ──────────────────────────────────────
 
 
@@ -10969,9 +11734,14 @@ COMMANDS = {
         ),
         Command(
             "init",
-            "write the sample configuration",
+            "write the sample configuration, or the one of two recipes joined",
             command_init,
-            (Argument("file", read_text, "its name", metavar="FILE", default="hd_itsm.toml"),),
+            (
+                Argument("file", read_text, "its name", metavar="FILE", default="hd_itsm.toml"),
+                Argument("--helpdesk", read_text, "a recipe for yours; with --itsm"),
+                Argument("--itsm", read_text, "a recipe for yours; `help recipes` lists them"),
+            ),
+            prints=False,
         ),
         Command(
             "check",
@@ -11012,6 +11782,13 @@ COMMANDS = {
         ),
         replace(_of_operation("reconcile", command_reconcile), arguments=(CSV_FILE,)),
         *map(_of_operation, ("forget", "pause", "resume")),
+        Command(
+            "help",
+            "what is for looking up: keys, templates, answers, security, upgrade ...",
+            command_help,
+            (Argument("topic", read_text, "none: the list of topics", metavar="TOPIC"),),
+            prints=False,
+        ),
     )
 }
 
@@ -11108,7 +11885,8 @@ def run(typed: argparse.Namespace, environ: Environ) -> int:
         command.one_of,
     )
     options = {name: given[name] for name in OVERRIDES if name in given}
-    return command.function(Call(arguments, options, given.get("json", False), environ))
+    as_json = given.get("json", False)
+    return command.function(Call(arguments, options, as_json, environ, COMMANDS))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

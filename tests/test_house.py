@@ -19,7 +19,6 @@ import hd_itsm
 from rows import NAMED_OPTIONS, OPTIONS, Row, flat
 
 SOURCE = Path(hd_itsm.__file__)
-README = SOURCE.with_name("README.md")
 ROOMS = (
     "Tables",
     "Reading",
@@ -43,6 +42,7 @@ ROOMS = (
     "Service",
     "Demo",
     "Commands",
+    "Help",
     "Command line",
 )
 MOST_CODE = 50  # lines of a function
@@ -426,40 +426,6 @@ def test_the_built_in_hooks_lead_to_built_in_kinds() -> None:
 
 
 # ---- What the owner is told --------------------------------------------------------------------
-
-
-def readme_rows(text: str) -> dict[str, tuple[str, str]]:
-    """The rows `section.key | default | meaning` of the README's tables, without back quotes."""
-    found: dict[str, tuple[str, str]] = {}
-    for line in text.splitlines():
-        cells = [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
-        if len(cells) == 3 and (match := re.fullmatch(r"`([a-z_]+\.[a-z_]+)`", cells[0])):
-            assert match[1] not in found, f"{match[1]} stands in the README twice"
-            found[match[1]] = (cells[1].strip("`"), cells[2].replace("`", ""))
-    return found
-
-
-def told(row: Row) -> tuple[str, str]:
-    """Default and meaning of an option row as the README is to show them."""
-    return hd_itsm.as_toml(row.option.default), row.option.sentence.replace("`", "")
-
-
-def test_the_readme_shows_exactly_the_options_there_are() -> None:
-    expected = {row.name: told(row) for row in OPTIONS}
-    further = {row.name: told(row) for row in [*OPTIONS, *NAMED_OPTIONS]}
-    shown = readme_rows(README.read_text(encoding="utf-8"))
-    assert {key: value for key, value in shown.items() if key in expected} == expected
-    assert {key: value for key, value in shown.items() if key not in further} == {}
-    assert {k: v for k, v in shown.items() if k not in expected} == {
-        k: v for k, v in further.items() if k in shown and k not in expected
-    }
-
-
-def test_a_wrong_row_of_the_readme_would_be_seen() -> None:
-    table = (
-        '| key | default | meaning |\n| --- | --- | --- |\n| `log.level` | `"INFO"` | a \\| b |\n'
-    )
-    assert readme_rows(table) == {"log.level": ('"INFO"', "a | b")}
 
 
 def plain(config: hd_itsm.Config) -> dict[str, Any]:

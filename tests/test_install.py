@@ -26,6 +26,7 @@ from service import PROGRAM, Service, opening, settings, ticket
 
 HOME = PROGRAM.parent
 SOURCES = ("hd_itsm.py", "pyproject.toml", "README.md")
+RECIPES = "tests/recipes"
 UNIT = HOME / "hd_itsm.service"
 DEBIAN_13 = ("bottle==0.13.2", "waitress==3.0.2", "urllib3==2.3.0")
 NEWEST = ("bottle", "waitress", "urllib3")
@@ -58,6 +59,8 @@ def sources(folder: Path) -> Path:
     folder.mkdir()
     for name in SOURCES:
         shutil.copy(HOME / name, folder / name)
+    left_out = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(HOME / RECIPES, folder / RECIPES, ignore=left_out)
     return folder
 
 
@@ -133,6 +136,42 @@ def test_the_one_file_checks(pyz: Path, tmp_path: Path) -> None:
         checked(["-I", "-S", str(pyz)], sys.executable, tmp_path)
 
 
+def initialised(command: list[str], folder: Path) -> None:
+    """A recipe of each half, joined by this program, is what the source's own are."""
+    folder.mkdir()
+    words = ["init", "joined.toml", "--helpdesk", "zammad", "--itsm", "servicenow"]
+    done = subprocess.run(
+        [*command, *words], cwd=folder, env=CLEAN, capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    halves = ("helpdesk-zammad", "itsm-servicenow-table")
+    texts = [(HOME / RECIPES / f"{name}.toml").read_text(encoding="utf-8") for name in halves]
+    joined = (folder / "joined.toml").read_text(encoding="utf-8")
+    assert tomllib.loads(joined) == tomllib.loads("\n".join(texts))
+
+
+def test_the_one_file_has_the_recipes_with_it(pyz: Path, tmp_path: Path) -> None:
+    initialised([sys.executable, "-I", "-S", str(pyz)], tmp_path / "empty")
+
+
+def test_the_bare_file_says_where_the_recipes_are(tmp_path: Path) -> None:
+    shutil.copy(PROGRAM, tmp_path)
+    program = [sys.executable, "-P", str(tmp_path / "hd_itsm.py")]
+    for words in (["init", "--helpdesk", "zammad", "--itsm", "itop"], ["help", "recipes"]):
+        done = subprocess.run(
+            [*program, *words],
+            cwd=tmp_path,
+            env=CLEAN,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert done.returncode == 1
+        assert "tests/recipes of the source" in done.stderr
+        assert "hd_itsm.pyz" in done.stderr
+    assert [file.name for file in tmp_path.iterdir() if file.suffix == ".toml"] == []
+
+
 def checked(program: list[str], python: str, folder: Path) -> str:
     """`check` in a folder, which must find nothing wrong; what it prints."""
     done = subprocess.run(
@@ -194,6 +233,7 @@ def test_pip_install_gives_the_command(tmp_path: Path) -> None:
     version = re.findall(r'^__version__ = "(.+)"$', PROGRAM.read_text(encoding="utf-8"), re.M)[0]
     assert (done.returncode, done.stdout) == (0, f"hd_itsm {version}\n")
     demo([str(command)], tmp_path / "empty")
+    initialised([str(command)], tmp_path / "joined")
 
 
 def inline_metadata(text: str) -> dict[str, object]:
