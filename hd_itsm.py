@@ -37,6 +37,7 @@ Page) and delivering are siblings that meet only in the file.
   Service        the daemon put together; control file, sockets, systemd, reload
   Demo           the life of tickets against a practice ITSM
   Commands       one function per command
+  Check          is everything right? The one command that is long
   Help           what is for looking up, from the tables that the program works by
   Command line   the table of commands, the parser, main
 """
@@ -5942,6 +5943,25 @@ def forgotten_as_text(result: Mapping[str, Any]) -> str:
     return text + (left if result["left"] else "")
 
 
+def send_webhook(config: Config, events: Events, arguments: Arguments) -> dict[str, Any]:
+    """Stores a webhook as if its hook had let it in. Raises Error."""
+    if arguments["hook"] not in config.hooks:
+        raise WrongArgument(f"no hook {arguments['hook']!r}: {', '.join(config.hooks)}")
+    pairs = [line.partition(":") for line in arguments["headers"]]
+    row = {
+        "hook": arguments["hook"],
+        "raw": arguments["body"].encode(),
+        "headers": json.dumps({name.strip(): value.strip() for name, _, value in pairs}),
+        "sender": "check",
+        "received": time.time(),
+        "parent": None,
+    }
+    receipt = events.receive([reread(config, row)])[0]
+    if isinstance(receipt, Exception):
+        raise receipt
+    return {"event": receipt.event, "state": receipt.state, "reason": receipt.reason}
+
+
 # ── Operations · mappings and copies ───────────────────────────────────────────────────────────
 
 
@@ -6217,6 +6237,18 @@ OPERATIONS = {
             gaps_as_text,
             (Argument("tickets", _row_of(id_of, read_text), required=True, many=True),),
             exit_code=lambda result: 1 if any(result[name] for name in GAPS) else 0,
+        ),
+        Operation(
+            "send",
+            "",
+            send_webhook,
+            lambda result: f"event {result['event']}: {result['state']} {result['reason']}",
+            (
+                Argument("hook", required=True),
+                Argument("body", required=True),
+                Argument("headers", read_header, many=True),
+            ),
+            wakes=True,
         ),
         Operation(
             "backup",
@@ -10452,246 +10484,6 @@ def command_init(call: Call) -> int:
     return 0
 
 
-# ── Commands · check ───────────────────────────────────────────────────────────────────────────
-
-Finding = tuple[str, str, str]
-
-
-def _existing(path: str) -> str:
-    """The path, or the nearest one above it that exists."""
-    while not os.path.exists(path):
-        path = os.path.dirname(path)
-    return path
-
-
-def _check_store(config: Config) -> Finding:
-    path = config.store.path
-    if os.path.exists(path):
-        try:
-            with Operator(config) as operator:
-                running = operator.ask("status")["running"]
-        except Error as error:
-            return "wrong", "file", str(error)
-        return "ok", "file", path + (", held by the running service" if running else "")
-    folder = _existing(os.path.dirname(os.path.abspath(path)))
-    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-        return "wrong", "file", f"store.path: {folder} is not writable for this user"
-    return "ok", "file", f"{path} will be made by the first start"
-
-
-def _check_disk(config: Config) -> Finding:
-    folder = _existing(os.path.dirname(os.path.abspath(config.store.path)))
-    free = shutil.disk_usage(folder).free
-    word = "ok" if free > 100 << 20 else "wrong"
-    return (
-        word,
-        "disk",
-        f"{free >> 20} MiB free in {folder}" + ("" if word == "ok" else ": make room"),
-    )
-
-
-def _check_modes(config: Config) -> list[Finding]:
-    """Whether others may read or write what holds secrets or ticket texts."""
-    store = os.path.abspath(config.store.path)
-    paths = dict.fromkeys((store, f"{store}-wal", control_path(store)), "file")
-    for secret in config.secrets:
-        if secret.source in ("file", "credential"):
-            paths[os.path.abspath(secret.name)] = "secret"
-        elif secret.source == "text" and secret and config.source:
-            paths[os.path.abspath(config.source)] = "secret"
-    findings: list[Finding] = []
-    for path, what in paths.items():
-        with contextlib.suppress(OSError):
-            mode = os.stat(path).st_mode if os.name == "posix" else 0
-            may = ["read"] * bool(mode & 0o004) + ["write"] * bool(mode & 0o022)
-            if may:
-                words = f"{path}: others may {' and '.join(may)} it: `chmod go-w,o-r {path}`"
-                findings.append(("wrong" if "write" in may else "look", what, words))
-    return findings or [("ok", "secret", "nobody else may read or write what is to be kept")]
-
-
-def _check_zone(config: Config) -> Finding:
-    now = config.clock.local(time.time())
-    return "ok", "zone", f"now is {now.isoformat(timespec='seconds')}; is that your clock?"
-
-
-LAST_FIXES = {"bottle": "0.13.4", "waitress": "3.0.2", "urllib3": "2.8.0"}  # security
-
-
-def _check_versions() -> list[Finding]:
-    """Our ground: Python, SQLite and the three libraries with their last security fixes."""
-    ground = f"hd_itsm {__version__}, Python {sys.version.split()[0]}"
-    findings: list[Finding] = [("ok", "version", f"{ground}, SQLite {sqlite3.sqlite_version}")]
-    for name, fixed in LAST_FIXES.items():
-        try:
-            version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            version = getattr(sys.modules[name], "__version__", "")
-        numbers = [tuple(map(int, re.findall(r"[0-9]+", one)[:3])) for one in (version, fixed)]
-        if not version or numbers[0] >= numbers[1]:
-            findings.append(("ok", "version", f"{name} {version or 'of unknown version'}"))
-        else:
-            words = f"{name} {version} is older than its last security fix {fixed}: upgrade it,"
-            findings.append(
-                ("look", "version", words + " or see that your distribution mended it")
-            )
-    return findings
-
-
-def _check_reach(config: Config) -> list[Finding]:
-    """What to type into the helpdesk."""
-    host, port = config.server.listen
-    if is_loopback(host):
-        where = f"only a helpdesk on this machine reaches {host}"
-    else:
-        name = socket.getfqdn() if host in ("0.0.0.0", "::") else host
-        where, host = f"as seen from this machine; open TCP {port} in its firewall", name
-    return [
-        (
-            "ok",
-            "hook",
-            f"POST http://{host}:{port}{hook.path} -> {', '.join(hook.kinds)} ({where})",
-        )
-        for hook in config.hooks.values()
-    ]
-
-
-def _certificate(host: str, port: int, config: Config, trust: str | None) -> dict[str, Any]:
-    """The server's certificate, verified as the deliveries do, or by trusting `trust` (PEM)."""
-    context = ssl.create_default_context(cafile=config.itsm.ca_file or None, cadata=trust)
-    if trust is not None:
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-        context.check_hostname = False
-    with (
-        socket.create_connection((host, port), timeout=10) as raw,
-        context.wrap_socket(raw, server_hostname=host) as tls,
-    ):
-        return dict(tls.getpeercert() or {})
-
-
-def _check_certificate(config: Config, url: str) -> list[Finding]:
-    """Who issued the ITSM's certificate and how long it is good; nothing behind a proxy."""
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme != "https" or config.itsm.proxy:
-        return []
-    host, port = str(parts.hostname), parts.port or 443
-    try:
-        found, word = _certificate(host, port, config, None), "ok"
-    except ssl.SSLCertVerificationError:
-        try:  # shown only; nothing is sent over this connection
-            pem = ssl.get_server_certificate((host, port), timeout=10)
-            found, word = _certificate(host, port, config, pem), "wrong"
-        except (OSError, ValueError):
-            return [("wrong", "certificate", f"{host}: not valid, and it cannot be shown")]
-    except OSError:
-        return []  # the ITSM's own line says it
-    issuer = ", ".join(value for part in found.get("issuer", ()) for _, value in part)
-    left = ssl.cert_time_to_seconds(found["notAfter"]) - time.time()
-    days = f"good for {int(left // 86400)} days" if left > 0 else "expired"
-    if word == "wrong" and left > 0:
-        days += ": name the authority's certificate in itsm.ca_file"
-    elif left < 30 * 86400:
-        word, days = "wrong" if left <= 0 else "look", days + ": have it renewed"
-    return [(word, "certificate", f"issued by {issuer or 'nobody known'}, {days}")]
-
-
-SUSPICIOUS = {  # a status in answer to a GET -> what it may mean; of others their first digit
-    3: "it leads elsewhere, and a delivery follows nowhere: put the right address into itsm.url",
-    403: "the credential may lack rights, or this address may not call: ask its administrator",
-    404: "the address may be wrong; or it knows no GET there: then name itsm.check_url",
-    429: "it has enough of us for now, or of whoever shares our address or credential",
-    5: "it has a trouble of its own, or a proxy before it: deliveries wait until it is over",
-}
-
-
-def _check_itsm(config: Config) -> list[Finding]:
-    """Name, connection, TLS and any HTTP answer to a GET; what its clock says."""
-    request = config.knock.render(config.scope({}, 0, "", time.time(), None))
-    url, patience = request.url, min(10.0, config.itsm.timeout)
-    answer = Wire(config.itsm).exchange(request, time.monotonic() + patience)
-    host = urllib.parse.urlsplit(url).netloc
-    proxy = urllib.parse.urlsplit(config.itsm.proxy.reveal()).hostname
-    via = f" through {proxy}" if proxy else ""
-    findings = _check_certificate(config, url)
-    if answer.status is None:
-        words = f"{host}{via}: {answer.error}: address, firewall, proxy or certificate?"
-        return [("wrong", "ITSM", words), *findings]
-    if answer.status in (401, 407):
-        words = f"{host}{via} answers {answer.status}: look at itsm.authorization"
-        return [("wrong", "ITSM", words), *findings]
-    words = f"{host}{via} answers (HTTP {answer.status} to a GET; nothing was sent)"
-    meaning = SUSPICIOUS.get(answer.status) or SUSPICIOUS.get(answer.status // 100)
-    findings.append(("look", "ITSM", f"{words}: {meaning}") if meaning else ("ok", "ITSM", words))
-    with contextlib.suppress(ValueError, TypeError):
-        theirs = email.utils.parsedate_to_datetime(answer.headers.get("date", ""))
-        offset = theirs.timestamp() - time.time()
-        if abs(offset) > 60:
-            words = f"the ITSM's clock is {offset:+.0f} s from ours: dates and hours may be off"
-            findings.append(("look", "clock", words))
-    return findings
-
-
-def _check_fields(config: Config) -> list[Finding]:
-    """Which configured fields no template uses."""
-    findings = []
-    for hook in config.hooks.values():
-        used = {"ticket_id"}
-        for name in hook.kinds:
-            seen = set[str]()
-            while name and name not in seen:
-                seen.add(name)
-                used |= config.kinds[name].names
-                name = config.kinds[name].then
-        if unused := [name for name in hook.fields if name not in used]:
-            findings.append(("look", "hook", f"{hook.name}: no template uses {', '.join(unused)}"))
-    return findings
-
-
-def _check_log(config: Config) -> Finding:
-    path = config.log.file
-    if not path:
-        return "ok", "log", "to stderr"
-    folder = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(folder) or not os.access(_existing(os.path.abspath(path)), os.W_OK):
-        words = f"log.file: cannot write {path}: it or {folder} is not there or not ours"
-        return "wrong", "log", words
-    return "ok", "log", path
-
-
-def _check_places(config: Config, address: str) -> None:
-    """For a reload: could a new start have its file, its log and its address?
-
-    `address`: where the service that asks listens. Raises Error with what is in the way.
-    """
-    for word, _, found in (_check_store(config), _check_log(config)):
-        if word == "wrong":
-            raise Error(found)
-    host, port = config.server.listen
-    ours = address.endswith(f":{port}")  # then only the host can be tried
-    listen((host, 0 if ours else port)).close()
-
-
-def command_check(call: Call) -> int:
-    """Looks at everything that must be right before `serve` can work; sends no ticket."""
-    config, address = call.config(complete=True), call.arguments["configuration"]
-    findings: list[Finding] = [("ok", "configuration", config.source or "defaults")]
-    if address is not None:
-        if address != "-":
-            _check_places(config, address)
-        call.emit([], "the configuration is sound")
-        return 0
-    findings += [("look", "configuration", warning) for warning in config.warnings]
-    findings += _check_versions()
-    findings += [_check_store(config), _check_disk(config), _check_log(config)]
-    findings += [*_check_modes(config), _check_zone(config)]
-    findings += _check_itsm(config)
-    findings += _check_fields(config)
-    findings += _check_reach(config)
-    rows = [{"result": word, "what": what, "found": found} for word, what, found in findings]
-    call.emit(rows, as_table(rows, ("result", "what", "found")))
-    return 1 if any(word == "wrong" for word, _, _ in findings) else 0
-
-
 # ── Commands · explain ─────────────────────────────────────────────────────────────────────────
 
 
@@ -10952,6 +10744,400 @@ def command_demo(call: Call) -> int:
             runner.join(10)
             itsm.close()
     return 0
+
+
+# ── Check: is everything right? ────────────────────────────────────────────────────────────────
+
+
+# ── Check · our ground ─────────────────────────────────────────────────────────────────────────
+
+Finding = tuple[str, str, str]
+
+
+def _existing(path: str) -> str:
+    """The path, or the nearest one above it that exists."""
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def _runs(config: Config) -> bool:
+    """Whether a service runs on the file. Raises Error where that is no file of ours."""
+    if not os.path.exists(config.store.path):
+        return False
+    with Operator(config) as operator:
+        return bool(operator.ask("status")["running"])
+
+
+def _check_store(config: Config) -> Finding:
+    path = config.store.path
+    if os.path.exists(path):
+        try:
+            running = _runs(config)
+        except Error as error:
+            return "wrong", "file", str(error)
+        return "ok", "file", path + (", held by the running service" if running else "")
+    folder = _existing(os.path.dirname(os.path.abspath(path)))
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        return "wrong", "file", f"store.path: {folder} is not writable for this user"
+    return "ok", "file", f"{path} will be made by the first start"
+
+
+def _check_disk(config: Config) -> Finding:
+    folder = _existing(os.path.dirname(os.path.abspath(config.store.path)))
+    free = shutil.disk_usage(folder).free
+    word = "ok" if free > 100 << 20 else "wrong"
+    return (
+        word,
+        "disk",
+        f"{free >> 20} MiB free in {folder}" + ("" if word == "ok" else ": make room"),
+    )
+
+
+def _check_modes(config: Config) -> list[Finding]:
+    """Whether others may read or write what holds secrets or ticket texts."""
+    store = os.path.abspath(config.store.path)
+    paths = dict.fromkeys((store, f"{store}-wal", control_path(store)), "file")
+    for secret in config.secrets:
+        if secret.source in ("file", "credential"):
+            paths[os.path.abspath(secret.name)] = "secret"
+        elif secret.source == "text" and secret and config.source:
+            paths[os.path.abspath(config.source)] = "secret"
+    findings: list[Finding] = []
+    for path, what in paths.items():
+        with contextlib.suppress(OSError):
+            mode = os.stat(path).st_mode if os.name == "posix" else 0
+            may = ["read"] * bool(mode & 0o004) + ["write"] * bool(mode & 0o022)
+            if may:
+                words = f"{path}: others may {' and '.join(may)} it: `chmod go-w,o-r {path}`"
+                findings.append(("wrong" if "write" in may else "look", what, words))
+    return findings or [("ok", "secret", "nobody else may read or write what is to be kept")]
+
+
+def _check_zone(config: Config) -> Finding:
+    now = config.clock.local(time.time())
+    return "ok", "zone", f"now is {now.isoformat(timespec='seconds')}; is that your clock?"
+
+
+LAST_FIXES = {"bottle": "0.13.4", "waitress": "3.0.2", "urllib3": "2.8.0"}  # security
+
+
+def _check_versions() -> list[Finding]:
+    """Our ground: Python, SQLite and the three libraries with their last security fixes."""
+    ground = f"hd_itsm {__version__}, Python {sys.version.split()[0]}"
+    findings: list[Finding] = [("ok", "version", f"{ground}, SQLite {sqlite3.sqlite_version}")]
+    for name, fixed in LAST_FIXES.items():
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            version = getattr(sys.modules[name], "__version__", "")
+        numbers = [tuple(map(int, re.findall(r"[0-9]+", one)[:3])) for one in (version, fixed)]
+        if not version or numbers[0] >= numbers[1]:
+            findings.append(("ok", "version", f"{name} {version or 'of unknown version'}"))
+        else:
+            words = f"{name} {version} is older than its last security fix {fixed}: upgrade it,"
+            findings.append(
+                ("look", "version", words + " or see that your distribution mended it")
+            )
+    return findings
+
+
+def _check_reach(config: Config) -> list[Finding]:
+    """What to type into the helpdesk."""
+    host, port = config.server.listen
+    if is_loopback(host):
+        where = f"only a helpdesk on this machine reaches {host}"
+    else:
+        name = socket.getfqdn() if host in ("0.0.0.0", "::") else host
+        where, host = f"as seen from this machine; open TCP {port} in its firewall", name
+    return [
+        (
+            "ok",
+            "hook",
+            f"POST http://{host}:{port}{hook.path} -> {', '.join(hook.kinds)} ({where})",
+        )
+        for hook in config.hooks.values()
+    ]
+
+
+def _certificate(host: str, port: int, config: Config, trust: str | None) -> dict[str, Any]:
+    """The server's certificate, verified as the deliveries do, or by trusting `trust` (PEM)."""
+    context = ssl.create_default_context(cafile=config.itsm.ca_file or None, cadata=trust)
+    if trust is not None:
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        context.check_hostname = False
+    with (
+        socket.create_connection((host, port), timeout=10) as raw,
+        context.wrap_socket(raw, server_hostname=host) as tls,
+    ):
+        return dict(tls.getpeercert() or {})
+
+
+def _check_certificate(config: Config, url: str) -> list[Finding]:
+    """Who issued the ITSM's certificate and how long it is good; nothing behind a proxy."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme != "https" or config.itsm.proxy:
+        return []
+    host, port = str(parts.hostname), parts.port or 443
+    try:
+        found, word = _certificate(host, port, config, None), "ok"
+    except ssl.SSLCertVerificationError:
+        try:  # shown only; nothing is sent over this connection
+            pem = ssl.get_server_certificate((host, port), timeout=10)
+            found, word = _certificate(host, port, config, pem), "wrong"
+        except (OSError, ValueError):
+            return [("wrong", "certificate", f"{host}: not valid, and it cannot be shown")]
+    except OSError:
+        return []  # the ITSM's own line says it
+    issuer = ", ".join(value for part in found.get("issuer", ()) for _, value in part)
+    left = ssl.cert_time_to_seconds(found["notAfter"]) - time.time()
+    days = f"good for {int(left // 86400)} days" if left > 0 else "expired"
+    if word == "wrong" and left > 0:
+        days += ": name the authority's certificate in itsm.ca_file"
+    elif left < 30 * 86400:
+        word, days = "wrong" if left <= 0 else "look", days + ": have it renewed"
+    return [(word, "certificate", f"issued by {issuer or 'nobody known'}, {days}")]
+
+
+SUSPICIOUS = {  # a status in answer to a GET -> what it may mean; of others their first digit
+    3: "it leads elsewhere, and a delivery follows nowhere: put the right address into itsm.url",
+    403: "the credential may lack rights, or this address may not call: ask its administrator",
+    404: "the address may be wrong; or it knows no GET there: then name itsm.check_url",
+    429: "it has enough of us for now, or of whoever shares our address or credential",
+    5: "it has a trouble of its own, or a proxy before it: deliveries wait until it is over",
+}
+
+
+def _check_itsm(config: Config) -> list[Finding]:
+    """Name, connection, TLS and any HTTP answer to a GET; what its clock says."""
+    request = config.knock.render(config.scope({}, 0, "", time.time(), None))
+    url, patience = request.url, min(10.0, config.itsm.timeout)
+    answer = Wire(config.itsm).exchange(request, time.monotonic() + patience)
+    host = urllib.parse.urlsplit(url).netloc
+    proxy = urllib.parse.urlsplit(config.itsm.proxy.reveal()).hostname
+    via = f" through {proxy}" if proxy else ""
+    findings = _check_certificate(config, url)
+    if answer.status is None:
+        words = f"{host}{via}: {answer.error}: address, firewall, proxy or certificate?"
+        return [("wrong", "ITSM", words), *findings]
+    if answer.status in (401, 407):
+        words = f"{host}{via} answers {answer.status}: look at itsm.authorization"
+        return [("wrong", "ITSM", words), *findings]
+    words = f"{host}{via} answers (HTTP {answer.status} to a GET; nothing was sent)"
+    meaning = SUSPICIOUS.get(answer.status) or SUSPICIOUS.get(answer.status // 100)
+    findings.append(("look", "ITSM", f"{words}: {meaning}") if meaning else ("ok", "ITSM", words))
+    with contextlib.suppress(ValueError, TypeError):
+        theirs = email.utils.parsedate_to_datetime(answer.headers.get("date", ""))
+        offset = theirs.timestamp() - time.time()
+        if abs(offset) > 60:
+            words = f"the ITSM's clock is {offset:+.0f} s from ours: dates and hours may be off"
+            findings.append(("look", "clock", words))
+    return findings
+
+
+def _check_fields(config: Config) -> list[Finding]:
+    """Which configured fields no template uses."""
+    findings = []
+    for hook in config.hooks.values():
+        used = {"ticket_id"}
+        for name in hook.kinds:
+            seen = set[str]()
+            while name and name not in seen:
+                seen.add(name)
+                used |= config.kinds[name].names
+                name = config.kinds[name].then
+        if unused := [name for name in hook.fields if name not in used]:
+            findings.append(("look", "hook", f"{hook.name}: no template uses {', '.join(unused)}"))
+    return findings
+
+
+def _check_log(config: Config) -> Finding:
+    path = config.log.file
+    if not path:
+        return "ok", "log", "to stderr"
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder) or not os.access(_existing(os.path.abspath(path)), os.W_OK):
+        words = f"log.file: cannot write {path}: it or {folder} is not there or not ours"
+        return "wrong", "log", words
+    return "ok", "log", path
+
+
+def _check_places(config: Config, address: str) -> None:
+    """For a reload: could a new start have its file, its log and its address?
+
+    `address`: where the service that asks listens. Raises Error with what is in the way.
+    """
+    for word, _, found in (_check_store(config), _check_log(config)):
+        if word == "wrong":
+            raise Error(found)
+    host, port = config.server.listen
+    ours = address.endswith(f":{port}")  # then only the host can be tried
+    listen((host, 0 if ours else port)).close()
+
+
+# ── Check · a test ticket ──────────────────────────────────────────────────────────────────────
+
+TEST_FIELDS = {
+    "subject": "hd_itsm test, please close",
+    "contents": "A test of hd_itsm by `hd-itsm check --send`. Please close it.",
+}
+
+
+def _with(body: Any, path: Path, value: Any) -> Any:
+    """`body` with a value where a path leads, and with what the path chooses by."""
+    if not path:
+        return value
+    step, rest = path[0], path[1:]
+    if step.does == "key" and not _many(step):
+        members = dict(body) if isinstance(body, dict) else {}
+        return {**members, step.name: _with(members.get(step.name), rest, value)}
+    elements, place, first = list(body) if isinstance(body, list) else [], 0, dict[str, Any]()
+    if step.does == "where":
+        first = {step.name: step.value}
+        fitting = (n for n, each in enumerate(elements) if each.get(step.name) == step.value)
+        place = next(fitting, len(elements))
+    elements += [first] if place == len(elements) else []
+    elements[place] = _with(elements[place], rest, value)
+    return elements
+
+
+def _meets(wanted: Any) -> str:
+    """A text that may be what a condition wants; whether it is, reading it tells."""
+    if isinstance(wanted, re.Pattern):
+        plain = re.sub(r"\(\?[a-z]+\)|\\s[*+]|[\^$*+?]", "", wanted.pattern)
+        return plain.replace("[.]", ".").replace("\\.", ".")
+    return wanted if isinstance(wanted, str) else "test"
+
+
+def _made_up(hook: Hook, rule: Rule, names: Collection[str]) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of a webhook with these fields, such as a hook and its rule want it."""
+    now = time.time()
+    values = TEST_FIELDS | {"ticket_id": f"hd-itsm-test-{int(now)}", "date": str(int(now))}
+    places = [
+        (of.paths[0], values.get(name, "test"))
+        for name, of in hook.fields.items()
+        if of.paths and (name in names or name == "ticket_id")
+    ]
+    filled = [path for path, _ in places]
+    for condition in rule.when:
+        if condition.wanted[0] is not None or condition.path not in filled:
+            places.append((condition.path, _meets(condition.wanted[0])))
+    body, headers = dict[str, Any](), dict[str, str]()
+    for path, value in places:
+        if path[0].does == "header":
+            headers[path[0].name] = value
+        elif path[0].does != "body":
+            body = _with(body, path, value)
+    whole = body if hook.each is None else _with({} if hook.each else None, hook.each, [body])
+    return COMPACT.encode(whole).encode(), headers
+
+
+def trial_webhook(config: Config, given: str) -> tuple[Hook, bytes, dict[str, str]]:
+    """A webhook that opens a request: hook, body, headers; made up, or of the file `given`."""
+    yours_first = sorted(config.hooks.values(), key=lambda hook: hook.name in HOOKS)
+    for hook in yours_first:
+        for rule in hook.rules:
+            if not config.kinds[rule.result].opens:
+                continue
+            raw, headers = _made_up(hook, rule, config.kinds[rule.result].names)
+            raw = raw if given == "-" else _webhook_in(given)
+            _, readings = read_webhooks(hook, raw, headers)
+            kind = config.kinds.get(readings[0].kind)
+            if kind and kind.opens and not readings[0].problem:
+                return hook, raw, headers
+    if given == "-":
+        words = "none can be made up for your hooks; name a file with one of your helpdesk's"
+        raise WrongArgument(f"--send: {words}")
+    raise WrongArgument(f"--send: no hook makes {given} a ticket to open: `explain` says why")
+
+
+@contextlib.contextmanager
+def _way(config: Config, running: bool) -> Iterator[Callable[..., dict[str, Any]]]:
+    """Has operations done by the running service; else by deliveries of a file of their own.
+
+    What else waits in the file of a service that does not run is not to be delivered by this.
+    """
+    if running:
+        with Operator(config) as operator:
+            yield operator.ask
+        return
+    logging.basicConfig(level=logging.CRITICAL, force=True)
+    with tempfile.TemporaryDirectory(prefix="hd_itsm-check-") as folder:
+        store = replace(config.store, path=os.path.join(folder, "check.db"))
+        alone = replace(config, store=store, alert=AlertOptions())
+        events = Events(File(store.path, create=True))
+        delivery = Delivery(alone, events)
+        delivery.start()
+
+        def ask(name: str, /, **given: Any) -> dict[str, Any]:
+            result = OPERATIONS[name].function(alone, events, OPERATIONS[name].read(given))
+            delivery.wake()
+            return result
+
+        try:
+            yield ask
+        finally:
+            delivery.stop(config.server.stop_after)
+            events.file.close()
+
+
+def _said_of(event: Mapping[str, Any], waits: str) -> str:
+    """What became of an event, in the ITSM's words where it has any."""
+    attempt = event["attempts"][-1] if event["attempts"] else {"answer": "", "reason": waits}
+    words = [event["reason"] or attempt["reason"], attempt["answer"] or ""]
+    return ": ".join(one_line(each)[:300] for each in words if each)
+
+
+def _check_sending(config: Config, given: str, running: bool) -> Finding:
+    """Sends a test ticket the whole way, and says what came back and what to do with it."""
+    hook, raw, headers = trial_webhook(config, given)
+    began = time.monotonic()
+    with _way(config, running) as ask:
+        lines = [f"{name}: {value}" for name, value in headers.items()]
+        number = ask("send", hook=hook.name, body=raw.decode(), headers=lines)["event"]
+        event = ask("show", event=number)
+        while event["state"] == "pending" and time.monotonic() - began < config.itsm.timeout + 5:
+            time.sleep(0.05)
+            event = ask("show", event=number)
+        status = ask("status")
+    name = f"event {number}, ticket {event['ticket']}, by {hook.path}"
+    if event["state"] == "delivered":
+        here = f"; `forget {event['ticket']}` removes its texts here" if running else ""
+        request = event["request_id"]
+        words = f"delivered as request {request} in {time.monotonic() - began:.1f} s"
+        return "ok", "send", f"{name}: {words}: close {request} in the ITSM{here}"
+    waits = "deliveries are paused: `resume`" if status["paused"] else status["itsm"]["reason"]
+    then = f"; then `retry {number}` or `drop {number} --why test`" if running else ""
+    return "wrong", "send", f"{name}: {event['state']}: {_said_of(event, waits)}{then}"
+
+
+# ── Check · the command ────────────────────────────────────────────────────────────────────────
+
+
+def command_check(call: Call) -> int:
+    """Looks at everything that must be right before `serve` can work; sends no ticket."""
+    config, address = call.config(complete=True), call.arguments["configuration"]
+    findings: list[Finding] = [("ok", "configuration", config.source or "defaults")]
+    if address is not None:
+        if address != "-":
+            _check_places(config, address)
+        call.emit([], "the configuration is sound")
+        return 0
+    findings += [("look", "configuration", warning) for warning in config.warnings]
+    findings += _check_versions()
+    findings += [_check_store(config), _check_disk(config), _check_log(config)]
+    findings += [*_check_modes(config), _check_zone(config)]
+    findings += _check_itsm(config)
+    findings += _check_fields(config)
+    findings += _check_reach(config)
+    if (body := call.arguments["send"]) is not None:
+        if any(word == "wrong" for word, _, _ in findings):
+            findings.append(("wrong", "send", "nothing was sent: mend what is wrong first"))
+        else:
+            findings.append(_check_sending(config, body, _runs(config)))
+    rows = [{"result": word, "what": what, "found": found} for word, what, found in findings]
+    call.emit(rows, as_table(rows, ("result", "what", "found")))
+    return 1 if any(word == "wrong" for word, _, _ in findings) else 0
 
 
 # ── Help: what is for looking up, from the tables that the program itself works by ─────────────
@@ -11653,7 +11839,7 @@ COMMANDS = {
         ),
         Command(
             "check",
-            "is everything right? Reaches the ITSM without sending a ticket",
+            "is everything right? Reaches the ITSM, and sends a ticket only with --send",
             command_check,
             (
                 Argument(
@@ -11662,6 +11848,14 @@ COMMANDS = {
                     "only the configuration; with the ADDRESS where the service listens now: also"
                     " whether a reload could have its file, log and address",
                     metavar="ADDRESS",
+                    empty="-",
+                ),
+                Argument(
+                    "--send",
+                    read_text,
+                    "open one test ticket in the ITSM, the whole way: made up, or BODY.json of"
+                    " your helpdesk",
+                    metavar="BODY.json",
                     empty="-",
                 ),
             ),
