@@ -5587,6 +5587,7 @@ class Argument:
     many: bool = False
     default: Any = None
     empty: Any = None  # the value of an option that stands alone
+    words: tuple[str, ...] = ()  # of those that it may be, for completion
 
     @property
     def key(self) -> str:
@@ -6111,7 +6112,9 @@ OPERATIONS = {
             list_events,
             events_as_text,
             (
-                Argument("--state", word_of("state", STATES), "only events in this state"),
+                Argument(
+                    "--state", word_of("state", STATES), "only events in this state", words=STATES
+                ),
                 OF_KIND,
                 RECEIVED_SINCE,
                 Argument("--ticket", id_of, "only events of this ticket", metavar="T"),
@@ -6143,7 +6146,10 @@ OPERATIONS = {
             (
                 Argument("events", event_number, "their numbers", metavar="EVENT", many=True),
                 Argument(
-                    "--state", word_of("state to retry", RETRIED), "all events in this state"
+                    "--state",
+                    word_of("state to retry", RETRIED),
+                    "all events in this state",
+                    words=RETRIED,
                 ),
                 OF_KIND,
                 RECEIVED_SINCE,
@@ -10339,6 +10345,28 @@ def carry_out(operation: Operation, call: Call) -> int:
     return operation.exit_code(result)
 
 
+# ── Commands · versions ────────────────────────────────────────────────────────────────────────
+
+LAST_FIXES = {"bottle": "0.13.4", "waitress": "3.0.2", "urllib3": "2.8.0"}  # security
+
+
+def ground() -> str:
+    """What it runs on, but for the libraries."""
+    python = f"Python {sys.version.split()[0]}, SQLite {sqlite3.sqlite_version}"
+    return f"hd_itsm {__version__}, {python}"
+
+
+def libraries() -> dict[str, str]:
+    """The version of each library, "" where it cannot be told."""
+    versions = {}
+    for name in LAST_FIXES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = getattr(sys.modules[name], "__version__", "")
+    return versions
+
+
 # ── Commands · recipes ─────────────────────────────────────────────────────────────────────────
 
 HALVES = ("helpdesk", "itsm")  # of a configuration, and of the names of its recipes
@@ -10819,26 +10847,20 @@ def _check_zone(config: Config) -> Finding:
     return "ok", "zone", f"now is {now.isoformat(timespec='seconds')}; is that your clock?"
 
 
-LAST_FIXES = {"bottle": "0.13.4", "waitress": "3.0.2", "urllib3": "2.8.0"}  # security
-
-
 def _check_versions() -> list[Finding]:
     """Our ground: Python, SQLite and the three libraries with their last security fixes."""
-    ground = f"hd_itsm {__version__}, Python {sys.version.split()[0]}"
-    findings: list[Finding] = [("ok", "version", f"{ground}, SQLite {sqlite3.sqlite_version}")]
-    for name, fixed in LAST_FIXES.items():
-        try:
-            version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            version = getattr(sys.modules[name], "__version__", "")
-        numbers = [tuple(map(int, re.findall(r"[0-9]+", one)[:3])) for one in (version, fixed)]
+    findings: list[Finding] = [("ok", "version", ground())]
+    for name, version in libraries().items():
+        numbers = [
+            tuple(map(int, re.findall(r"[0-9]+", each)[:3]))
+            for each in (version, LAST_FIXES[name])
+        ]
         if not version or numbers[0] >= numbers[1]:
             findings.append(("ok", "version", f"{name} {version or 'of unknown version'}"))
         else:
-            words = f"{name} {version} is older than its last security fix {fixed}: upgrade it,"
-            findings.append(
-                ("look", "version", words + " or see that your distribution mended it")
-            )
+            words = f"{name} {version} is older than its last security fix {LAST_FIXES[name]}:"
+            words += " upgrade it, or see that your distribution mended it"
+            findings.append(("look", "version", words))
     return findings
 
 
@@ -11580,7 +11602,7 @@ journalctl -u hd_itsm
     the log, a line per attempt; journald bounds it by its own SystemMaxUse. log.file writes a
     file besides and rotates it itself (log.max_bytes, log.backups): it needs no logrotate.
 /metrics
-    for Prometheus:
+    for Prometheus (`help alerts` has rules, and a line for cron without it):
 
 """
 
@@ -11651,7 +11673,8 @@ A firewall must let a helpdesk on another machine through: `ufw allow 8080/tcp`,
 
     firewall-cmd --permanent --add-port=8080/tcp && firewall-cmd --reload
 
-A port below 1024 needs a reverse proxy or a socket forward in front.
+A port below 1024 needs a reverse proxy or a socket forward in front. `help container` prints a
+Containerfile, `help completion` what bash wants, `help man` the man page.
 """
 
 UPGRADE = """\
@@ -11726,13 +11749,75 @@ mappings):
     rm -rf /var/lib/hd_itsm /var/lib/private/hd_itsm /var/log/hd_itsm /var/log/private/hd_itsm
 """
 
+SYNOPSIS = "hd-itsm [--config FILE] [--listen HOST:PORT] [--db FILE] [--itsm-url URL] [COMMAND]"
+
 EXIT_CODES = """\
-hd-itsm [--config FILE] [--listen HOST:PORT] [--db FILE] [--itsm-url URL] [COMMAND] With and
-without a running service (as root where it runs under systemd). Exit codes: 0 fine, 1 a person
-is needed or something was refused, 2 usage or configuration. A `retry` that would double or
-disorder a ticket is refused without --force.
+Every command works with and without a running service, as root where it runs under systemd. Exit
+codes: 0 fine, 1 a person is needed or something was refused, 2 usage or configuration. A `retry`
+that would double or disorder a ticket is refused without --force.
 
 """
+
+
+# ── Help · for shell and man ───────────────────────────────────────────────────────────────────
+
+COMMON_OPTIONS = ("--config", "--listen", "--db", "--itsm-url", "--help")
+
+COMPLETION = """\
+# For bash: hd-itsm help completion > /etc/bash_completion.d/hd-itsm
+_hd_itsm() {{
+    local each words="{commands} --version"
+    for each in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
+        case $each in
+{cases}
+        esac
+    done
+    COMPREPLY=($(compgen -W "$words {common}" -- "${{COMP_WORDS[COMP_CWORD]}}"))
+}}
+complete -o default -F _hd_itsm hd-itsm
+"""
+
+
+def _completion(commands: Commands) -> str:
+    cases = []
+    for command in commands.values():
+        words = [each.name for each in command.arguments if each.name.startswith("--")]
+        words += ["--json"] if command.prints else []
+        words += itertools.chain.from_iterable(each.words for each in command.arguments)
+        cases.append(f"            {command.name}) words='{' '.join(words)}'; break ;;")
+    common = " ".join(COMMON_OPTIONS)
+    return COMPLETION.format(commands=" ".join(commands), cases="\n".join(cases), common=common)
+
+
+def _roff(text: str) -> str:
+    """A text as roff takes it: no line of it a request, no letter of it an escape."""
+    text = text.replace("\\", "\\e").replace("-", "\\-")
+    return re.sub(r"(?m)^(?=[.'])", "\\&", text)
+
+
+def _man(commands: Commands) -> str:
+    lines = [
+        '.\\" hd-itsm help man > /usr/local/share/man/man1/hd-itsm.1',
+        f'.TH HD\\-ITSM 1 "" "hd_itsm {__version__}"',
+        ".nh",
+        ".SH NAME",
+        "hd\\-itsm \\- carries helpdesk tickets into an ITSM system",
+        ".SH SYNOPSIS",
+        _roff(SYNOPSIS),
+        ".SH DESCRIPTION",
+        _roff(EXIT_CODES.strip()),
+        ".SH COMMANDS",
+    ]
+    for command in commands.values():
+        lines += [".TP", f".B {_roff(usage(command))}", _roff(command.help)]
+        for argument in filter(lambda each: each.help, command.arguments):
+            lines += [".br", _roff(f"{argument.shown}: {argument.help}")]
+    lines += [".SH FILES", _roff("./hd_itsm.toml, /etc/hd_itsm.toml, hd_itsm.db")]
+    return "\n".join([*lines, ".SH SEE ALSO", _roff("hd-itsm help"), ""])
+
+
+def _file_of(name: str) -> Callable[[Commands], str]:
+    return lambda commands: recipes_folder().joinpath(name).read_text(encoding="utf-8")
 
 
 # ── Help · the topics ──────────────────────────────────────────────────────────────────────────
@@ -11752,7 +11837,7 @@ class Topic:
 
 
 TOPICS = {
-    "commands": Topic("every command and its arguments", (EXIT_CODES, _commands)),
+    "commands": Topic("every command and its arguments", (f"{SYNOPSIS}\n", EXIT_CODES, _commands)),
     "configuration": Topic(
         "every key, its default and its meaning",
         (CONFIGURATION, _sections, SIGNATURES, _named_tables, _built_in, CONSTANTS),
@@ -11776,6 +11861,10 @@ TOPICS = {
     "security": Topic("who may do what, and who sees what", (SECURITY,)),
     "install": Topic("one file, .pyz, RHEL, firewall", (INSTALL,)),
     "upgrade": Topic("upgrade, rollback, backup, restore, uninstall", (UPGRADE,)),
+    "alerts": Topic("rules for Prometheus, a line for cron", (_file_of("prometheus-alerts.yml"),)),
+    "container": Topic("a Containerfile", (_file_of("Containerfile"),)),
+    "completion": Topic("completion for bash", (_completion,)),
+    "man": Topic("the man page, as roff", (_man,)),
 }
 
 
@@ -11885,7 +11974,11 @@ COMMANDS = {
             "help",
             "what is for looking up: keys, templates, answers, security, upgrade ...",
             command_help,
-            (Argument("topic", read_text, "none: the list of topics", metavar="TOPIC"),),
+            (
+                Argument(
+                    *("topic", read_text, "none: the list of topics", "TOPIC"), words=tuple(TOPICS)
+                ),
+            ),
             prints=False,
         ),
     )
@@ -11958,7 +12051,7 @@ def _parser() -> _CommandParser:
         parents=[common],
         description="Carries helpdesk tickets into an ITSM system. Without a command: serve.",
     )
-    parser.add_argument("--version", action="version", version=f"hd_itsm {__version__}")
+    parser.add_argument("--version", action="store_true", help="of this program and its libraries")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for command in COMMANDS.values():
         added = commands.add_parser(
@@ -11977,6 +12070,9 @@ def _parser() -> _CommandParser:
 
 def run(typed: argparse.Namespace, environ: Environ) -> int:
     """Carries a command out; its exit code. Raises Error."""
+    if typed.version:
+        print(", ".join([ground(), *map(" ".join, libraries().items())]))
+        return 0
     command, given = COMMANDS[typed.command or "serve"], vars(typed)
     arguments = read_arguments(
         command.arguments,
