@@ -3728,7 +3728,8 @@ class File:
         if create and not os.path.exists(path):
             _create(path)
         if not os.path.exists(path):
-            raise FileError(f"no file {path}: start the service once, or name it with --db")
+            where = os.path.abspath(path)
+            raise FileError(f"no file {where}: start the service once, or name it with --db")
         _refuse_foreign(path)
         self.path = path
         self._db = _connect(path, patience)
@@ -5241,6 +5242,9 @@ def status_now(
     }
 
 
+NOT_RUNNING = "not running: webhooks are refused; its log says why, `check` what is wrong"
+
+
 def status_as_text(status: Mapping[str, Any]) -> str:
     """How it is, and what needs a person."""
     itsm, oldest = status["itsm"], status["oldest"]
@@ -5248,7 +5252,7 @@ def status_as_text(status: Mapping[str, Any]) -> str:
     waiting = f"{oldest['event']} of {oldest['received']}" if oldest else "-"
     lines = [
         "  ".join(f"{state} {status['counts'][state]}" for state in STATES),
-        f"service        {'running' if status['running'] else 'not running'}",
+        f"service        {'running' if status['running'] else NOT_RUNNING}",
         f"ITSM           {itsm['state']}{why}",
         f"oldest waiting {waiting}",
         f"last webhook   {status['last_webhook'] or '-'}",
@@ -5262,7 +5266,7 @@ def status_as_text(status: Mapping[str, Any]) -> str:
         lines.append(f"turned away    {one_line(what)}: {one_line(away['reason'])}")
     if status["turned_away"]:
         lines.append("               (in the last day; a helpdesk that does not repeat lost them)")
-    elif not status["needs"] and not status["paused"] and itsm["state"] == "up":
+    elif status["running"] and not (status["needs"] or status["paused"] or itsm["state"] != "up"):
         lines.append("all is well")
     return "\n".join(lines)
 
@@ -9749,7 +9753,9 @@ class Operator:
         """By the service, else on the file. While a service starts, neither is there at first."""
         deadline = time.monotonic() + File.PATIENCE
         while self._events is None:
-            service, trouble = find_service(self.config.store.path), ""
+            service = find_service(self.config.store.path)
+            control = control_path(self.config.store.path)
+            trouble = f" (no {control} says how to reach it: restart the service)"
             if service is not None:
                 try:
                     return service.ask(operation, arguments)
@@ -10067,7 +10073,8 @@ class Service:
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             return str(error)
-        return "" if trial.returncode == 0 else (trial.stderr or trial.stdout).strip()
+        said = (trial.stderr or trial.stdout).strip().removeprefix("hd_itsm: ")
+        return "" if trial.returncode == 0 else said
 
     def _start_anew(self) -> None:
         """Becomes the new program, which finds the listening socket as systemd would hand it."""
@@ -10811,6 +10818,17 @@ def _check_store(config: Config) -> Finding:
     return "ok", "file", f"{path} will be made by the first start"
 
 
+def _check_address(config: Config) -> Finding:
+    host, port = config.server.listen
+    try:
+        if not _runs(config):
+            listen((host, port)).close()
+    except Error as error:
+        words = f"{error}; `ss -ltnp` names it (systemd, where it keeps it for the next start)"
+        return "wrong", "address", words
+    return "ok", "address", f"{host}:{port}"
+
+
 def _check_disk(config: Config) -> Finding:
     folder = _existing(os.path.dirname(os.path.abspath(config.store.path)))
     free = shutil.disk_usage(folder).free
@@ -11147,7 +11165,9 @@ def command_check(call: Call) -> int:
         return 0
     findings += [("look", "configuration", warning) for warning in config.warnings]
     findings += _check_versions()
-    findings += [_check_store(config), _check_disk(config), _check_log(config)]
+    findings.append(store := _check_store(config))
+    findings += [_check_address(config)] if store[0] == "ok" else []
+    findings += [_check_disk(config), _check_log(config)]
     findings += [*_check_modes(config), _check_zone(config)]
     findings += _check_itsm(config)
     findings += _check_fields(config)
