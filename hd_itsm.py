@@ -37,6 +37,7 @@ Page) and delivering are siblings that meet only in the file.
   Service        the daemon put together; control file, sockets, systemd, reload
   Demo           the life of tickets against a practice ITSM
   Commands       one function per command
+  Check          is everything right? The one command that is long
   Help           what is for looking up, from the tables that the program works by
   Command line   the table of commands, the parser, main
 """
@@ -3735,7 +3736,8 @@ class File:
         if create and not os.path.exists(path):
             _create(path)
         if not os.path.exists(path):
-            raise FileError(f"no file {path}: start the service once, or name it with --db")
+            where = os.path.abspath(path)
+            raise FileError(f"no file {where}: start the service once, or name it with --db")
         _refuse_foreign(path)
         self.path = path
         self._db = _connect(path, patience)
@@ -5248,6 +5250,9 @@ def status_now(
     }
 
 
+NOT_RUNNING = "not running: webhooks are refused; its log says why, `check` what is wrong"
+
+
 def status_as_text(status: Mapping[str, Any]) -> str:
     """How it is, and what needs a person."""
     itsm, oldest = status["itsm"], status["oldest"]
@@ -5255,7 +5260,7 @@ def status_as_text(status: Mapping[str, Any]) -> str:
     waiting = f"{oldest['event']} of {oldest['received']}" if oldest else "-"
     lines = [
         "  ".join(f"{state} {status['counts'][state]}" for state in STATES),
-        f"service        {'running' if status['running'] else 'not running'}",
+        f"service        {'running' if status['running'] else NOT_RUNNING}",
         f"ITSM           {itsm['state']}{why}",
         f"oldest waiting {waiting}",
         f"last webhook   {status['last_webhook'] or '-'}",
@@ -5269,7 +5274,7 @@ def status_as_text(status: Mapping[str, Any]) -> str:
         lines.append(f"turned away    {one_line(what)}: {one_line(away['reason'])}")
     if status["turned_away"]:
         lines.append("               (in the last day; a helpdesk that does not repeat lost them)")
-    elif not status["needs"] and not status["paused"] and itsm["state"] == "up":
+    elif status["running"] and not (status["needs"] or status["paused"] or itsm["state"] != "up"):
         lines.append("all is well")
     return "\n".join(lines)
 
@@ -5594,6 +5599,7 @@ class Argument:
     many: bool = False
     default: Any = None
     empty: Any = None  # the value of an option that stands alone
+    words: tuple[str, ...] = ()  # of those that it may be, for completion
 
     @property
     def key(self) -> str:
@@ -5950,6 +5956,25 @@ def forgotten_as_text(result: Mapping[str, Any]) -> str:
     return text + (left if result["left"] else "")
 
 
+def send_webhook(config: Config, events: Events, arguments: Arguments) -> dict[str, Any]:
+    """Stores a webhook as if its hook had let it in. Raises Error."""
+    if arguments["hook"] not in config.hooks:
+        raise WrongArgument(f"no hook {arguments['hook']!r}: {', '.join(config.hooks)}")
+    pairs = [line.partition(":") for line in arguments["headers"]]
+    row = {
+        "hook": arguments["hook"],
+        "raw": arguments["body"].encode(),
+        "headers": json.dumps({name.strip(): value.strip() for name, _, value in pairs}),
+        "sender": "check",
+        "received": time.time(),
+        "parent": None,
+    }
+    receipt = events.receive([reread(config, row)])[0]
+    if isinstance(receipt, Exception):
+        raise receipt
+    return {"event": receipt.event, "state": receipt.state, "reason": receipt.reason}
+
+
 # ── Operations · mappings and copies ───────────────────────────────────────────────────────────
 
 
@@ -6099,7 +6124,9 @@ OPERATIONS = {
             list_events,
             events_as_text,
             (
-                Argument("--state", word_of("state", STATES), "only events in this state"),
+                Argument(
+                    "--state", word_of("state", STATES), "only events in this state", words=STATES
+                ),
                 OF_KIND,
                 RECEIVED_SINCE,
                 Argument("--ticket", id_of, "only events of this ticket", metavar="T"),
@@ -6131,7 +6158,10 @@ OPERATIONS = {
             (
                 Argument("events", event_number, "their numbers", metavar="EVENT", many=True),
                 Argument(
-                    "--state", word_of("state to retry", RETRIED), "all events in this state"
+                    "--state",
+                    word_of("state to retry", RETRIED),
+                    "all events in this state",
+                    words=RETRIED,
                 ),
                 OF_KIND,
                 RECEIVED_SINCE,
@@ -6225,6 +6255,18 @@ OPERATIONS = {
             gaps_as_text,
             (Argument("tickets", _row_of(id_of, read_text), required=True, many=True),),
             exit_code=lambda result: 1 if any(result[name] for name in GAPS) else 0,
+        ),
+        Operation(
+            "send",
+            "",
+            send_webhook,
+            lambda result: f"event {result['event']}: {result['state']} {result['reason']}",
+            (
+                Argument("hook", required=True),
+                Argument("body", required=True),
+                Argument("headers", read_header, many=True),
+            ),
+            wakes=True,
         ),
         Operation(
             "backup",
@@ -9724,7 +9766,9 @@ class Operator:
         """By the service, else on the file. While a service starts, neither is there at first."""
         deadline = time.monotonic() + File.PATIENCE
         while self._events is None:
-            service, trouble = find_service(self.config.store.path), ""
+            service = find_service(self.config.store.path)
+            control = control_path(self.config.store.path)
+            trouble = f" (no {control} says how to reach it: restart the service)"
             if service is not None:
                 try:
                     return service.ask(operation, arguments)
@@ -10042,7 +10086,8 @@ class Service:
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             return str(error)
-        return "" if trial.returncode == 0 else (trial.stderr or trial.stdout).strip()
+        said = (trial.stderr or trial.stdout).strip().removeprefix("hd_itsm: ")
+        return "" if trial.returncode == 0 else said
 
     def _start_anew(self) -> None:
         """Becomes the new program, which finds the listening socket as systemd would hand it."""
@@ -10320,6 +10365,28 @@ def carry_out(operation: Operation, call: Call) -> int:
     return operation.exit_code(result)
 
 
+# ── Commands · versions ────────────────────────────────────────────────────────────────────────
+
+LAST_FIXES = {"bottle": "0.13.4", "waitress": "3.0.2", "urllib3": "2.8.0"}  # security
+
+
+def ground() -> str:
+    """What it runs on, but for the libraries."""
+    python = f"Python {sys.version.split()[0]}, SQLite {sqlite3.sqlite_version}"
+    return f"hd_itsm {__version__}, {python}"
+
+
+def libraries() -> dict[str, str]:
+    """The version of each library, "" where it cannot be told."""
+    versions = {}
+    for name in LAST_FIXES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = getattr(sys.modules[name], "__version__", "")
+    return versions
+
+
 # ── Commands · recipes ─────────────────────────────────────────────────────────────────────────
 
 HALVES = ("helpdesk", "itsm")  # of a configuration, and of the names of its recipes
@@ -10465,156 +10532,7 @@ def command_init(call: Call) -> int:
     return 0
 
 
-# ── Commands · check ───────────────────────────────────────────────────────────────────────────
-
-Finding = tuple[str, str, str]
-
-
-def _existing(path: str) -> str:
-    """The path, or the nearest one above it that exists."""
-    while not os.path.exists(path):
-        path = os.path.dirname(path)
-    return path
-
-
-def _check_store(config: Config) -> Finding:
-    path = config.store.path
-    if os.path.exists(path):
-        try:
-            with Operator(config) as operator:
-                running = operator.ask("status")["running"]
-        except Error as error:
-            return "wrong", "file", str(error)
-        return "ok", "file", path + (", held by the running service" if running else "")
-    folder = _existing(os.path.dirname(os.path.abspath(path)))
-    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
-        return "wrong", "file", f"store.path: {folder} is not writable for this user"
-    return "ok", "file", f"{path} will be made by the first start"
-
-
-def _check_disk(config: Config) -> Finding:
-    folder = _existing(os.path.dirname(os.path.abspath(config.store.path)))
-    free = shutil.disk_usage(folder).free
-    word = "ok" if free > 100 << 20 else "wrong"
-    return (
-        word,
-        "disk",
-        f"{free >> 20} MiB free in {folder}" + ("" if word == "ok" else ": make room"),
-    )
-
-
-def _check_modes(config: Config) -> list[Finding]:
-    """Whether others may read or write what holds secrets or ticket texts."""
-    store = os.path.abspath(config.store.path)
-    paths = dict.fromkeys((store, f"{store}-wal", control_path(store)), "file")
-    for secret in config.secrets:
-        if secret.source in ("file", "credential"):
-            paths[os.path.abspath(secret.name)] = "secret"
-        elif secret.source == "text" and secret and config.source:
-            paths[os.path.abspath(config.source)] = "secret"
-    findings: list[Finding] = []
-    for path, what in paths.items():
-        with contextlib.suppress(OSError):
-            mode = os.stat(path).st_mode if os.name == "posix" else 0
-            may = ["read"] * bool(mode & 0o004) + ["write"] * bool(mode & 0o022)
-            if may:
-                words = f"{path}: others may {' and '.join(may)} it: `chmod go-w,o-r {path}`"
-                findings.append(("wrong" if "write" in may else "look", what, words))
-    return findings or [("ok", "secret", "nobody else may read or write what is to be kept")]
-
-
-def _check_zone(config: Config) -> Finding:
-    now = config.clock.local(time.time())
-    return "ok", "zone", f"now is {now.isoformat(timespec='seconds')}; is that your clock?"
-
-
-LAST_FIXES = {"bottle": "0.13.4", "waitress": "3.0.2", "urllib3": "2.8.0"}  # security
-
-
-def _check_versions() -> list[Finding]:
-    """Our ground: Python, SQLite and the three libraries with their last security fixes."""
-    ground = f"hd_itsm {__version__}, Python {sys.version.split()[0]}"
-    findings: list[Finding] = [("ok", "version", f"{ground}, SQLite {sqlite3.sqlite_version}")]
-    for name, fixed in LAST_FIXES.items():
-        try:
-            version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            version = getattr(sys.modules[name], "__version__", "")
-        numbers = [tuple(map(int, re.findall(r"[0-9]+", one)[:3])) for one in (version, fixed)]
-        if not version or numbers[0] >= numbers[1]:
-            findings.append(("ok", "version", f"{name} {version or 'of unknown version'}"))
-        else:
-            words = f"{name} {version} is older than its last security fix {fixed}: upgrade it,"
-            findings.append(
-                ("look", "version", words + " or see that your distribution mended it")
-            )
-    return findings
-
-
-def _check_reach(config: Config) -> list[Finding]:
-    """What to type into the helpdesk."""
-    host, port = config.server.listen
-    if is_loopback(host):
-        where = f"only a helpdesk on this machine reaches {host}"
-    else:
-        name = socket.getfqdn() if host in ("0.0.0.0", "::") else host
-        where, host = f"as seen from this machine; open TCP {port} in its firewall", name
-    return [
-        (
-            "ok",
-            "hook",
-            f"POST http://{host}:{port}{hook.path} -> {', '.join(hook.kinds)} ({where})",
-        )
-        for hook in config.hooks.values()
-    ]
-
-
-def _certificate(host: str, port: int, config: Config, trust: str | None) -> dict[str, Any]:
-    """The server's certificate, verified as the deliveries do, or by trusting `trust` (PEM)."""
-    context = ssl.create_default_context(cafile=config.itsm.ca_file or None, cadata=trust)
-    if trust is not None:
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-        context.check_hostname = False
-    with (
-        socket.create_connection((host, port), timeout=10) as raw,
-        context.wrap_socket(raw, server_hostname=host) as tls,
-    ):
-        return dict(tls.getpeercert() or {})
-
-
-def _check_certificate(config: Config, url: str) -> list[Finding]:
-    """Who issued the ITSM's certificate and how long it is good; nothing behind a proxy."""
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme != "https" or config.itsm.proxy:
-        return []
-    host, port = str(parts.hostname), parts.port or 443
-    try:
-        found, word = _certificate(host, port, config, None), "ok"
-    except ssl.SSLCertVerificationError:
-        try:  # shown only; nothing is sent over this connection
-            pem = ssl.get_server_certificate((host, port), timeout=10)
-            found, word = _certificate(host, port, config, pem), "wrong"
-        except (OSError, ValueError):
-            return [("wrong", "certificate", f"{host}: not valid, and it cannot be shown")]
-    except OSError:
-        return []  # the ITSM's own line says it
-    issuer = ", ".join(value for part in found.get("issuer", ()) for _, value in part)
-    left = ssl.cert_time_to_seconds(found["notAfter"]) - time.time()
-    days = f"good for {int(left // 86400)} days" if left > 0 else "expired"
-    if word == "wrong" and left > 0:
-        days += ": name the authority's certificate in itsm.ca_file"
-    elif left < 30 * 86400:
-        word, days = "wrong" if left <= 0 else "look", days + ": have it renewed"
-    return [(word, "certificate", f"issued by {issuer or 'nobody known'}, {days}")]
-
-
-SUSPICIOUS = {  # a status in answer to a GET -> what it may mean; of others their first digit
-    3: "it leads elsewhere, and a delivery follows nowhere: put the right address into itsm.url",
-    403: "the credential may lack rights, or this address may not call: ask its administrator",
-    404: "the address may be wrong; or it knows no GET there: then name itsm.check_url",
-    429: "it has enough of us for now, or of whoever shares our address or credential",
-    5: "it has a trouble of its own, or a proxy before it: deliveries wait until it is over",
-}
+# ── Commands · explain ─────────────────────────────────────────────────────────────────────────
 
 
 def _inquiry(config: Config) -> Inquiry:
@@ -10622,135 +10540,6 @@ def _inquiry(config: Config) -> Inquiry:
     patience = min(10.0, config.itsm.timeout)
     wire = Wire(config.itsm)
     return Inquiry(wire, Memory(), time.monotonic() + patience, lambda *told: None)
-
-
-NONSENSE = "hd-itsm-check-0"  # a ticket that no ITSM knows
-
-
-def _check_lookup(config: Config, lookup: Lookup) -> Finding:
-    """A token is asked for; a question is put with a nonsense id, which must find nothing."""
-    names = {part.name for part in lookup.placeholders}
-    token = not names - {*config.values, *config.lookups}
-    if not token and lookup.request.method != "GET":
-        return "ok", "look-up", f"{lookup.name} is not tried: it is a {lookup.request.method}"
-    inquiry = _inquiry(config)
-    fields = dict.fromkeys(names - {*COMPUTED, *config.values, *config.lookups}, NONSENSE)
-    scope = config.scope(fields, 0, NONSENSE, time.time(), NONSENSE)._replace(ask=inquiry.ask)
-    try:
-        if token:
-            left = inquiry.memory.left(inquiry.ask(lookup, scope))
-            until = config.clock.local(time.time() + left).strftime("%H:%M")
-            good = f"good until {until}" if left else "asked for each request anew (keep_for)"
-            return "ok", "look-up", f"{lookup.name} brought a value, {good}"
-        values, _ = inquiry.values(lookup, lookup.request.render(scope), scope)
-    except Unanswered as error:
-        return "wrong", "look-up", str(error)
-    except Untranslatable as error:
-        return ("wrong" if token else "look"), "look-up", f"{lookup.name}: {error}"
-    if values is None:
-        words = "is answered, but `value` leads nowhere in that answer for an unknown id"
-        return "look", "look-up", f"{lookup.name} {words}: see that it is a list that may be empty"
-    if values:
-        words = f"finds {one_line(values[0])[:40]} for an id that nobody has"
-        return "wrong", "look-up", f"{lookup.name} {words}: say in its `when` what a hit must hold"
-    return "ok", "look-up", f"{lookup.name} finds nothing for an id that nobody has"
-
-
-def _check_itsm(config: Config) -> list[Finding]:
-    """Name, connection, TLS and any HTTP answer to a GET; what its clock says."""
-    inquiry = _inquiry(config)
-    scope = config.scope({}, 0, "", time.time(), None)._replace(ask=inquiry.ask)
-    try:
-        request = config.knock.render(scope)
-    except (Unanswered, Untranslatable) as error:
-        return [("wrong", "ITSM", f"it is not asked: {error}")]
-    url = request.url
-    answer = inquiry.wire.exchange(request, inquiry.deadline)
-    host = urllib.parse.urlsplit(url).netloc
-    proxy = urllib.parse.urlsplit(config.itsm.proxy.reveal()).hostname
-    via = f" through {proxy}" if proxy else ""
-    findings = _check_certificate(config, url)
-    if answer.status is None:
-        words = f"{host}{via}: {answer.error}: address, firewall, proxy or certificate?"
-        return [("wrong", "ITSM", words), *findings]
-    if answer.status in (401, 407):
-        words = f"{host}{via} answers {answer.status}: look at itsm.authorization"
-        return [("wrong", "ITSM", words), *findings]
-    words = f"{host}{via} answers (HTTP {answer.status} to a GET; nothing was sent)"
-    meaning = SUSPICIOUS.get(answer.status) or SUSPICIOUS.get(answer.status // 100)
-    findings.append(("look", "ITSM", f"{words}: {meaning}") if meaning else ("ok", "ITSM", words))
-    with contextlib.suppress(ValueError, TypeError):
-        theirs = email.utils.parsedate_to_datetime(answer.headers.get("date", ""))
-        offset = theirs.timestamp() - time.time()
-        if abs(offset) > 60:
-            words = f"the ITSM's clock is {offset:+.0f} s from ours: dates and hours may be off"
-            findings.append(("look", "clock", words))
-    return findings
-
-
-def _check_fields(config: Config) -> list[Finding]:
-    """Which configured fields no template uses."""
-    findings = []
-    for hook in config.hooks.values():
-        used = {"ticket_id"}
-        for name in hook.kinds:
-            seen = set[str]()
-            while name and name not in seen:
-                seen.add(name)
-                used |= config.kinds[name].names
-                name = config.kinds[name].then
-        if unused := [name for name in hook.fields if name not in used]:
-            findings.append(("look", "hook", f"{hook.name}: no template uses {', '.join(unused)}"))
-    return findings
-
-
-def _check_log(config: Config) -> Finding:
-    path = config.log.file
-    if not path:
-        return "ok", "log", "to stderr"
-    folder = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(folder) or not os.access(_existing(os.path.abspath(path)), os.W_OK):
-        words = f"log.file: cannot write {path}: it or {folder} is not there or not ours"
-        return "wrong", "log", words
-    return "ok", "log", path
-
-
-def _check_places(config: Config, address: str) -> None:
-    """For a reload: could a new start have its file, its log and its address?
-
-    `address`: where the service that asks listens. Raises Error with what is in the way.
-    """
-    for word, _, found in (_check_store(config), _check_log(config)):
-        if word == "wrong":
-            raise Error(found)
-    host, port = config.server.listen
-    ours = address.endswith(f":{port}")  # then only the host can be tried
-    listen((host, 0 if ours else port)).close()
-
-
-def command_check(call: Call) -> int:
-    """Looks at everything that must be right before `serve` can work; sends no ticket."""
-    config, address = call.config(complete=True), call.arguments["configuration"]
-    findings: list[Finding] = [("ok", "configuration", config.source or "defaults")]
-    if address is not None:
-        if address != "-":
-            _check_places(config, address)
-        call.emit([], "the configuration is sound")
-        return 0
-    findings += [("look", "configuration", warning) for warning in config.warnings]
-    findings += _check_versions()
-    findings += [_check_store(config), _check_disk(config), _check_log(config)]
-    findings += [*_check_modes(config), _check_zone(config)]
-    findings += _check_itsm(config)
-    findings += [_check_lookup(config, lookup) for lookup in config.lookups.values()]
-    findings += _check_fields(config)
-    findings += _check_reach(config)
-    rows = [{"result": word, "what": what, "found": found} for word, what, found in findings]
-    call.emit(rows, as_table(rows, ("result", "what", "found")))
-    return 1 if any(word == "wrong" for word, _, _ in findings) else 0
-
-
-# ── Commands · explain ─────────────────────────────────────────────────────────────────────────
 
 
 class _Asked:
@@ -11044,6 +10833,445 @@ def command_demo(call: Call) -> int:
             runner.join(10)
             itsm.close()
     return 0
+
+
+# ── Check: is everything right? ────────────────────────────────────────────────────────────────
+
+
+# ── Check · our ground ─────────────────────────────────────────────────────────────────────────
+
+Finding = tuple[str, str, str]
+
+
+def _existing(path: str) -> str:
+    """The path, or the nearest one above it that exists."""
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def _runs(config: Config) -> bool:
+    """Whether a service runs on the file. Raises Error where that is no file of ours."""
+    if not os.path.exists(config.store.path):
+        return False
+    with Operator(config) as operator:
+        return bool(operator.ask("status")["running"])
+
+
+def _check_store(config: Config) -> Finding:
+    path = config.store.path
+    if os.path.exists(path):
+        try:
+            running = _runs(config)
+        except Error as error:
+            return "wrong", "file", str(error)
+        return "ok", "file", path + (", held by the running service" if running else "")
+    folder = _existing(os.path.dirname(os.path.abspath(path)))
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK):
+        return "wrong", "file", f"store.path: {folder} is not writable for this user"
+    return "ok", "file", f"{path} will be made by the first start"
+
+
+def _check_address(config: Config) -> Finding:
+    host, port = config.server.listen
+    try:
+        if not _runs(config):
+            listen((host, port)).close()
+    except Error as error:
+        words = f"{error}; `ss -ltnp` names it (systemd, where it keeps it for the next start)"
+        return "wrong", "address", words
+    return "ok", "address", f"{host}:{port}"
+
+
+def _check_disk(config: Config) -> Finding:
+    folder = _existing(os.path.dirname(os.path.abspath(config.store.path)))
+    free = shutil.disk_usage(folder).free
+    word = "ok" if free > 100 << 20 else "wrong"
+    return (
+        word,
+        "disk",
+        f"{free >> 20} MiB free in {folder}" + ("" if word == "ok" else ": make room"),
+    )
+
+
+def _check_modes(config: Config) -> list[Finding]:
+    """Whether others may read or write what holds secrets or ticket texts."""
+    store = os.path.abspath(config.store.path)
+    paths = dict.fromkeys((store, f"{store}-wal", control_path(store)), "file")
+    for secret in config.secrets:
+        if secret.source in ("file", "credential"):
+            paths[os.path.abspath(secret.name)] = "secret"
+        elif secret.source == "text" and secret and config.source:
+            paths[os.path.abspath(config.source)] = "secret"
+    findings: list[Finding] = []
+    for path, what in paths.items():
+        with contextlib.suppress(OSError):
+            mode = os.stat(path).st_mode if os.name == "posix" else 0
+            may = ["read"] * bool(mode & 0o004) + ["write"] * bool(mode & 0o022)
+            if may:
+                words = f"{path}: others may {' and '.join(may)} it: `chmod go-w,o-r {path}`"
+                findings.append(("wrong" if "write" in may else "look", what, words))
+    return findings or [("ok", "secret", "nobody else may read or write what is to be kept")]
+
+
+def _check_zone(config: Config) -> Finding:
+    now = config.clock.local(time.time())
+    return "ok", "zone", f"now is {now.isoformat(timespec='seconds')}; is that your clock?"
+
+
+def _check_versions() -> list[Finding]:
+    """Our ground: Python, SQLite and the three libraries with their last security fixes."""
+    findings: list[Finding] = [("ok", "version", ground())]
+    for name, version in libraries().items():
+        numbers = [
+            tuple(map(int, re.findall(r"[0-9]+", each)[:3]))
+            for each in (version, LAST_FIXES[name])
+        ]
+        if not version or numbers[0] >= numbers[1]:
+            findings.append(("ok", "version", f"{name} {version or 'of unknown version'}"))
+        else:
+            words = f"{name} {version} is older than its last security fix {LAST_FIXES[name]}:"
+            words += " upgrade it, or see that your distribution mended it"
+            findings.append(("look", "version", words))
+    return findings
+
+
+def _check_reach(config: Config) -> list[Finding]:
+    """What to type into the helpdesk."""
+    host, port = config.server.listen
+    if is_loopback(host):
+        where = f"only a helpdesk on this machine reaches {host}"
+    else:
+        name = socket.getfqdn() if host in ("0.0.0.0", "::") else host
+        where, host = f"as seen from this machine; open TCP {port} in its firewall", name
+    return [
+        (
+            "ok",
+            "hook",
+            f"POST http://{host}:{port}{hook.path} -> {', '.join(hook.kinds)} ({where})",
+        )
+        for hook in config.hooks.values()
+    ]
+
+
+def _certificate(host: str, port: int, config: Config, trust: str | None) -> dict[str, Any]:
+    """The server's certificate, verified as the deliveries do, or by trusting `trust` (PEM)."""
+    context = ssl.create_default_context(cafile=config.itsm.ca_file or None, cadata=trust)
+    if trust is not None:
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        context.check_hostname = False
+    with (
+        socket.create_connection((host, port), timeout=10) as raw,
+        context.wrap_socket(raw, server_hostname=host) as tls,
+    ):
+        return dict(tls.getpeercert() or {})
+
+
+def _check_certificate(config: Config, url: str) -> list[Finding]:
+    """Who issued the ITSM's certificate and how long it is good; nothing behind a proxy."""
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme != "https" or config.itsm.proxy:
+        return []
+    host, port = str(parts.hostname), parts.port or 443
+    try:
+        found, word = _certificate(host, port, config, None), "ok"
+    except ssl.SSLCertVerificationError:
+        try:  # shown only; nothing is sent over this connection
+            pem = ssl.get_server_certificate((host, port), timeout=10)
+            found, word = _certificate(host, port, config, pem), "wrong"
+        except (OSError, ValueError):
+            return [("wrong", "certificate", f"{host}: not valid, and it cannot be shown")]
+    except OSError:
+        return []  # the ITSM's own line says it
+    issuer = ", ".join(value for part in found.get("issuer", ()) for _, value in part)
+    left = ssl.cert_time_to_seconds(found["notAfter"]) - time.time()
+    days = f"good for {int(left // 86400)} days" if left > 0 else "expired"
+    if word == "wrong" and left > 0:
+        days += ": name the authority's certificate in itsm.ca_file"
+    elif left < 30 * 86400:
+        word, days = "wrong" if left <= 0 else "look", days + ": have it renewed"
+    return [(word, "certificate", f"issued by {issuer or 'nobody known'}, {days}")]
+
+
+SUSPICIOUS = {  # a status in answer to a GET -> what it may mean; of others their first digit
+    3: "it leads elsewhere, and a delivery follows nowhere: put the right address into itsm.url",
+    403: "the credential may lack rights, or this address may not call: ask its administrator",
+    404: "the address may be wrong; or it knows no GET there: then name itsm.check_url",
+    429: "it has enough of us for now, or of whoever shares our address or credential",
+    5: "it has a trouble of its own, or a proxy before it: deliveries wait until it is over",
+}
+
+
+NONSENSE = "hd-itsm-check-0"  # a ticket that no ITSM knows
+
+
+def _check_lookup(config: Config, lookup: Lookup) -> Finding:
+    """A token is asked for; a question is put with a nonsense id, which must find nothing."""
+    names = {part.name for part in lookup.placeholders}
+    token = not names - {*config.values, *config.lookups}
+    if not token and lookup.request.method != "GET":
+        return "ok", "look-up", f"{lookup.name} is not tried: it is a {lookup.request.method}"
+    inquiry = _inquiry(config)
+    fields = dict.fromkeys(names - {*COMPUTED, *config.values, *config.lookups}, NONSENSE)
+    scope = config.scope(fields, 0, NONSENSE, time.time(), NONSENSE)._replace(ask=inquiry.ask)
+    try:
+        if token:
+            left = inquiry.memory.left(inquiry.ask(lookup, scope))
+            until = config.clock.local(time.time() + left).strftime("%H:%M")
+            good = f"good until {until}" if left else "asked for each request anew (keep_for)"
+            return "ok", "look-up", f"{lookup.name} brought a value, {good}"
+        values, _ = inquiry.values(lookup, lookup.request.render(scope), scope)
+    except Unanswered as error:
+        return "wrong", "look-up", str(error)
+    except Untranslatable as error:
+        return ("wrong" if token else "look"), "look-up", f"{lookup.name}: {error}"
+    if values is None:
+        words = "is answered, but `value` leads nowhere in that answer for an unknown id"
+        return "look", "look-up", f"{lookup.name} {words}: see that it is a list that may be empty"
+    if values:
+        words = f"finds {one_line(values[0])[:40]} for an id that nobody has"
+        return "wrong", "look-up", f"{lookup.name} {words}: say in its `when` what a hit must hold"
+    return "ok", "look-up", f"{lookup.name} finds nothing for an id that nobody has"
+
+
+def _check_itsm(config: Config) -> list[Finding]:
+    """Name, connection, TLS and any HTTP answer to a GET; what its clock says."""
+    inquiry = _inquiry(config)
+    scope = config.scope({}, 0, "", time.time(), None)._replace(ask=inquiry.ask)
+    try:
+        request = config.knock.render(scope)
+    except (Unanswered, Untranslatable) as error:
+        return [("wrong", "ITSM", f"it is not asked: {error}")]
+    url = request.url
+    answer = inquiry.wire.exchange(request, inquiry.deadline)
+    host = urllib.parse.urlsplit(url).netloc
+    proxy = urllib.parse.urlsplit(config.itsm.proxy.reveal()).hostname
+    via = f" through {proxy}" if proxy else ""
+    findings = _check_certificate(config, url)
+    if answer.status is None:
+        words = f"{host}{via}: {answer.error}: address, firewall, proxy or certificate?"
+        return [("wrong", "ITSM", words), *findings]
+    if answer.status in (401, 407):
+        words = f"{host}{via} answers {answer.status}: look at itsm.authorization"
+        return [("wrong", "ITSM", words), *findings]
+    words = f"{host}{via} answers (HTTP {answer.status} to a GET; nothing was sent)"
+    meaning = SUSPICIOUS.get(answer.status) or SUSPICIOUS.get(answer.status // 100)
+    findings.append(("look", "ITSM", f"{words}: {meaning}") if meaning else ("ok", "ITSM", words))
+    with contextlib.suppress(ValueError, TypeError):
+        theirs = email.utils.parsedate_to_datetime(answer.headers.get("date", ""))
+        offset = theirs.timestamp() - time.time()
+        if abs(offset) > 60:
+            words = f"the ITSM's clock is {offset:+.0f} s from ours: dates and hours may be off"
+            findings.append(("look", "clock", words))
+    return findings
+
+
+def _check_fields(config: Config) -> list[Finding]:
+    """Which configured fields no template uses."""
+    findings = []
+    for hook in config.hooks.values():
+        used = {"ticket_id"}
+        for name in hook.kinds:
+            seen = set[str]()
+            while name and name not in seen:
+                seen.add(name)
+                used |= config.kinds[name].names
+                name = config.kinds[name].then
+        if unused := [name for name in hook.fields if name not in used]:
+            findings.append(("look", "hook", f"{hook.name}: no template uses {', '.join(unused)}"))
+    return findings
+
+
+def _check_log(config: Config) -> Finding:
+    path = config.log.file
+    if not path:
+        return "ok", "log", "to stderr"
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder) or not os.access(_existing(os.path.abspath(path)), os.W_OK):
+        words = f"log.file: cannot write {path}: it or {folder} is not there or not ours"
+        return "wrong", "log", words
+    return "ok", "log", path
+
+
+def _check_places(config: Config, address: str) -> None:
+    """For a reload: could a new start have its file, its log and its address?
+
+    `address`: where the service that asks listens. Raises Error with what is in the way.
+    """
+    for word, _, found in (_check_store(config), _check_log(config)):
+        if word == "wrong":
+            raise Error(found)
+    host, port = config.server.listen
+    ours = address.endswith(f":{port}")  # then only the host can be tried
+    listen((host, 0 if ours else port)).close()
+
+
+# ── Check · a test ticket ──────────────────────────────────────────────────────────────────────
+
+TEST_FIELDS = {
+    "subject": "hd_itsm test, please close",
+    "contents": "A test of hd_itsm by `hd-itsm check --send`. Please close it.",
+}
+
+
+def _with(body: Any, path: Path, value: Any) -> Any:
+    """`body` with a value where a path leads, and with what the path chooses by."""
+    if not path:
+        return value
+    step, rest = path[0], path[1:]
+    if step.does == "key" and not _many(step):
+        members = dict(body) if isinstance(body, dict) else {}
+        return {**members, step.name: _with(members.get(step.name), rest, value)}
+    elements, place, first = list(body) if isinstance(body, list) else [], 0, dict[str, Any]()
+    if step.does == "where":
+        first = {step.name: step.value}
+        fitting = (n for n, each in enumerate(elements) if each.get(step.name) == step.value)
+        place = next(fitting, len(elements))
+    elements += [first] if place == len(elements) else []
+    elements[place] = _with(elements[place], rest, value)
+    return elements
+
+
+def _meets(wanted: Any) -> str:
+    """A text that may be what a condition wants; whether it is, reading it tells."""
+    if isinstance(wanted, re.Pattern):
+        plain = re.sub(r"\(\?[a-z]+\)|\\s[*+]|[\^$*+?]", "", wanted.pattern)
+        return plain.replace("[.]", ".").replace("\\.", ".")
+    return wanted if isinstance(wanted, str) else "test"
+
+
+def _made_up(hook: Hook, rule: Rule, names: Collection[str]) -> tuple[bytes, dict[str, str]]:
+    """Body and headers of a webhook with these fields, such as a hook and its rule want it."""
+    now = time.time()
+    values = TEST_FIELDS | {"ticket_id": f"hd-itsm-test-{int(now)}", "date": str(int(now))}
+    places = [
+        (of.paths[0], values.get(name, "test"))
+        for name, of in hook.fields.items()
+        if of.paths and (name in names or name == "ticket_id")
+    ]
+    filled = [path for path, _ in places]
+    for condition in rule.when:
+        if condition.wanted[0] is not None or condition.path not in filled:
+            places.append((condition.path, _meets(condition.wanted[0])))
+    body, headers = dict[str, Any](), dict[str, str]()
+    for path, value in places:
+        if path[0].does == "header":
+            headers[path[0].name] = value
+        elif path[0].does != "body":
+            body = _with(body, path, value)
+    whole = body if hook.each is None else _with({} if hook.each else None, hook.each, [body])
+    return COMPACT.encode(whole).encode(), headers
+
+
+def trial_webhook(config: Config, given: str) -> tuple[Hook, bytes, dict[str, str]]:
+    """A webhook that opens a request: hook, body, headers; made up, or of the file `given`."""
+    yours_first = sorted(config.hooks.values(), key=lambda hook: hook.name in HOOKS)
+    for hook in yours_first:
+        for rule in hook.rules:
+            if not config.kinds[rule.result].opens:
+                continue
+            raw, headers = _made_up(hook, rule, config.kinds[rule.result].names)
+            raw = raw if given == "-" else _webhook_in(given)
+            _, readings = read_webhooks(hook, raw, headers)
+            kind = config.kinds.get(readings[0].kind)
+            if kind and kind.opens and not readings[0].problem:
+                return hook, raw, headers
+    if given == "-":
+        words = "none can be made up for your hooks; name a file with one of your helpdesk's"
+        raise WrongArgument(f"--send: {words}")
+    raise WrongArgument(f"--send: no hook makes {given} a ticket to open: `explain` says why")
+
+
+@contextlib.contextmanager
+def _way(config: Config, running: bool) -> Iterator[Callable[..., dict[str, Any]]]:
+    """Has operations done by the running service; else by deliveries of a file of their own.
+
+    What else waits in the file of a service that does not run is not to be delivered by this.
+    """
+    if running:
+        with Operator(config) as operator:
+            yield operator.ask
+        return
+    logging.basicConfig(level=logging.CRITICAL, force=True)
+    with tempfile.TemporaryDirectory(prefix="hd_itsm-check-") as folder:
+        store = replace(config.store, path=os.path.join(folder, "check.db"))
+        alone = replace(config, store=store, alert=AlertOptions())
+        events = Events(File(store.path, create=True))
+        delivery = Delivery(alone, events)
+        delivery.start()
+
+        def ask(name: str, /, **given: Any) -> dict[str, Any]:
+            result = OPERATIONS[name].function(alone, events, OPERATIONS[name].read(given))
+            delivery.wake()
+            return result
+
+        try:
+            yield ask
+        finally:
+            delivery.stop(config.server.stop_after)
+            events.file.close()
+
+
+def _said_of(event: Mapping[str, Any], waits: str) -> str:
+    """What became of an event, in the ITSM's words where it has any."""
+    attempt = event["attempts"][-1] if event["attempts"] else {"answer": "", "reason": waits}
+    words = [event["reason"] or attempt["reason"], attempt["answer"] or ""]
+    return ": ".join(one_line(each)[:300] for each in words if each)
+
+
+def _check_sending(config: Config, given: str, running: bool) -> Finding:
+    """Sends a test ticket the whole way, and says what came back and what to do with it."""
+    hook, raw, headers = trial_webhook(config, given)
+    began = time.monotonic()
+    with _way(config, running) as ask:
+        lines = [f"{name}: {value}" for name, value in headers.items()]
+        number = ask("send", hook=hook.name, body=raw.decode(), headers=lines)["event"]
+        event = ask("show", event=number)
+        while event["state"] == "pending" and time.monotonic() - began < config.itsm.timeout + 5:
+            time.sleep(0.05)
+            event = ask("show", event=number)
+        status = ask("status")
+    name = f"event {number}, ticket {event['ticket']}, by {hook.path}"
+    if event["state"] == "delivered":
+        here = f"; `forget {event['ticket']}` removes its texts here" if running else ""
+        request = event["request_id"]
+        words = f"delivered as request {request} in {time.monotonic() - began:.1f} s"
+        return "ok", "send", f"{name}: {words}: close {request} in the ITSM{here}"
+    waits = "deliveries are paused: `resume`" if status["paused"] else status["itsm"]["reason"]
+    then = f"; then `retry {number}` or `drop {number} --why test`" if running else ""
+    return "wrong", "send", f"{name}: {event['state']}: {_said_of(event, waits)}{then}"
+
+
+# ── Check · the command ────────────────────────────────────────────────────────────────────────
+
+
+def command_check(call: Call) -> int:
+    """Looks at everything that must be right before `serve` can work; sends no ticket."""
+    config, address = call.config(complete=True), call.arguments["configuration"]
+    findings: list[Finding] = [("ok", "configuration", config.source or "defaults")]
+    if address is not None:
+        if address != "-":
+            _check_places(config, address)
+        call.emit([], "the configuration is sound")
+        return 0
+    findings += [("look", "configuration", warning) for warning in config.warnings]
+    findings += _check_versions()
+    findings.append(store := _check_store(config))
+    findings += [_check_address(config)] if store[0] == "ok" else []
+    findings += [_check_disk(config), _check_log(config)]
+    findings += [*_check_modes(config), _check_zone(config)]
+    findings += _check_itsm(config)
+    findings += [_check_lookup(config, lookup) for lookup in config.lookups.values()]
+    findings += _check_fields(config)
+    findings += _check_reach(config)
+    if (body := call.arguments["send"]) is not None:
+        if any(word == "wrong" for word, _, _ in findings):
+            findings.append(("wrong", "send", "nothing was sent: mend what is wrong first"))
+        else:
+            findings.append(_check_sending(config, body, _runs(config)))
+    rows = [{"result": word, "what": what, "found": found} for word, what, found in findings]
+    call.emit(rows, as_table(rows, ("result", "what", "found")))
+    return 1 if any(word == "wrong" for word, _, _ in findings) else 0
 
 
 # ── Help: what is for looking up, from the tables that the program itself works by ─────────────
@@ -11486,7 +11714,7 @@ journalctl -u hd_itsm
     the log, a line per attempt; journald bounds it by its own SystemMaxUse. log.file writes a
     file besides and rotates it itself (log.max_bytes, log.backups): it needs no logrotate.
 /metrics
-    for Prometheus:
+    for Prometheus (`help alerts` has rules, and a line for cron without it):
 
 """
 
@@ -11557,7 +11785,8 @@ A firewall must let a helpdesk on another machine through: `ufw allow 8080/tcp`,
 
     firewall-cmd --permanent --add-port=8080/tcp && firewall-cmd --reload
 
-A port below 1024 needs a reverse proxy or a socket forward in front.
+A port below 1024 needs a reverse proxy or a socket forward in front. `help container` prints a
+Containerfile, `help completion` what bash wants, `help man` the man page.
 """
 
 UPGRADE = """\
@@ -11632,13 +11861,75 @@ mappings):
     rm -rf /var/lib/hd_itsm /var/lib/private/hd_itsm /var/log/hd_itsm /var/log/private/hd_itsm
 """
 
+SYNOPSIS = "hd-itsm [--config FILE] [--listen HOST:PORT] [--db FILE] [--itsm-url URL] [COMMAND]"
+
 EXIT_CODES = """\
-hd-itsm [--config FILE] [--listen HOST:PORT] [--db FILE] [--itsm-url URL] [COMMAND] With and
-without a running service (as root where it runs under systemd). Exit codes: 0 fine, 1 a person
-is needed or something was refused, 2 usage or configuration. A `retry` that would double or
-disorder a ticket is refused without --force.
+Every command works with and without a running service, as root where it runs under systemd. Exit
+codes: 0 fine, 1 a person is needed or something was refused, 2 usage or configuration. A `retry`
+that would double or disorder a ticket is refused without --force.
 
 """
+
+
+# ── Help · for shell and man ───────────────────────────────────────────────────────────────────
+
+COMMON_OPTIONS = ("--config", "--listen", "--db", "--itsm-url", "--help")
+
+COMPLETION = """\
+# For bash: hd-itsm help completion > /etc/bash_completion.d/hd-itsm
+_hd_itsm() {{
+    local each words="{commands} --version"
+    for each in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
+        case $each in
+{cases}
+        esac
+    done
+    COMPREPLY=($(compgen -W "$words {common}" -- "${{COMP_WORDS[COMP_CWORD]}}"))
+}}
+complete -o default -F _hd_itsm hd-itsm
+"""
+
+
+def _completion(commands: Commands) -> str:
+    cases = []
+    for command in commands.values():
+        words = [each.name for each in command.arguments if each.name.startswith("--")]
+        words += ["--json"] if command.prints else []
+        words += itertools.chain.from_iterable(each.words for each in command.arguments)
+        cases.append(f"            {command.name}) words='{' '.join(words)}'; break ;;")
+    common = " ".join(COMMON_OPTIONS)
+    return COMPLETION.format(commands=" ".join(commands), cases="\n".join(cases), common=common)
+
+
+def _roff(text: str) -> str:
+    """A text as roff takes it: no line of it a request, no letter of it an escape."""
+    text = text.replace("\\", "\\e").replace("-", "\\-")
+    return re.sub(r"(?m)^(?=[.'])", "\\&", text)
+
+
+def _man(commands: Commands) -> str:
+    lines = [
+        '.\\" hd-itsm help man > /usr/local/share/man/man1/hd-itsm.1',
+        f'.TH HD\\-ITSM 1 "" "hd_itsm {__version__}"',
+        ".nh",
+        ".SH NAME",
+        "hd\\-itsm \\- carries helpdesk tickets into an ITSM system",
+        ".SH SYNOPSIS",
+        _roff(SYNOPSIS),
+        ".SH DESCRIPTION",
+        _roff(EXIT_CODES.strip()),
+        ".SH COMMANDS",
+    ]
+    for command in commands.values():
+        lines += [".TP", f".B {_roff(usage(command))}", _roff(command.help)]
+        for argument in filter(lambda each: each.help, command.arguments):
+            lines += [".br", _roff(f"{argument.shown}: {argument.help}")]
+    lines += [".SH FILES", _roff("./hd_itsm.toml, /etc/hd_itsm.toml, hd_itsm.db")]
+    return "\n".join([*lines, ".SH SEE ALSO", _roff("hd-itsm help"), ""])
+
+
+def _file_of(name: str) -> Callable[[Commands], str]:
+    return lambda commands: recipes_folder().joinpath(name).read_text(encoding="utf-8")
 
 
 # ── Help · the topics ──────────────────────────────────────────────────────────────────────────
@@ -11658,7 +11949,7 @@ class Topic:
 
 
 TOPICS = {
-    "commands": Topic("every command and its arguments", (EXIT_CODES, _commands)),
+    "commands": Topic("every command and its arguments", (f"{SYNOPSIS}\n", EXIT_CODES, _commands)),
     "configuration": Topic(
         "every key, its default and its meaning",
         (CONFIGURATION, _sections, SIGNATURES, _named_tables, _built_in, CONSTANTS),
@@ -11682,6 +11973,10 @@ TOPICS = {
     "security": Topic("who may do what, and who sees what", (SECURITY,)),
     "install": Topic("one file, .pyz, RHEL, firewall", (INSTALL,)),
     "upgrade": Topic("upgrade, rollback, backup, restore, uninstall", (UPGRADE,)),
+    "alerts": Topic("rules for Prometheus, a line for cron", (_file_of("prometheus-alerts.yml"),)),
+    "container": Topic("a Containerfile", (_file_of("Containerfile"),)),
+    "completion": Topic("completion for bash", (_completion,)),
+    "man": Topic("the man page, as roff", (_man,)),
 }
 
 
@@ -11745,7 +12040,7 @@ COMMANDS = {
         ),
         Command(
             "check",
-            "is everything right? Reaches the ITSM without sending a ticket",
+            "is everything right? Reaches the ITSM, and sends a ticket only with --send",
             command_check,
             (
                 Argument(
@@ -11754,6 +12049,14 @@ COMMANDS = {
                     "only the configuration; with the ADDRESS where the service listens now: also"
                     " whether a reload could have its file, log and address",
                     metavar="ADDRESS",
+                    empty="-",
+                ),
+                Argument(
+                    "--send",
+                    read_text,
+                    "open one test ticket in the ITSM, the whole way: made up, or BODY.json of"
+                    " your helpdesk",
+                    metavar="BODY.json",
                     empty="-",
                 ),
             ),
@@ -11786,7 +12089,11 @@ COMMANDS = {
             "help",
             "what is for looking up: keys, templates, answers, security, upgrade ...",
             command_help,
-            (Argument("topic", read_text, "none: the list of topics", metavar="TOPIC"),),
+            (
+                Argument(
+                    *("topic", read_text, "none: the list of topics", "TOPIC"), words=tuple(TOPICS)
+                ),
+            ),
             prints=False,
         ),
     )
@@ -11859,7 +12166,7 @@ def _parser() -> _CommandParser:
         parents=[common],
         description="Carries helpdesk tickets into an ITSM system. Without a command: serve.",
     )
-    parser.add_argument("--version", action="version", version=f"hd_itsm {__version__}")
+    parser.add_argument("--version", action="store_true", help="of this program and its libraries")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for command in COMMANDS.values():
         added = commands.add_parser(
@@ -11878,6 +12185,9 @@ def _parser() -> _CommandParser:
 
 def run(typed: argparse.Namespace, environ: Environ) -> int:
     """Carries a command out; its exit code. Raises Error."""
+    if typed.version:
+        print(", ".join([ground(), *map(" ".join, libraries().items())]))
+        return 0
     command, given = COMMANDS[typed.command or "serve"], vars(typed)
     arguments = read_arguments(
         command.arguments,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import re
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import hd_itsm
+from faultlib import need
 from rows import NAMED_OPTIONS, OPTIONS
 from service import COMMAND, PROGRAM
 
@@ -179,3 +182,51 @@ def test_the_commands_of_help_run_on_the_file_as_well() -> None:
         timeout=30,
     )
     assert (done.returncode, done.stdout.rstrip()) == (0, text("page"))
+
+
+def completed(*words: str) -> set[str]:
+    """What bash offers after these words, the last of which is being typed."""
+    typed = " ".join(f"'{word}'" for word in ("hd-itsm", *words))
+    script = f"{text('completion')}\nCOMP_WORDS=({typed}); COMP_CWORD={len(words)}\n_hd_itsm\n"
+    script += 'printf "%s\\n" "${COMPREPLY[@]}"'
+    bash = need("bash", "bash")
+    command = [bash, "--norc", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    assert done.stderr == ""
+    return set(done.stdout.split())
+
+
+def test_bash_completes_commands_their_options_states_and_topics() -> None:
+    assert set(hd_itsm.COMMANDS) < completed("")
+    assert completed("re") == {"retry", "reconcile", "resume"}
+    assert completed("--config", "x.toml", "retry", "--r") == {"--reason"}
+    assert completed("events", "--state", "fa") == {"failed"}
+    assert completed("help", "") > set(hd_itsm.TOPICS)
+    assert completed("help", "retry", "ans") == {"answers"}
+
+
+def test_the_man_page_is_roff_without_a_fault_and_holds_every_command(tmp_path: Path) -> None:
+    page = tmp_path / "hd-itsm.1"
+    page.write_text(text("man"), encoding="utf-8")
+    command = [need("groff", "groff"), "-man", "-ww", "-Tascii", "-P-cbou", str(page)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    assert done.stderr == ""
+    shown = " ".join(done.stdout.split())
+    for command_ in hd_itsm.COMMANDS.values():
+        assert " ".join(hd_itsm.usage(command_).split()) in shown
+        assert command_.help in shown
+
+
+def test_the_alert_rules_name_metrics_that_there_are() -> None:
+    rules = text("alerts")
+    named = set(re.findall(r"\bhd_itsm_[a-z_]+", "\n".join(re.findall(r"expr: (.*)", rules))))
+    assert named - {f"hd_itsm_{name}" for name, *_ in hd_itsm.METRICS} == set()
+    assert len(named) >= 5
+
+
+def test_the_containerfile_builds_from_what_there_is() -> None:
+    script = text("container")
+    assert "COPY . /src" in script
+    assert script.rstrip().endswith('CMD ["serve"]')
+    (health,) = re.findall(r"HEALTHCHECK CMD (\[.*\])", script)
+    ast.parse(json.loads(health)[2])

@@ -42,6 +42,7 @@ ROOMS = (
     "Service",
     "Demo",
     "Commands",
+    "Check",
     "Help",
     "Command line",
 )

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+import hd_itsm
 from faultlib import missing, need
 from itsm import Itsm
 from service import PROGRAM, Service, opening, settings, ticket
@@ -172,6 +173,25 @@ def test_the_bare_file_says_where_the_recipes_are(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir() if file.suffix == ".toml"] == []
 
 
+def test_the_lines_of_help_for_one_file_make_a_command_and_a_drop_in(tmp_path: Path) -> None:
+    text = hd_itsm.TOPICS["install"].text(hd_itsm.COMMANDS)
+    blocks = re.findall(r"(?m)(?:^    .*\n)+", text)
+    shell = "".join(block for block in blocks if "/opt/hd_itsm/hd_itsm.py" in block)
+    shell = shell.replace("apt-get install ", "true ").replace("/usr/bin/python3", sys.executable)
+    for folder in ("/opt/", "/etc/", "/usr/local/bin/"):
+        (tmp_path / folder[1:]).mkdir(parents=True)
+        shell = shell.replace(f"{folder}", f"{tmp_path}{folder}")
+    subprocess.run(["sh", "-eu", "-c", shell], cwd=HOME, check=True, timeout=30)
+    command = tmp_path / "usr/local/bin/hd-itsm"
+    done = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=30)
+    assert done.stdout.startswith("hd_itsm "), done.stderr
+    (drop_in,) = (tmp_path / "etc/systemd/system/hd_itsm.service.d").iterdir()
+    program = f"{sys.executable} {tmp_path}/opt/hd_itsm/hd_itsm.py"
+    assert drop_in.read_text() == (
+        f"[Service]\nExecStart=\nExecStart={program} --config {tmp_path}/etc/hd_itsm.toml serve\n"
+    )
+
+
 def checked(program: list[str], python: str, folder: Path) -> str:
     """`check` in a folder, which must find nothing wrong; what it prints."""
     done = subprocess.run(
@@ -231,7 +251,12 @@ def test_pip_install_gives_the_command(tmp_path: Path) -> None:
     command = tmp_path / "venv" / "bin" / "hd-itsm"
     done = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=30)
     version = re.findall(r'^__version__ = "(.+)"$', PROGRAM.read_text(encoding="utf-8"), re.M)[0]
-    assert (done.returncode, done.stdout) == (0, f"hd_itsm {version}\n")
+    assert done.returncode == 0
+    assert re.fullmatch(
+        rf"hd_itsm {version}, Python [0-9.]+, SQLite [0-9.]+"
+        r", bottle [0-9.]+, waitress [0-9.]+, urllib3 [0-9.]+\n",
+        done.stdout,
+    )
     demo([str(command)], tmp_path / "empty")
     initialised([str(command)], tmp_path / "joined")
 
