@@ -5437,7 +5437,7 @@ def judge_kind(config: Config, base: NewEvent, fields: Mapping[str, Any]) -> New
         again=kind.again,
     )
     try:
-        kind.request.parts(config.scope(fields, 0, str(base.ticket), base.received, "?"))
+        kind.request.parts(config.scope(fields, 0, str(base.ticket), base.received, "0"))
     except Untranslatable as error:
         return base._replace(state="failed", reason=f"cannot be translated: {error}")
     return base

@@ -8,6 +8,7 @@ as that ITSM does, errors inside 200 included, with one helpdesk half after the 
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import hashlib
 import hmac
@@ -15,16 +16,17 @@ import json
 import re
 import tomllib
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from time import time
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 
 import hd_itsm
-from hd_itsm import Config, Kind, Scope, Untranslatable, decide
+from hd_itsm import Config, Kind, Lookup, Scope, Untranslatable, decide
 from itsm import Answer, Itsm, Received, hang_up, reply
 from service import HERE, Reply, Sample, Service, sample, until
 
@@ -37,6 +39,7 @@ RECEIVED = datetime.fromisoformat(CASES["received"])
 WEBHOOKS = [(name, case) for name, one in HELPDESKS.items() for case in one["cases"]]
 KINDS = [(name, kind) for name, one in ITSMS.items() for kind in one["kinds"]]
 FINDING = [name for name, one in ITSMS.items() if one["unclear"] == "find"]
+LOOKUPS = [(name, lookup) for name, one in ITSMS.items() for lookup in one.get("lookups", {})]
 
 
 def text_of(recipe: str | None, folder: Path) -> str:
@@ -125,9 +128,10 @@ def test_a_webhook_gives_the_right_kind_ticket_and_fields(
 
 
 def scope_of(config: Config, fields: Mapping[str, Any], itsm: str, received: datetime) -> Scope:
-    """What the placeholders of a case's event name."""
+    """What the placeholders of a case's event name; look-ups bring what the cases say."""
     ticket = str(fields["ticket_id"])
-    return config.scope(fields, 17, ticket, received.timestamp(), ITSMS[itsm]["request_id"])
+    scope = config.scope(fields, 17, ticket, received.timestamp(), ITSMS[itsm]["request_id"])
+    return scope._replace(ask=lambda lookup, _: ITSMS[itsm]["lookups"][lookup.name]["value"])
 
 
 def decoded(body: bytes, form_field: str) -> Any:
@@ -195,6 +199,7 @@ def test_good_answers_deliver_and_bring_the_request_id(name: str, kind: str, fol
         assert outcome.name == "delivered", (answer, outcome)
         if kind == "new":
             assert outcome.request_id == case["expect_request_id"] == ITSMS[name]["request_id"]
+            assert outcome.kept == ITSMS[name].get("keep", {})
 
 
 @pytest.mark.parametrize(("name", "kind"), KINDS)
@@ -227,7 +232,63 @@ def test_the_question_whether_a_creation_happened(name: str, folder: Path) -> No
         ] == hits
 
 
-@pytest.mark.parametrize("name", ["freshservice", "topdesk", "glpi"])
+def questions_of(name: str, folder: Path) -> dict[str, tuple[Lookup, Scope]]:
+    """The look-ups that the requests of an ITSM half need, each with the scope it is asked in."""
+    asked: dict[str, tuple[Lookup, Scope]] = {}
+
+    def ask(lookup: Lookup, scope: Scope) -> Any:
+        asked.setdefault(lookup.name, (lookup, scope))
+        return ITSMS[name]["lookups"][lookup.name]["value"]
+
+    config = loaded(pair("jitbit", name, folder), folder)
+    scope = scope_of(config, CASES["event"], name, RECEIVED)._replace(ask=ask)
+    for kind in config.kinds.values():
+        kind.request.render(scope)
+        if kind.verify:
+            asked[kind.verify.name] = (kind.verify, scope)
+    return asked
+
+
+@pytest.mark.parametrize("name", ITSMS)
+def test_the_cases_name_every_look_up_of_an_itsm_half(name: str, folder: Path) -> None:
+    assert set(questions_of(name, folder)) == set(ITSMS[name].get("lookups", {}))
+
+
+@pytest.mark.parametrize(("name", "asked"), LOOKUPS)
+def test_a_look_up_asks_what_the_itsm_knows_and_reads_what_it_answers(
+    name: str, asked: str, folder: Path
+) -> None:
+    wanted = ITSMS[name]["lookups"][asked]
+    lookup, scope = questions_of(name, folder)[asked]
+    request = lookup.request.render(scope)
+    assert (request.method, request.url) == (
+        wanted["method"],
+        CASES["itsm_prefix"] + wanted["path"],
+    )
+    if "form" in wanted:
+        assert dict(urllib.parse.parse_qsl(request.body.decode())) == wanted["form"]
+        assert "Authorization" not in request.headers
+    else:
+        assert (json.loads(request.body) if request.body else None) == wanted.get("json")
+        assert {header: request.headers[header] for header in ITSMS[name]["headers"]} == ITSMS[
+            name
+        ]["headers"]
+    if "value" in wanted:
+        for answer, value in (("good", [wanted["value"]]), ("none", [])):
+            message = heard(wanted.get(answer, wanted["good"])).message()
+            read = hd_itsm.values_in(lookup, message, scope)
+            assert read == (value if answer in wanted else [wanted["value"]]), answer
+    else:
+        for answer in (wanted["good"], *wanted["not_done"]):
+            holds = [one.holds(heard(answer).message()) for one in lookup.conditions(scope)]
+            assert all(holds) is (answer is wanted["good"])
+    for answer in wanted.get("bad", ()):
+        message = heard(answer).message()
+        outcome = hd_itsm.read_answer(lookup.answers, heard(answer), message, 0.0)
+        assert outcome.name == answer["outcome"], answer
+
+
+@pytest.mark.parametrize("name", ["redmine", "topdesk", "glpi"])
 def test_a_technician_whom_the_itsm_knows_by_number_alone_must_be_listed(
     name: str, folder: Path
 ) -> None:
@@ -239,7 +300,7 @@ def test_a_technician_whom_the_itsm_knows_by_number_alone_must_be_listed(
 
 # ---- The real command ----------------------------------------------------------------------------
 
-# each ITSM with another helpdesk; freshservice, topdesk and glpi list only one technician
+# each ITSM with another helpdesk; redmine, topdesk and glpi list only one technician
 PAIRS = {
     "original": "jitbit",
     "servicenow-table": "zammad",
@@ -252,6 +313,10 @@ PAIRS = {
     "topdesk": "osticket",
     "glpi": "glpi",
     "sentences": "original",
+    "halo": "zammad",
+    "bmc-helix": "freshdesk",
+    "redmine": "osticket",
+    "roundup": "django-helpdesk",
 }
 RUN = """
 [server]
@@ -327,9 +392,54 @@ def access_of(helpdesk: str) -> dict[str, Any]:
     return access
 
 
-def played(answer: Mapping[str, Any]) -> Answer:
-    """An answer of the cases from the stand-in."""
-    return reply(answer["status"], data=body_of(answer), headers=answer["headers"])
+def played(answer: Mapping[str, Any], ticket: str = "4182") -> Answer:
+    """An answer of the cases from the stand-in, about this ticket."""
+    body = body_of(answer).replace(b"4182", ticket.encode())
+    return reply(answer["status"], data=body, headers=answer["headers"])
+
+
+ADDRESS = re.compile(r"[\w.+-]+(?:@|%40)[\w.-]*\w")
+
+
+def place(method: str, path: str) -> tuple[str, str]:
+    """What tells one question from another, whomever it asks for."""
+    return method, ADDRESS.sub("*", path)
+
+
+def answering(
+    name: str, script: list[Answer], instead: Mapping[str, Answer] = MappingProxyType({})
+) -> Callable[[Received], Answer]:
+    """A stand-in's answers: to a look-up what the cases say, to anything else what is scripted.
+
+    Whoever is asked for is there, unless something stands `instead` of a look-up's answer.
+    """
+    lookups = ITSMS[name].get("lookups", {})
+
+    def answer(received: Received) -> Answer:
+        here = (received.method, received.path)
+        fit = [asked for asked, one in lookups.items() if (one["method"], one["path"]) == here]
+        fit += [
+            asked
+            for asked, one in lookups.items()
+            if place(one["method"], one["path"]) == place(*here)
+        ]
+        if received.key or not fit:
+            return script.pop(0) if script else reply(500)
+        asked = next((asked for asked in fit if asked in instead), fit[0])
+        if asked in instead:
+            return instead[asked]
+        good, ours = lookups[asked]["good"], lookups[asked]["path"]
+        body = body_of(good).decode()
+        for our, their in zip(*map(addresses, (ours, received.path)), strict=True):
+            body = body.replace(f'"{our}"', f'"{their}"')
+        return reply(good["status"], data=body.encode(), headers=good["headers"])
+
+    return answer
+
+
+def addresses(path: str) -> list[str]:
+    """The e-mail addresses in the path of a request."""
+    return [urllib.parse.unquote(found) for found in ADDRESS.findall(path)]
 
 
 def refusal(case: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -347,11 +457,12 @@ def assert_request(received: Received, name: str, kind: str, body: Any) -> None:
     for header, value in ITSMS[name]["headers"].items():
         assert received.headers.all(header) == [value]
     form = wanted.get("form_field", "")
-    content = "application/x-www-form-urlencoded" if form else "application/json; charset=utf-8"
-    assert received.headers["Content-Type"] == content
+    content = ITSMS[name].get("content_type", "application/json; charset=utf-8")
+    assert received.headers["Content-Type"] == (
+        "application/x-www-form-urlencoded" if form else content
+    )
     assert re.fullmatch(r"[0-9a-f-]{36}", received.key)
     found = decoded(received.body, form)
-    assert set(found) == set(wanted["json"])
     assert typed(found) == typed(body)
 
 
@@ -416,7 +527,7 @@ def test_a_ticket_goes_through_its_life_though_the_itsm_refuses_each_step_once(
     cases = webhooks_of(helpdesk)
     ticket = cases["new"]["ticket"]
     steps = course(name)
-    with Itsm(reply(500), script=[played(answer) for _, answer in steps]) as itsm:
+    with Itsm(decide=answering(name, [played(answer) for _, answer in steps])) as itsm:
         environ = {**ENVIRON, "TZ": "Asia/Seoul"}
         text = configured(helpdesk, name, itsm, tmp_path)
         with Service(tmp_path, text, environ) as service:
@@ -426,7 +537,7 @@ def test_a_ticket_goes_through_its_life_though_the_itsm_refuses_each_step_once(
             assert {row["state"] for row in events.values()} == {"delivered"}
             again = post(service, helpdesk, cases["complete"])
             assert (again.status, again.state) == (200, "ignored")
-        came = itsm.requests
+        came = [received for received in itsm.requests if received.key]
     assert len(came) == len(steps)
     config = hd_itsm.load_config(str(tmp_path / "hd_itsm.toml"), {}, ENVIRON)
     keys: dict[str, set[str]] = {}
@@ -450,20 +561,32 @@ def test_after_a_lost_answer_the_itsm_is_asked_before_anything_is_sent_again(
     case = ITSMS[name]
     good, asked = case["kinds"]["new"]["good"], case["find"]
     answers: dict[str, list[Answer]] = {
-        "hit": [hang_up(), played(asked["hit"])],
+        "hit": [hang_up(), played(asked["hit"], "hit")],
         "none": [hang_up(), played(asked["none"]), played(good)],
-        "several": [hang_up(), played(asked["several"])],
-        "again": [hang_up(), reply(503), played(asked["none"]), hang_up(), played(asked["hit"])],
+        "several": [hang_up(), played(asked["several"], "several")],
+        "again": [
+            hang_up(),
+            reply(503),
+            played(asked["none"]),
+            hang_up(),
+            played(asked["hit"], "again"),
+        ],
     }
     creations = {"hit": 1, "none": 2, "several": 1, "again": 2}
-    with Itsm(reply(500)) as itsm:
+
+    def is_scripted(received: Received) -> bool:
+        path, of = received.path, asked["path"]
+        return bool(received.key) or path.partition("?")[0] == of.partition("?")[0]
+
+    scripted: list[Answer] = []
+    with Itsm(decide=answering(name, scripted)) as itsm:
         text = configured("original", name, itsm, tmp_path)
         with Service(tmp_path, text, {**ENVIRON, "TZ": "Asia/Seoul"}) as service:
             for ticket, script in answers.items():
-                itsm.script = list(script)
-                before = len(itsm.requests)
+                scripted[:] = script
+                before = len(itsm.wait_for(0, where=is_scripted))
                 service.post("itsm_new", {**CASES["event"], "ticket_id": ticket})
-                came = itsm.wait_for(before + len(script))[before:]
+                came = itsm.wait_for(before + len(script), where=is_scripted)[before:]
                 questions = [one for one in came if "Idempotency-Key" not in one.headers]
                 assert {one.path for one in questions} == {asked["path"].replace("4182", ticket)}
                 for header, value in case["headers"].items():
@@ -482,7 +605,106 @@ def test_after_a_lost_answer_the_itsm_is_asked_before_anything_is_sent_again(
             states = {row["ticket"]: row["state"] for row in service.events()}
             wanted = dict.fromkeys(answers, "delivered") | {"several": "held"}
             assert states == wanted
-            assert len(itsm.requests) == sum(len(script) for script in answers.values())
+            sent = [received for received in itsm.requests if is_scripted(received)]
+            assert len(sent) == sum(len(script) for script in answers.values())
+
+
+@contextlib.contextmanager
+def begun(
+    name: str, folder: Path, script: list[Answer], instead: Mapping[str, Answer]
+) -> Iterator[tuple[Itsm, Service]]:
+    """An ITSM half in the real command behind the built-in hooks, with a ticket that it opened."""
+    opened = [played(ITSMS[name]["kinds"]["new"]["good"]), *script]
+    with Itsm(decide=answering(name, opened, instead)) as itsm:
+        text = configured("original", name, itsm, folder)
+        with Service(folder, text, {**ENVIRON, "TZ": "Asia/Seoul"}) as service:
+            service.post("itsm_new", CASES["event"])
+            service.drained()
+            assert service.mappings() == {"4182": ITSMS[name]["request_id"]}
+            yield itsm, service
+
+
+def last_of(service: Service, hook: str) -> dict[str, Any]:
+    """The event that the case's webhook becomes, once it waits for nothing but a person."""
+    event = service.post(hook, CASES["event"]).event
+    service.drained()
+    return service.show(event)
+
+
+@pytest.mark.parametrize("name", [name for name, asked in LOOKUPS if asked == "token"])
+def test_a_token_is_asked_for_once_and_anew_when_it_is_refused_and_a_refused_login_is_told(
+    name: str, tmp_path: Path
+) -> None:
+    login, kinds = ITSMS[name]["lookups"]["token"], ITSMS[name]["kinds"]
+    script = [played(kinds["assign"]["good"]), reply(401), played(kinds["complete"]["good"])]
+    instead: dict[str, Answer] = {}
+
+    def logins(itsm: Itsm) -> int:
+        return sum(received.path == login["path"] for received in itsm.requests)
+
+    with begun(name, tmp_path, [*script, reply(401)], instead) as (itsm, service):
+        assert last_of(service, "itsm_ass")["state"] == "delivered"
+        assert logins(itsm) == 1
+        assert last_of(service, "itsm_com")["state"] == "delivered"
+        assert logins(itsm) == 2
+        assert service.status()["itsm"]["state"] == "up"
+        instead["token"] = played(login["bad"][0])
+        service.post("itsm_ass", {**CASES["event"], "technician": "dohyun.lee"})
+        until(
+            lambda: "look-up token" in service.status()["itsm"]["reason"], "the login is refused"
+        )
+        assert login["form"].keys() & {"password", "client_secret"}
+        for secret in ENVIRON.values():
+            assert secret not in service.log
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"), [row for row in LOOKUPS if "not_done" in ITSMS[row[0]]["lookups"][row[1]]]
+)
+def test_what_the_itsm_takes_and_does_not_do_is_failed(
+    name: str, asked: str, tmp_path: Path
+) -> None:
+    kind, hook = ("assign", "itsm_ass") if asked == "assigned" else ("complete", "itsm_com")
+    case = ITSMS[name]["kinds"][kind]
+    taken = [played(answer) for answer in (case["good"], *case.get("also_good", ()))]
+    instead = {asked: played(ITSMS[name]["lookups"][asked]["not_done"][0])}
+    with begun(name, tmp_path, [taken[0], taken[-1]], instead) as (_, service):
+        event = last_of(service, hook)
+        assert event["state"] == "failed"
+        assert "it was not done" in event["reason"]
+        del instead[asked]
+        assert service.cli("retry", event["event"]).code == 0
+        service.drained()
+        assert service.show(event["event"])["state"] == "delivered"
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        row
+        for row in LOOKUPS
+        if urllib.parse.quote(CASES["event"]["technician"])
+        in ITSMS[row[0]]["lookups"][row[1]]["path"]
+    ],
+)
+def test_a_technician_whom_the_itsm_does_not_know_fails_the_assignment_and_is_named(
+    name: str, asked: str, tmp_path: Path
+) -> None:
+    instead = {asked: played(ITSMS[name]["lookups"][asked]["none"])}
+    with begun(name, tmp_path, [played(ITSMS[name]["kinds"]["assign"]["good"])], instead) as (
+        _,
+        service,
+    ):
+        event = last_of(service, "itsm_ass")
+        assert event["state"] == "failed"
+        assert (
+            f"look-up {asked}: there is none of {CASES['event']['technician']!r}"
+            in event["reason"]
+        )
+        instead.clear()
+        assert service.cli("retry", event["event"]).code == 0
+        service.drained()
+        assert service.show(event["event"])["state"] == "delivered"
 
 
 @pytest.mark.parametrize("helpdesk", HELPDESKS)
