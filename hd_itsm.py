@@ -14,7 +14,7 @@ The life of an event:
   5. Events records that, keeps ticket -> request id, and lets the ticket's next event go.
 
 The rooms, in the order in which data flows; each uses only the ones above it. Receiving (Door,
-Page) and delivering are siblings that meet only in the file.
+Look, Page) and delivering are siblings that meet only in the file.
   Tables         what it does when, as plain rows
   Reading        bytes to an object, repaired where it must be
   Fields         an object to fields: paths, rules, ids, dates
@@ -25,10 +25,13 @@ Page) and delivering are siblings that meet only in the file.
   File           the SQLite file: open, migrate, transact, keep time and room
   Records        what goes into the file and comes out of it
   Mappings       ticket to request id, and what else answers brought
-  Events         intake, line, outcomes, questions, a person's acts: every other statement
+  Questions      what is asked of the file about events, tickets and mappings
+  Events         intake, line, outcomes, a person's acts: every other statement
+  Words          what people read, in English and in Korean
   Status         how it is, for people, monitoring and programs
   Operations     what an operator asks and does, alike for command line, control and page
   Door           admit, read, store, answer
+  Look           style, script and templates of the page
   Page           what a person sees in a browser
   Server         Waitress, bounded; webhooks by the handful
   Wire           one HTTP exchange, with a deadline, for every request we make
@@ -79,6 +82,7 @@ import pathlib
 import random
 import re
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -3489,6 +3493,8 @@ MIGRATIONS = (  # entry n brings a file of version n to n + 1; never change one 
         hook TEXT NOT NULL,
         state TEXT NOT NULL,
         reason TEXT NOT NULL DEFAULT '',
+        cause TEXT,                   -- what a person must settle; NULL: nothing, or another first
+        subject TEXT NOT NULL DEFAULT '',  -- of the ticket, where the webhook says it
         opens INTEGER NOT NULL,       -- 1: its answer brings the request id
         waits_for_id INTEGER NOT NULL,       -- 1: it cannot go without the request id
         may_have_happened INTEGER NOT NULL DEFAULT 0,  -- 1: an attempt may have been carried out
@@ -3511,8 +3517,9 @@ MIGRATIONS = (  # entry n brings a file of version n to n + 1; never change one 
     CREATE INDEX events_ticket ON events (ticket, rank, event) WHERE ticket IS NOT NULL;
     CREATE INDEX events_pending ON events (ticket, waits_for_id, rank, event)
         WHERE state = 'pending';
-    CREATE INDEX events_held ON events (ticket, may_have_happened, waits_for_id)
+    CREATE INDEX events_held ON events (ticket, may_have_happened, waits_for_id, cause)
         WHERE state = 'held';
+    CREATE INDEX events_cause ON events (cause, event, ticket, settled) WHERE cause IS NOT NULL;
     CREATE INDEX events_openings ON events (ticket, state, rank, event) WHERE opens = 1;
     CREATE INDEX events_open ON events (state, event)  -- OR, not IN: SQLite proves only that
         WHERE state = 'pending' OR state = 'held' OR state = 'failed';
@@ -4035,6 +4042,7 @@ class NewEvent(NamedTuple):
     opens: bool = False
     waits_for_id: bool = False
     stamp: float | None = None
+    subject: str = ""
     again: str = "ignore"  # from here on not kept
     used: str = ""  # what of the fields makes a difference to what is sent
 
@@ -4112,6 +4120,21 @@ class Pulse:
     beat: float = 0.0  # monotonic; when the watch over the deliveries last went round; 0: never
     next_probe: float = 0.0  # service clock
     reload: str = ""  # why the last reload was refused
+    delivered: int = 0  # events, since the start
+    beats: collections.deque[tuple[float, int]] = field(
+        default_factory=lambda: collections.deque(maxlen=60)
+    )  # of the last minute, a second apart: when (monotonic), and delivered then
+
+    def count_delivered(self) -> None:
+        """One more event was delivered."""
+        self.delivered += 1
+
+    def rate(self) -> float:
+        """Events delivered a minute, as in the last one; 0 where that is not known."""
+        if not self.beats or time.monotonic() - self.beats[0][0] < 5:
+            return 0.0
+        at, delivered = self.beats[0]
+        return 60 * (self.delivered - delivered) / (time.monotonic() - at)
 
 
 class SinceStart:
@@ -4253,15 +4276,284 @@ class Mappings:
         return [{**row, "kept": json.loads(row["kept"])} for row in rows]
 
 
-# ── Events: intake, line, outcomes, questions, a person's acts ─────────────────────────────────
+# ── Questions: what is asked of the file about events, tickets and mappings ────────────────────
 
 
 WAITS = "waits for the request id of its ticket; no opening event is pending"
+MOST_COUNTED = 10_000  # so many events or tickets are counted to say how many: beyond, "or more"
+
+
+class Questions:
+    """What is known of events, tickets and mappings; nothing is changed."""
+
+    def __init__(self, file: File) -> None:
+        self.file = file
+
+    @property
+    def counts(self) -> collections.Counter[str]:
+        """How many events are in each state."""
+        return collections.Counter({state: self.file.counted(state) for state in STATES})
+
+    # ── Questions · events ─────────────────────────────────────────────────────────────────────
+
+    CALLED = (  # the subject of an event's ticket
+        "CASE subject WHEN '' THEN coalesce((SELECT subject FROM events AS first WHERE"
+        " first.ticket = events.ticket AND opens = 1 AND subject != '' LIMIT 1), '')"
+        " ELSE subject END"
+    )
+
+    def page(
+        self,
+        state: str = "",
+        ticket: str = "",
+        kind: str = "",
+        since: float = 0.0,
+        before: int = 0,
+        limit: int = 50,
+        after: int = 0,
+        numbers: Sequence[int] | None = None,
+        reason: str = "",
+        cause: str = "",
+        for_you: bool = False,
+    ) -> list[dict[str, Any]]:
+        """Events without bodies, newest first, with `after` oldest first.
+
+        `since`: wall clock; `before`, `after`: event numbers; `numbers`: only these;
+        `reason`: text of theirs; `for_you`: only what a person must settle.
+        """
+        where = [
+            f"state = '{STATES[STATES.index(state)]}'" if state else "",  # literal, for the index
+            "ticket = :ticket" if ticket else "",
+            "kind = :kind" if kind else "",
+            "received >= :since" if since else "",
+            "event < :before" if before else "",
+            "event > :after" if after else "",
+            f"event IN ({', '.join(map(str, numbers))})" if numbers is not None else "",
+            "(cause = :reason OR instr(reason, :reason))" if reason else "",
+            "cause = :cause" if cause else "",
+            "cause IS NOT NULL" if for_you else "",
+        ]
+        return self.file.read(
+            "SELECT event, state, kind, hook, ticket, request_id, received, settled, reason,"
+            " attempts, CASE head WHEN event THEN due END AS due, repaired, may_have_happened,"
+            f" opens, cause, {self.CALLED} AS subject"
+            " FROM events LEFT JOIN tickets USING (ticket)"
+            f" WHERE {' AND '.join(filter(None, where)) or '1'}"
+            f" ORDER BY event {'ASC' if after else 'DESC'} LIMIT :limit",
+            ticket=ticket,
+            kind=kind,
+            since=since,
+            before=before,
+            limit=limit,
+            after=after,
+            reason=reason,
+            cause=cause,
+        )
+
+    def show(self, event: int) -> dict[str, Any] | None:
+        """Everything of one event, its attempts included."""
+        rows = self.file.read(
+            f"SELECT events.*, {self.CALLED} AS called, request_id,"
+            " CASE head WHEN event THEN due END AS due FROM events"
+            " LEFT JOIN tickets USING (ticket) WHERE event = :event",
+            event=event,
+        )
+        if not rows:
+            return None
+        called = rows[0].pop("called")
+        return {**rows[0], "subject": called, "attempts": self.attempts(event)}
+
+    def attempts(self, event: int) -> list[dict[str, Any]]:
+        """The attempts of an event, in their order."""
+        return self.file.read(
+            "SELECT attempt, at, duration, status, outcome, reason, answer, asked FROM attempts"
+            " WHERE event = :event ORDER BY attempt",
+            event=event,
+        )
+
+    def line(self, ticket: str, after: int = 0, limit: int = -1) -> list[int]:
+        """The numbers of a ticket's events in its order, from the one after `after` on."""
+        rows = self.file.read(
+            "SELECT event FROM events WHERE ticket = :ticket AND (rank, event) >"
+            " (coalesce((SELECT rank FROM events WHERE event = :after), :after), :after)"
+            " ORDER BY rank, event LIMIT :limit",
+            ticket=ticket,
+            after=after,
+            limit=limit,
+        )
+        return [row["event"] for row in rows]
+
+    def before(self, event: int) -> list[int]:
+        """The number of the event before this one in its ticket's line, if any."""
+        rows = self.file.read(
+            "SELECT before.event FROM events JOIN events AS before"
+            " ON before.ticket = events.ticket"
+            " AND (before.rank, before.event) < (events.rank, events.event)"
+            " WHERE events.event = :event ORDER BY before.rank DESC, before.event DESC LIMIT 1",
+            event=event,
+        )
+        return [row["event"] for row in rows]
+
+    # ── Questions · mappings, ages ─────────────────────────────────────────────────────────────
+
+    def oldest(self, *states: str) -> dict[str, Any] | None:
+        """The oldest event in one of these states, pending and held if none: event, received."""
+        oldest = (
+            f"SELECT min(event) FROM events WHERE state = '{STATES[STATES.index(state)]}'"
+            for state in states or ("pending", "held")
+        )
+        rows = self.file.read(
+            f"SELECT event, received FROM events WHERE event IN ({' UNION ALL '.join(oldest)})"
+            " ORDER BY event LIMIT 1"
+        )
+        return rows[0] if rows else None
+
+    def near_end(self, give_up_after: float) -> list[int]:
+        """Of the oldest 1,000 pending events those that have a fifth of their time left."""
+        rows = self.file.read(
+            "SELECT event, born FROM events WHERE state = 'pending' ORDER BY event LIMIT 1000"
+        )
+        born_before = self.file.clock() - 0.8 * give_up_after
+        return [row["event"] for row in rows if row["born"] < born_before]
+
+    def last_received(self) -> float | None:
+        """When the last webhook came (wall clock)."""
+        rows = self.file.read("SELECT received FROM events ORDER BY event DESC LIMIT 1")
+        return rows[0]["received"] if rows else None
+
+    # ── Questions · what needs a person ────────────────────────────────────────────────────────
+
+    NEEDING = "(cause != :waits OR settled <= :held_before)"  # of what has a cause
+
+    def tickets_for_you(self, held_before: float) -> int:
+        """How many tickets need a person, at most MOST_COUNTED; unreadable webhooks among them.
+
+        `held_before`: what was held later for its opening does not yet (wall clock).
+        """
+        rows = self.file.read(
+            "SELECT count(DISTINCT coalesce(ticket, event)) AS tickets FROM (SELECT ticket, event"
+            f" FROM events WHERE cause IS NOT NULL AND {self.NEEDING} LIMIT {MOST_COUNTED})",
+            waits=WAITS,
+            held_before=held_before,
+        )
+        return rows[0]["tickets"]  # type: ignore[no-any-return]
+
+    def causes(self, held_before: float, limit: int, shown: int) -> list[dict[str, Any]]:
+        """Why tickets need a person: cause, events, tickets, first (numbers of the oldest).
+
+        What most wait for comes first. `limit`: causes that are looked at; of each cause `shown`
+        events are named and MOST_COUNTED are counted: no more is read.
+        """
+        causes = self.file.read(
+            "WITH RECURSIVE names (cause) AS (SELECT min(cause) FROM events WHERE cause > ''"
+            " UNION ALL SELECT (SELECT min(cause) FROM events WHERE events.cause > names.cause)"
+            " FROM names WHERE names.cause IS NOT NULL LIMIT :limit)"
+            " SELECT cause FROM names WHERE cause IS NOT NULL",
+            limit=limit + 1,  # the last one may be none
+        )
+        which = f"FROM events WHERE cause = :cause AND {self.NEEDING}"
+        for cause in causes:
+            given: dict[str, Any] = {
+                "cause": cause["cause"],
+                "waits": WAITS,
+                "held_before": held_before,
+            }
+            [counts] = self.file.read(
+                "SELECT count(*) AS events, count(DISTINCT coalesce(ticket, event)) AS tickets"
+                f" FROM (SELECT ticket, event {which} LIMIT {MOST_COUNTED})",
+                **given,
+            )
+            first = self.file.read(
+                f"SELECT event {which} ORDER BY event LIMIT :shown", shown=shown, **given
+            )
+            cause |= {**counts, "first": [row["event"] for row in first]}
+        needing = [cause for cause in causes[:limit] if cause["events"]]
+        return sorted(needing, key=lambda cause: (-cause["tickets"], cause["first"]))
+
+    def behind(self, ticket: str, most: int = 100) -> list[int]:
+        """The events of a ticket that are held and wait for another of it, or for its mapping."""
+        rows = self.file.read(
+            "SELECT event FROM events WHERE ticket = :ticket AND state = 'held'"
+            " AND may_have_happened = 0 AND cause IS NULL LIMIT :most",
+            ticket=ticket,
+            most=most,
+        )
+        return sorted(row["event"] for row in rows)
+
+    # ── Questions · search ─────────────────────────────────────────────────────────────────────
+
+    SEARCHED = 100_000  # events, the latest, whose subjects a search reads
+
+    def find(self, text: str, limit: int = 50) -> tuple[list[str], list[int]]:
+        """The tickets and the numbers of the events that `text` means.
+
+        A ticket, a request id and an event are meant by all of their id; where there is none, by
+        its beginning, or by words of the ticket's subject.
+        """
+        number = int(text) if re.fullmatch("[0-9]{1,18}", text) else -1
+        rows = self.file.read("SELECT event FROM events WHERE event = :number", number=number)
+        numbers = [row["event"] for row in rows]
+        tickets = self._tickets("ticket = :text", "request_id = :text", text=text, limit=limit)
+        if tickets or numbers or not text:
+            return tickets, numbers
+        begins = (f"{name} >= :text AND {name} < :end" for name in ("ticket", "request_id"))
+        tickets = self._tickets(*begins, text=text, end=f"{text}\U0010ffff", limit=limit)
+        words: dict[str, Any] = {f"word{n}": word for n, word in enumerate(text.split()[:8])}
+        rows = self.file.read(
+            "SELECT event FROM events WHERE event > (SELECT max(event) FROM events) - :most"
+            " AND subject != '' AND ticket IS NOT NULL"
+            f"{''.join(f' AND instr(lower(subject), lower(:{word}))' for word in words)}"
+            " ORDER BY event DESC LIMIT :limit",
+            most=self.SEARCHED,
+            limit=limit,
+            **words,
+        )
+        return tickets, [row["event"] for row in rows]
+
+    def _tickets(self, *conditions: str, **arguments: Any) -> list[str]:
+        """Tickets that fit one of the conditions: mapped, or seen in an event."""
+        each = (
+            f"SELECT * FROM (SELECT ticket FROM tickets WHERE {condition} LIMIT :limit)"
+            for condition in conditions
+        )
+        rows = self.file.read(f"{' UNION '.join(each)} LIMIT :limit", **arguments)
+        return [row["ticket"] for row in rows]
+
+    def latest_of(self, tickets: Sequence[str]) -> list[int]:
+        """The number of each ticket's latest event, where it has one still."""
+        rows = []
+        for ticket in tickets:
+            rows += self.file.read(
+                "SELECT event FROM events WHERE ticket = :ticket"
+                " ORDER BY rank DESC, event DESC LIMIT 1",
+                ticket=ticket,
+            )
+        return [row["event"] for row in rows]
+
+    def steps(self, ticket: str) -> list[dict[str, Any]]:
+        """Its events, duplicates apart: event, kind, state."""
+        return self.file.read(
+            "SELECT event, kind, state FROM events WHERE ticket = :ticket"
+            " AND state != 'ignored' ORDER BY rank, event",
+            ticket=ticket,
+        )
+
+
+# ── Events: intake, line, outcomes, a person's acts ────────────────────────────────────────────
+
+
+def cause_of(reason: str, ticket: str | None) -> str:
+    """What events of like reasons have in common: a reason without its ticket's id."""
+    if ticket and len(ticket) > 2:
+        reason = re.sub(rf"(?<!\w){re.escape(ticket)}(?!\w)", "\u2026", reason)
+    return reason[:300]
+
+
 PENDING = "state = 'pending'"
 OPENED = tuple(f"opens = 1 AND state = '{state}'" for state in ("pending", "held", "delivered"))
 
 
-class Events:
+class Events(Questions):
     """All that is known of tickets, on a file: their lines, and how their events move.
 
     Only the head of a ticket's line has a due time: it stands in the ticket's one row. Methods
@@ -4269,15 +4561,11 @@ class Events:
     """
 
     def __init__(self, file: File) -> None:
-        self.file, self.mappings = file, Mappings(file)
+        super().__init__(file)
+        self.mappings = Mappings(file)
         self.pulse, self.since_start = Pulse(), SinceStart()
         self.edits = 0  # how often a person changed events: what was read before is old then
         self.waiters = Waiters()
-
-    @property
-    def counts(self) -> collections.Counter[str]:
-        """How many events are in each state."""
-        return collections.Counter({state: self.file.counted(state) for state in STATES})
 
     # ── Events · the line of a ticket ──────────────────────────────────────────────────────────
 
@@ -4295,7 +4583,8 @@ class Events:
         for number, new in enumerate(news, first):
             values += (number, parent["rank"] if parent else number)
             values += (parent["event"] if parent else None, born, str(uuid.uuid4()))
-            values += (new.digest, *new[: len(KEPT)])
+            cause = cause_of(new.reason, new.ticket) if new.state == "failed" else None
+            values += (new.digest, cause, *new[: len(KEPT)])
             self.file.count(new.state)
             self.file.count("repaired", bool(new.repaired))
             if new.state == "failed":
@@ -4303,10 +4592,10 @@ class Events:
             duplicate = new.state == "ignored" and new.kind  # the others no rule wanted
             if new.ticket is not None and parent is None and not duplicate:
                 tickets += (new.ticket, number, number if due is not None else None, due)
-        row = f"({', '.join('?' * (6 + len(KEPT)))})"
+        row = f"({', '.join('?' * (7 + len(KEPT)))})"
         self.file.execute_row(
             "INSERT INTO events (event, rank, parent, born, idempotency_key, digest,"
-            f" {', '.join(KEPT)}) VALUES {', '.join([row] * len(news))}",
+            f" cause, {', '.join(KEPT)}) VALUES {', '.join([row] * len(news))}",
             values,
         )
         if tickets:
@@ -4324,7 +4613,7 @@ class Events:
 
     def _move(self, event: int, leaves: str, enters: str, reason: str, **columns: Any) -> bool:
         """Moves an event from one state to another; False where it was not in the first."""
-        columns = {"settled": time.time(), **columns}
+        columns = {"settled": time.time(), "cause": None, **columns}
         sets = "".join(f", {name} = :{name}" for name in columns)
         changed = self.file.execute(
             f"UPDATE events SET state = :enters, reason = :reason{sets}"
@@ -4343,6 +4632,8 @@ class Events:
             self.file.count(enters, hourly=True)
         if enters == "delivered":
             self.file.count_to("last_delivery", round(time.time() * 1000))
+        if enters == "delivered":
+            self.file.after_commit(self.pulse.count_delivered)
         if enters not in ("pending", "held"):
             self.file.after_commit(lambda: self.waiters.wake(event))
         return True
@@ -4355,8 +4646,8 @@ class Events:
         wait. Each question is answered from an index: the length of the line costs nothing.
         """
         line = self.file.row(
-            "SELECT request_id, head, EXISTS (SELECT 1 FROM events WHERE ticket = :ticket"
-            " AND state = 'held' AND may_have_happened = 0) AS held"
+            "SELECT request_id, head, EXISTS (SELECT 1 FROM events INDEXED BY events_held"
+            " WHERE ticket = :ticket AND state = 'held' AND may_have_happened = 0) AS held"
             " FROM tickets WHERE ticket = :ticket",
             ticket=ticket,
         )
@@ -4395,7 +4686,30 @@ class Events:
         if held and (opening or not barred):
             which = "1" if opening else "waits_for_id = 0"
             self._switch(ticket, "held", "pending", "", f"may_have_happened = 0 AND {which}")
+        if not opening:
+            self._name_held(ticket, bool(barred))
         return bool(barred)
+
+    def _name_held(self, ticket: str, barred: bool) -> None:
+        """Lets the first of what is held for the request id stand for all: a person is to map it.
+
+        None of them where the ticket's opening failed: that one stands for all.
+        """
+        held = "state = 'held' AND may_have_happened = 0"
+        causes = (
+            f"SELECT * FROM (SELECT event, cause FROM events WHERE ticket = :ticket AND {held}"
+            f" AND waits_for_id = {waits} ORDER BY cause DESC LIMIT 1)"
+            for waits in (0, 1)
+        )
+        sql = f"{' UNION ALL '.join(causes)} ORDER BY cause DESC LIMIT 1"
+        named = self.file.row(sql, ticket=ticket)
+        if named is None or (named["cause"] is None) == barred:
+            return
+        self.file.execute(
+            "UPDATE events SET cause = :cause WHERE event = :event",
+            cause=None if barred else WAITS,
+            event=named["event"] if barred else self._earliest(ticket, held),
+        )
 
     def _earliest(self, ticket: str | None, *conditions: str) -> int | None:
         """The first event of a ticket's line that fits one of the conditions, None for none.
@@ -4413,7 +4727,7 @@ class Events:
 
     def _switch(self, ticket: str, leaves: str, enters: str, reason: str, which: str) -> None:
         changed = self.file.execute(
-            "UPDATE events SET state = :enters, reason = :reason, settled = :now"
+            "UPDATE events SET state = :enters, reason = :reason, settled = :now, cause = NULL"
             f" WHERE ticket = :ticket AND state = '{leaves}' AND {which}",
             ticket=ticket,
             enters=enters,
@@ -4711,12 +5025,14 @@ class Events:
             first_try = self.file.clock()
         if verdict.request_id:
             verdict = self._one_request_one_ticket(event, verdict)
-        columns = {
+        columns: dict[str, Any] = {
             "tries": verdict.tries,
             "attempts": event.attempts + len(attempts),
             "first_try": first_try,
             "may_have_happened": verdict.may_have_happened,
         }
+        if verdict.state in ("held", "failed"):
+            columns["cause"] = cause_of(verdict.reason, event.ticket)
         moved = any(  # held: an opening of its ticket has failed while it was on its way
             self._move(event.event, state, verdict.state, verdict.reason, **columns)
             for state in ("pending", "held")
@@ -4808,8 +5124,6 @@ class Events:
 
         return self.file.write(operation)
 
-    # ── Events · questions ─────────────────────────────────────────────────────────────────────
-
     def wait(self, event: int, seconds: float, most: int) -> Receipt | None:
         """How `event` stands when it was settled, or after `seconds`.
 
@@ -4834,119 +5148,6 @@ class Events:
             self.waiters.quit(event, waiter)
         return Receipt(event, **rows[0]) if rows else None
 
-    def page(
-        self,
-        state: str = "",
-        ticket: str = "",
-        kind: str = "",
-        since: float = 0.0,
-        before: int = 0,
-        limit: int = 50,
-        after: int = 0,
-        numbers: Sequence[int] | None = None,
-    ) -> list[dict[str, Any]]:
-        """Events without bodies, newest first, with `after` oldest first.
-
-        `since`: wall clock; `before`, `after`: event numbers; `numbers`: only these.
-        """
-        where = [
-            f"state = '{STATES[STATES.index(state)]}'" if state else "",  # literal, for the index
-            "ticket = :ticket" if ticket else "",
-            "kind = :kind" if kind else "",
-            "received >= :since" if since else "",
-            "event < :before" if before else "",
-            "event > :after" if after else "",
-            f"event IN ({', '.join(map(str, numbers))})" if numbers is not None else "",
-        ]
-        return self.file.read(
-            "SELECT event, state, kind, hook, ticket, request_id, received, settled, reason,"
-            " attempts, CASE head WHEN event THEN due END AS due, repaired, may_have_happened"
-            " FROM events LEFT JOIN tickets USING (ticket)"
-            f" WHERE {' AND '.join(filter(None, where)) or '1'}"
-            f" ORDER BY event {'ASC' if after else 'DESC'} LIMIT :limit",
-            ticket=ticket,
-            kind=kind,
-            since=since,
-            before=before,
-            limit=limit,
-            after=after,
-        )
-
-    def show(self, event: int) -> dict[str, Any] | None:
-        """Everything of one event, its attempts included."""
-        rows = self.file.read(
-            "SELECT events.*, request_id, CASE head WHEN event THEN due END AS due"
-            " FROM events LEFT JOIN tickets USING (ticket) WHERE event = :event",
-            event=event,
-        )
-        if not rows:
-            return None
-        attempts = self.file.read(
-            "SELECT attempt, at, duration, status, outcome, reason, answer, asked FROM attempts"
-            " WHERE event = :event ORDER BY attempt",
-            event=event,
-        )
-        return {**rows[0], "attempts": attempts}
-
-    def line(self, ticket: str, after: int = 0, limit: int = -1) -> list[int]:
-        """The numbers of a ticket's events in its order, from the one after `after` on."""
-        rows = self.file.read(
-            "SELECT event FROM events WHERE ticket = :ticket AND (rank, event) >"
-            " (coalesce((SELECT rank FROM events WHERE event = :after), :after), :after)"
-            " ORDER BY rank, event LIMIT :limit",
-            ticket=ticket,
-            after=after,
-            limit=limit,
-        )
-        return [row["event"] for row in rows]
-
-    def oldest(self) -> dict[str, Any] | None:
-        """The oldest event that is pending or held: event, received."""
-        rows = self.file.read(
-            "SELECT event, received FROM events WHERE event IN ("
-            "SELECT min(event) FROM events WHERE state = 'pending' UNION ALL"
-            " SELECT min(event) FROM events WHERE state = 'held') ORDER BY event LIMIT 1"
-        )
-        return rows[0] if rows else None
-
-    def held_since(self) -> float | None:
-        """Since when the event waits for a person that does so longest (wall clock)."""
-        rows = self.file.read(
-            "SELECT min(coalesce(settled, received)) AS first FROM events WHERE state = 'held'"
-        )
-        return rows[0]["first"]  # type: ignore[no-any-return]
-
-    def near_end(self, give_up_after: float) -> list[int]:
-        """Of the oldest 1,000 pending events those that have a fifth of their time left."""
-        rows = self.file.read(
-            "SELECT event, born FROM events WHERE state = 'pending' ORDER BY event LIMIT 1000"
-        )
-        born_before = self.file.clock() - 0.8 * give_up_after
-        return [row["event"] for row in rows if row["born"] < born_before]
-
-    def last_received(self) -> float | None:
-        """When the last webhook came (wall clock)."""
-        rows = self.file.read("SELECT received FROM events ORDER BY event DESC LIMIT 1")
-        return rows[0]["received"] if rows else None
-
-    def find_tickets(self, text: str) -> list[str]:
-        """The tickets that `text` means: as a ticket, or as a request id."""
-        rows = self.file.read(
-            "SELECT :text AS ticket WHERE EXISTS (SELECT 1 FROM events WHERE ticket = :text)"
-            " UNION SELECT ticket FROM tickets WHERE ticket = :text"
-            " UNION SELECT ticket FROM tickets WHERE request_id = :text LIMIT 50",
-            text=text,
-        )
-        return [row["ticket"] for row in rows]
-
-    def steps(self, ticket: str) -> list[dict[str, Any]]:
-        """Its events, duplicates apart: event, kind, state."""
-        return self.file.read(
-            "SELECT event, kind, state FROM events WHERE ticket = :ticket"
-            " AND state != 'ignored' ORDER BY rank, event",
-            ticket=ticket,
-        )
-
     # ── Events · a person's acts ───────────────────────────────────────────────────────────────
 
     def _edit(self, operation: Callable[[], T]) -> T:
@@ -4958,25 +5159,46 @@ class Events:
 
         return self.file.write(counted)
 
-    def retry(self, event: int, new: NewEvent, force: bool) -> str:
-        """Puts an event back to pending as `new` has it now; "" or why that is refused."""
-        return self._edit(lambda: self._retry(event, new, force))
+    def retry(self, news: Mapping[int, NewEvent], force: bool = False) -> dict[int, str]:
+        """Puts events back to pending as they read now; those that are refused, with why."""
+        return self._edit(
+            lambda: {
+                number: refusal
+                for number, new in news.items()
+                if (refusal := self._retry(number, new, force))
+            }
+        )
 
-    def _retry(self, event: int, new: NewEvent, force: bool) -> str:
+    def refusals(self, news: Mapping[int, NewEvent], force: bool = False) -> dict[int, str]:
+        """What `retry` would refuse, with why; nothing is done."""
+        return self.file.write(
+            lambda: {
+                number: refusal
+                for number, new in news.items()
+                if (refusal := self._why_not_retry(number, new, force)[1])
+            }
+        )
+
+    def _why_not_retry(self, event: int, new: NewEvent, force: bool) -> tuple[Any, str]:
+        """The event's row, and why it cannot be retried, or ""."""
         row = self.file.row(
             "SELECT event, parent, state, ticket, rank, may_have_happened FROM events"
             " WHERE event = :event",
             event=event,
         )
         if row is None:
-            return f"event {event} is not there"
+            return row, f"there is no event {event}"
         if row["state"] in ("pending", "delivered") or (
             row["state"] == "held" and not row["may_have_happened"]
         ):
-            return f"event {event} is {row['state']}: nothing to retry"
+            return row, f"event {event} is {row['state']}: nothing to retry"
         refusal = "" if force else self._out_of_order(row, new)
+        return row, f"{refusal}: --force sends it all the same" if refusal else ""
+
+    def _retry(self, event: int, new: NewEvent, force: bool) -> str:
+        row, refusal = self._why_not_retry(event, new, force)
         if refusal:
-            return f"{refusal}: --force sends it all the same"
+            return refusal
         self._move(
             event,
             row["state"],
@@ -4986,6 +5208,7 @@ class Events:
             ticket=new.ticket,
             fields=new.fields,
             repaired=new.repaired,
+            subject=new.subject,
             digest=new.digest,
             opens=new.opens,
             waits_for_id=new.waits_for_id,
@@ -5106,7 +5329,7 @@ class Events:
             )
             return self.file.execute(
                 "UPDATE events SET raw = X'', headers = '{}', sender = '', reason = '',"
-                f" fields = :fields WHERE {settled}",
+                f" subject = '', fields = :fields WHERE {settled}",
                 ticket=ticket,
                 fields=COMPACT.encode({"ticket_id": ticket}),
             ).rowcount
@@ -5114,6 +5337,73 @@ class Events:
         count = self._edit(operation)
         self.file.read("PRAGMA wal_checkpoint(TRUNCATE)")  # or the texts would stay in there
         return count
+
+
+# ── Words: what people read, in English and in Korean ──────────────────────────────────────────
+
+KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in Korean
+}
+
+
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+class Say:
+    """Says a phrase in a person's language; the English one is its name.
+
+    `{name}` is filled in; where an English phrase stands twice, parted by |, the first is for one.
+    """
+
+    def __init__(self, language: str = "en") -> None:
+        self.language = language
+
+    def __call__(self, phrase: str, /, **values: Any) -> str:
+        """The phrase with its values."""
+        if self.language == "ko":
+            return KOREAN.get(phrase, phrase).format(**values)
+        one, _, many = phrase.partition("|")
+        return (many if many and values.get("n") != 1 else one).format(**values)
+
+    def state(self, state: str) -> str:
+        """A state; beside the Korean word the one that command line and log use."""
+        return f"{state} {self(state)}" if self.language == "ko" else state
+
+    def reason(self, reason: str) -> str:
+        """A reason of ours; the ITSM's and the helpdesk's words in it as they are."""
+        return reason
+
+    def counted(self, number: int) -> str:
+        """A number of what is counted no further than MOST_COUNTED."""
+        return f"{number:,}" if number < MOST_COUNTED else self("{n} or more", n=f"{number:,}")
+
+    def ago(self, seconds: float) -> str:
+        """A span of time: 40 s, 12 min, 5 h, 3 days."""
+        if seconds >= 2 * 86400:
+            return self("{n} day|{n} days", n=int(seconds // 86400))
+        if seconds >= 2 * 3600:
+            return self("{n} h", n=int(seconds // 3600))
+        if seconds >= 60:
+            return self("{n} min", n=int(seconds // 60))
+        return self("{n} s", n=max(0, int(seconds)))
+
+    def when(self, moment: float, clock: Clock, now: float, seconds: bool = False) -> str:
+        """A moment as people write it: today's without the date, any other with it."""
+        local, today = clock.local(moment), clock.local(now).date()
+        time_of_day = local.strftime("%H:%M:%S" if seconds else "%H:%M")
+        if local.date() == today:
+            return time_of_day
+        if local.date() == today - timedelta(days=1):
+            return self("yesterday {time}", time=local.strftime("%H:%M"))
+        if self.language == "ko":
+            day = f"{local.month}월 {local.day}일"
+            day = day if local.year == today.year else f"{local.year}년 {day}"
+        else:
+            day = f"{local.day} {MONTHS[local.month - 1]}"
+            day = day if local.year == today.year else f"{day} {local.year}"
+        return f"{day} {local.strftime('%H:%M')}"
+
+
+ENGLISH = Say()
 
 
 # ── Status: how it is, for people, monitoring and programs ─────────────────────────────────────
@@ -5151,35 +5441,6 @@ def as_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
 # ── Status · status ────────────────────────────────────────────────────────────────────────────
 
 
-def for_you(config: Config, events: Events, held_after: float) -> dict[str, str]:
-    """What needs a person now, by name, each with what to do; `held_after`: seconds."""
-    now, tasks = time.time(), {}
-    itsm = json.loads(events.file.fact("itsm") or "{}")
-    if itsm.get("why") == "credential":
-        rereads = config.credential.source not in ("credential", "env")
-        then = "it is read by itself" if rereads else "then restart"
-        tasks["credential"] = (
-            f"the ITSM refuses our credential ({itsm['reason']}): put the new one in place, {then}"
-        )
-    elif itsm and now - itsm["since"] > config.alert.after:
-        tasks["outage"] = f"the ITSM is down ({itsm['reason']}): deliveries go on when it is up"
-    if count := events.counts["failed"]:
-        tasks["failed"] = f"{count} failed: `events --state failed` says why; `retry` or `drop`"
-    held = events.held_since()
-    if held is not None and now - held >= held_after:
-        tasks["held"] = f"{events.counts['held']} held: `events --state held` says what for"
-    if count := len(events.near_end(config.retry.give_up_after)):
-        tasks["near_end"] = f"{count} will soon be given up: see [retry] give_up_after"
-    if problem := events.pulse.reload:
-        tasks["reload"] = f"the last reload was refused, the old configuration goes on: {problem}"
-    if events.file.full:
-        tasks["disk"] = "the disk is full: webhooks are refused until there is room"
-    last, silence = events.last_received(), config.alert.silence
-    if silence and last is not None and now - last > silence:
-        tasks["silence"] = f"no webhook came for {round((now - last) / 3600)} h: why not?"
-    return tasks
-
-
 TURNED_AWAY = "turned away"
 AWAY_SHOWN = 20  # different ones
 
@@ -5207,6 +5468,131 @@ def turned_away(events: Events) -> list[dict[str, Any]]:
     return rows
 
 
+class Trouble(NamedTuple):
+    """Something that is not as it should be: `warn` or `fail`, in a few words, and what to do."""
+
+    tone: str
+    word: str
+    todo: str
+
+
+CAUSES = 50  # that are looked at
+NOT_FOR_YOU = ("paused", "away")  # troubles that somebody wants, or that may be nothing
+
+
+def _itsm_trouble(config: Config, itsm: Mapping[str, Any], say: Say) -> tuple[str, Trouble]:
+    """What is wrong with the ITSM, by name."""
+    now, since = time.time(), say.when(itsm["since"], config.clock, time.time())
+    if itsm["why"] != "credential":
+        todo = say(
+            "Since {since}, {ago} ({reason}). Nothing is lost: deliveries go on by themselves.",
+            since=since,
+            ago=say.ago(now - itsm["since"]),
+            reason=itsm["reason"],
+        )
+        return "outage", Trouble("fail", say("The ITSM does not answer"), todo)
+    source = config.credential
+    where = source.name if source.source in ("file", "credential") else "itsm.authorization"
+    phrase = (
+        "Since {since} ({reason}). Nothing is lost: put the new one into {where}, then restart."
+    )
+    if source.source not in ("credential", "env"):
+        phrase = "Since {since} ({reason}). Nothing is lost: put the new one into {where}."
+    todo = say(phrase, since=since, reason=itsm["reason"], where=where)
+    return "credential", Trouble("fail", say("The ITSM refuses our credential"), todo)
+
+
+def _tickets_trouble(
+    config: Config, events: Events, held_before: float, say: Say
+) -> Trouble | None:
+    """The tickets that a person must settle."""
+    if not (number := events.tickets_for_you(held_before)):
+        return None
+    oldest = min(cause["first"][0] for cause in events.causes(held_before, CAUSES, 1))
+    [row] = events.page(numbers=[oldest]) or [{"received": time.time()}]
+    since = say.when(row["received"], config.clock, time.time())
+    word = say("{n} ticket needs you|{n} tickets need you", n=number)
+    if number == MOST_COUNTED:
+        word = say("{n} tickets need you, or more", n=say.counted(number))
+    return Trouble("warn", word, say("The oldest of what waits for you came {when}.", when=since))
+
+
+def troubles(
+    config: Config, events: Events, held_after: float, outage_after: float, say: Say = ENGLISH
+) -> dict[str, Trouble]:
+    """All that is not as it should be, by name, the worst first.
+
+    `held_after`, `outage_after`: seconds for which it may be so before a person is told.
+    """
+    now, wrong, file = time.time(), dict[str, Trouble | None](), events.file
+    itsm, paused = json.loads(file.fact("itsm") or "{}"), file.fact("paused")
+    if file.full:
+        todo = say("Webhooks are refused until there is room on the disk.")
+        wrong["disk"] = Trouble("fail", say("The disk is full"), todo)
+    if itsm and (itsm["why"] == "credential" or now - itsm["since"] > outage_after):
+        name, trouble = _itsm_trouble(config, itsm, say)
+        wrong[name] = trouble
+    if paused:
+        since = say.when(float(paused), config.clock, now)
+        todo = say("Since {since} nothing is sent; webhooks are taken.", since=since)
+        wrong["paused"] = Trouble("warn", say("Deliveries are paused by hand"), todo)
+    wrong["tickets"] = _tickets_trouble(config, events, now - held_after, say)
+    if count := len(events.near_end(config.retry.give_up_after)):
+        word = say("{n} event will soon be given up|{n} events will soon be given up", n=count)
+        todo = say("Mend what stands against them, or raise [retry] give_up_after.")
+        wrong["near_end"] = Trouble("warn", word, todo)
+    if problem := events.pulse.reload:
+        todo = say("The old one goes on: {problem}", problem=problem)
+        wrong["reload"] = Trouble("warn", say("The new configuration was refused"), todo)
+    last, silence = events.last_received(), config.alert.silence
+    if silence and last is not None and now - last > silence:
+        word = say("No webhook came for {ago}", ago=say.ago(now - last))
+        wrong["silence"] = Trouble("warn", word, say("Does the helpdesk still send them?"))
+    if count := sum(row["count"] for row in turned_away(events)):
+        word = say("{n} webhook was turned away|{n} webhooks were turned away", n=count)
+        todo = say("In the last day; a helpdesk that does not repeat them has lost them.")
+        wrong["away"] = Trouble("warn", word, todo)
+    return {name: trouble for name, trouble in wrong.items() if trouble}
+
+
+def advice(event: Mapping[str, Any], say: Say) -> str:
+    """What a person may do about an event, in one sentence."""
+    if event["state"] in ("held", "failed") and event["may_have_happened"]:
+        return say("Look into the ITSM: if the request is there, map it; if not, retry.")
+    if event["state"] == "held":
+        return say("Map the ticket to its request, or retry its opening where that was dropped.")
+    if event["state"] == "failed" and event["ticket"] is None:
+        return say("Mend the helpdesk's template or the hook's fields, then retry; or drop it.")
+    if event["state"] == "failed" and not event["attempts"]:
+        return say("Mend the configuration where the reason says, reload it, then retry.")
+    if event["state"] == "failed":
+        return say("Mend it in the ITSM or in the configuration, then retry.")
+    return ""
+
+
+def _command(event: Mapping[str, Any], cause: Mapping[str, Any]) -> str:
+    """The command that settles all of a cause, or that shows what to decide."""
+    if event["state"] == "held" and not event["may_have_happened"]:
+        return f"hd-itsm map {shlex.quote(event['ticket'])} REQUEST"
+    if event["may_have_happened"]:
+        return f"hd-itsm show {event['event']}"
+    return f"hd-itsm retry --reason {shlex.quote(cause['cause'])}"
+
+
+def causes_now(config: Config, events: Events, say: Say, shown: int = 1) -> list[dict[str, Any]]:
+    """What needs a person, by cause: state, cause, tickets, events, advice, command, rows.
+
+    `rows`: its oldest events, at most `shown`.
+    """
+    causes = []
+    for cause in events.causes(time.time() - HELD_AFTER, CAUSES, shown):
+        rows = events.page(numbers=cause["first"], after=-1)
+        if rows:
+            words = {"advice": advice(rows[0], say), "command": _command(rows[0], cause)}
+            causes.append({**cause, **words, "state": rows[0]["state"], "rows": rows})
+    return causes
+
+
 def status_now(
     config: Config, events: Events, arguments: Mapping[str, Any] = MappingProxyType({})
 ) -> dict[str, Any]:
@@ -5232,7 +5618,15 @@ def status_now(
         "repaired": events.file.counted("repaired"),
         "turned_away": turned_away(events),
         "running": bool(events.pulse.beat),
-        "needs": list(for_you(config, events, held_after=HELD_AFTER).values()),
+        "needs": [
+            f"{trouble.word}. {trouble.todo}"
+            for name, trouble in troubles(config, events, HELD_AFTER, config.alert.after).items()
+            if name not in NOT_FOR_YOU
+        ],
+        "causes": [
+            {name: cause[name] for name in ("state", "cause", "tickets", "events", "command")}
+            for cause in causes_now(config, events, ENGLISH)
+        ],
     }
 
 
@@ -5251,7 +5645,10 @@ def status_as_text(status: Mapping[str, Any]) -> str:
     ]
     if status["paused"]:
         lines.append(f"paused         since {status['paused']}: `resume` goes on")
-    lines += [f"needs you      {task}" for task in status["needs"]]
+    lines += [f"needs you      {one_line(task)}" for task in status["needs"]]
+    for cause in status["causes"]:
+        lines.append(f"  {cause['tickets']} x {cause['state']}: {one_line(cause['cause'])}")
+        lines.append(f"      {one_line(cause['command'])}")
     for away in status["turned_away"]:
         what = f"{away['count']} x {away['status'] or ''} {away['path']} from {away['from']}"
         lines.append(f"turned away    {one_line(what)}: {one_line(away['reason'])}")
@@ -5404,6 +5801,22 @@ def openapi(config: Config) -> dict[str, Any]:
 # ── Operations · what becomes of a webhook ─────────────────────────────────────────────────────
 
 
+SUBJECTS = ("subject", "title", "summary")
+AS_SUBJECT = re.compile(r"(?i)(?:.*[._])?(?:subject|title|summary|short_?description|name)")
+
+
+def subject_of(kind: Kind, fields: Mapping[str, Any]) -> str:
+    """What people call the ticket: the field of such a name, or what the opening sends as such."""
+    names = list(SUBJECTS)
+    sent = kind.request.form or kind.request.body
+    if kind.opens and isinstance(sent, dict):
+        for key, leaf in sent.items():
+            if AS_SUBJECT.fullmatch(key):
+                names += [part.name for part in placeholders_in(leaf)]
+    values = (as_text(fields[name]) for name in names if present(fields.get(name)))
+    return one_line(next(values, ""))[:200].strip()
+
+
 def judge_kind(config: Config, base: NewEvent, fields: Mapping[str, Any]) -> NewEvent:
     """`base` with what its kind says of it; failed where it could not be translated today."""
     kind = config.kinds.get(base.kind)
@@ -5417,6 +5830,7 @@ def judge_kind(config: Config, base: NewEvent, fields: Mapping[str, Any]) -> New
         used=repr(used),
         opens=kind.opens,
         waits_for_id=kind.waits_for_id and not kind.opens,
+        subject=subject_of(kind, fields),
         again=kind.again,
     )
     try:
@@ -5610,14 +6024,15 @@ class Argument:
 def read_arguments(
     known: Sequence[Argument], given: Mapping[str, Any], one_of: Sequence[str] = ()
 ) -> Arguments:
-    """All arguments, typed; of `one_of` exactly one is to be given. Raises WrongArgument."""
+    """All arguments, typed; of `one_of` the first or any others. Raises WrongArgument."""
     described = {argument.key: argument for argument in known}
     for key in given:
         if key not in described:
             raise WrongArgument(f"no argument {key!r}{_hint(key, described)}")
     values = {key: argument.value(given.get(key)) for key, argument in described.items()}
-    if one_of and sum(values[key] not in (None, []) for key in one_of) != 1:
-        names = " or ".join(described[key].shown for key in one_of)
+    chosen = [key for key in one_of if values[key] not in (None, [])]
+    if one_of and (not chosen or (chosen[0] == one_of[0] and chosen[1:])):
+        names = " or ".join(described[key].shown for key in one_of if described[key].help)
         raise WrongArgument(f"give {names}: one of them")
     return values
 
@@ -5708,6 +6123,7 @@ def list_events(config: Config, events: Events, arguments: Arguments) -> dict[st
         arguments["since"] or 0.0,
         before,
         most + 1,
+        reason=arguments["reason"] or "",
     )
     if arguments["json"]:
         numbers = [row["event"] for row in rows[:most]]
@@ -5809,31 +6225,52 @@ def _exit_refused(result: Mapping[str, Any]) -> int:
     return 1 if result["refused"] else 0
 
 
-def _retry_one(config: Config, events: Events, number: int, force: bool, dry: bool) -> str:
-    row = events.show(number)
-    if row is None:
-        return f"there is no event {number}"
-    new = reread(config, row)
-    if new.state == "ignored":
-        return f"event {number}: {new.reason}"
-    if new.state == "failed":
-        return f"event {number} would fail again: {new.reason}"
-    return "" if dry else events.retry(number, new, force)
+def reread_all(
+    config: Config, events: Events, numbers: Sequence[int]
+) -> tuple[dict[int, NewEvent], dict[int, str]]:
+    """Events as they read now, and why those that would not go out again do not."""
+    news, refused = dict[int, NewEvent](), dict[int, str]()
+    for number in numbers:
+        row = events.show(number)
+        if row is None:
+            refused[number] = f"there is no event {number}"
+            continue
+        new = reread(config, row)
+        if new.state == "ignored":
+            refused[number] = f"event {number}: {new.reason}"
+        elif new.state == "failed":
+            refused[number] = f"event {number} would fail again: {new.reason}"
+        else:
+            news[number] = new
+    return news, refused
 
 
-def _in_state(
+def _that_fit(
     config: Config, events: Events, arguments: Arguments
-) -> tuple[list[int], Arguments | None]:
-    """Numbers of the next events that fit, oldest first, and the arguments to go on with."""
+) -> tuple[list[int], Arguments | None, dict[int, str]]:
+    """Numbers of the next events that fit, oldest first, the arguments to go on with, refusals.
+
+    By reason alone none that may have happened: that is decided one by one.
+    """
     rows = events.page(
-        arguments["state"],
+        arguments["state"] or "",
         kind=kind_of(config, events, arguments),
         since=arguments["since"] or 0.0,
         after=arguments["after"] or -1,  # 0 would be the newest ones
         limit=AT_ONCE,
+        reason=arguments["reason"] or "",
+        cause=arguments["cause"] or "",
+        for_you=not arguments["state"],
     )
-    numbers = [row["event"] for row in rows if (arguments["reason"] or "") in row["reason"]]
-    return numbers, {"after": rows[-1]["event"]} if len(rows) == AT_ONCE else None
+    unclear = {
+        row["event"]: f"event {row['event']} may have happened: look into the ITSM, then"
+        f" `retry {row['event']}` or `map`"
+        for row in rows
+        if row["may_have_happened"] and not arguments["state"]
+    }
+    numbers = [row["event"] for row in rows if row["event"] not in unclear]
+    following = {"after": rows[-1]["event"]} if len(rows) == AT_ONCE else None
+    return numbers, following, unclear
 
 
 def _of_these(numbers: Sequence[int]) -> tuple[list[int], Arguments | None]:
@@ -5844,18 +6281,20 @@ def _of_these(numbers: Sequence[int]) -> tuple[list[int], Arguments | None]:
 
 def retry_events(config: Config, events: Events, arguments: Arguments) -> dict[str, Any]:
     """Puts events back to pending, in the old order."""
-    dry, force = arguments["dry_run"], arguments["force"]
+    dry, force, refused = arguments["dry_run"], arguments["force"], dict[int, str]()
     if arguments["events"]:
         numbers, following = _of_these(arguments["events"])
     else:
-        numbers, following = _in_state(config, events, arguments)
-    retried, refused = [], []
-    for number in numbers:
-        if refusal := _retry_one(config, events, number, force, dry):
-            refused.append({"event": number, "reason": refusal})
-        else:
-            retried.append(number)
-    return {"retried": retried, "refused": refused, "dry_run": dry, "next": following}
+        numbers, following, refused = _that_fit(config, events, arguments)
+    news, unreadable = reread_all(config, events, numbers)
+    act = events.refusals if dry else events.retry
+    refused |= unreadable | (act(news, force) if news else {})
+    return {
+        "retried": [number for number in news if number not in refused],
+        "refused": [{"event": n, "reason": reason} for n, reason in sorted(refused.items())],
+        "dry_run": dry,
+        "next": following,
+    }
 
 
 def retried_as_text(result: Mapping[str, Any]) -> str:
@@ -6050,13 +6489,13 @@ class Operation:
     function: Callable[[Config, Events, Arguments], dict[str, Any]]
     as_text: Callable[[Mapping[str, Any]], str]
     arguments: tuple[Argument, ...] = ()
-    one_of: tuple[str, ...] = ()  # keys of arguments of which exactly one is to be given
+    one_of: tuple[str, ...] = ()  # keys of arguments: the first is to be given, or others
     exit_code: Callable[[Mapping[str, Any]], int] = lambda result: 0
     long: str = ""  # the key of a list that is shown part by part, since it may be long
     creates: bool = False  # the file, where there is none yet
     wakes: bool = False  # something may be due afterwards
-    question: str = ""  # of the page, before it does it; "": no button of it
-    states: tuple[str, ...] = ()  # of an event, in which the page has a button for it
+    button: bool = False  # whether the page has one for it
+    asks: tuple[str, ...] = ()  # what the page's button says of what it is about
 
     def read(self, given: Mapping[str, Any]) -> Arguments:
         """Its arguments, typed. Raises WrongArgument."""
@@ -6069,6 +6508,7 @@ OF_KIND = Argument("--kind", read_text, "only events of this kind")
 RECEIVED_SINCE = Argument(
     "--since", read_since, 'received since: "2h", "7d", 2026-11-23', metavar="D"
 )
+WITH_REASON = Argument("--reason", read_text, "whose reason holds this text", metavar="TEXT")
 TICKET_ID = Argument("ticket", id_of, "the helpdesk's id", metavar="TICKET", required=True)
 
 OPERATIONS = {
@@ -6090,6 +6530,7 @@ OPERATIONS = {
                 Argument("--state", word_of("state", STATES), "only events in this state"),
                 OF_KIND,
                 RECEIVED_SINCE,
+                WITH_REASON,
                 Argument("--ticket", id_of, "only events of this ticket", metavar="T"),
                 Argument("--limit", read_count, "at most so many (50)", metavar="N", default=50),
                 Argument("before", event_number, default=0),
@@ -6123,16 +6564,17 @@ OPERATIONS = {
                 ),
                 OF_KIND,
                 RECEIVED_SINCE,
-                Argument("--reason", read_text, "whose reason holds this text", metavar="TEXT"),
+                WITH_REASON,
+                Argument("cause"),
                 Argument("--dry-run", read_flag, "only count", default=False),
                 Argument("--force", read_flag, "even older than a delivered one", default=False),
                 Argument("after", event_number, default=0),
             ),
-            one_of=("events", "state"),
+            one_of=("events", "state", "reason", "cause"),
             exit_code=_exit_refused,
             wakes=True,
-            question="Send event {event} again, translated with today's configuration?",
-            states=("failed", "ignored", "dropped"),
+            button=True,
+            asks=("event", "cause"),
         ),
         Operation(
             "drop",
@@ -6149,8 +6591,8 @@ OPERATIONS = {
             ),
             exit_code=_exit_refused,
             wakes=True,
-            question="Give event {event} up? It is kept, but not sent.",
-            states=("pending", "held", "failed"),
+            button=True,
+            asks=("event",),
         ),
         Operation(
             "map",
@@ -6160,14 +6602,15 @@ OPERATIONS = {
             (TICKET_ID, Argument("request_id", id_of, "the ITSM's id", "REQUEST", required=True)),
             creates=True,
             wakes=True,
-            question="Map ticket {ticket} to request {request_id}? What was held for it goes out.",
+            button=True,
+            asks=("ticket", "request_id"),
         ),
         Operation(
             "pause",
             "stop deliveries; webhooks are still taken",
             pause_deliveries,
             paused_as_text,
-            question="Stop deliveries? Webhooks are still taken and wait.",
+            button=True,
         ),
         Operation(
             "resume",
@@ -6175,7 +6618,7 @@ OPERATIONS = {
             resume_deliveries,
             paused_as_text,
             wakes=True,
-            question="Let deliveries go on?",
+            button=True,
         ),
         Operation(
             "forget",
@@ -6880,221 +7323,309 @@ class Door:
         return response
 
 
-# ── Page: what a person sees in a browser ──────────────────────────────────────────────────────
+# ── Look: style, script and templates of the page ──────────────────────────────────────────────
 
 # Rendered here, nothing from outside, and it works without JavaScript.
 
-# ── Page · style and script ────────────────────────────────────────────────────────────────────
+# ── Look · style and script ────────────────────────────────────────────────────────────────────
 
 
 STYLE = """
 :root {
   color-scheme: light dark;
-  --ink: #1b1f24; --soft: #57606a; --line: #d0d7de; --bar: #7d8690;
-  --paper: #fff; --field: #f6f8fa; --link: #0550ae;
-  --ok: #116329; --okbg: #dafbe1;
-  --warn: #7d4e00; --warnbg: #fff8c5;
-  --bad: #a40e26; --badbg: #ffebe9;
+  --paper: #fff; --field: #f5f7f9; --line: #dfe3e8; --edge: #7f8892;
+  --ink: #1b1f24; --soft: #57606a; --link: #0550ae; --bar: #868f99;
+  --ok: #116329; --okbg: #e9f7ed;
+  --warn: #7d4e00; --warnbg: #fff7db;
+  --bad: #a40e26; --badbg: #fff0ee;
 }
 @media (prefers-color-scheme: dark) {
   :root {
-    --ink: #e6edf3; --soft: #9aa4af; --line: #3d444d; --bar: #808a95;
-    --paper: #0d1117; --field: #161b22; --link: #79b8ff;
-    --ok: #7ee787; --okbg: #0f2d18;
-    --warn: #f2cc60; --warnbg: #2e2504;
-    --bad: #ffa198; --badbg: #3c1114;
+    --paper: #0f1419; --field: #181e25; --line: #2b333c; --edge: #717b86;
+    --ink: #e3e9ef; --soft: #9aa5b1; --link: #7fb8fb; --bar: #6f7a86;
+    --ok: #7fdc90; --okbg: #10241a;
+    --warn: #f0cb63; --warnbg: #272009;
+    --bad: #ffa198; --badbg: #331518;
   }
 }
 * { box-sizing: border-box; }
+html { scroll-padding-top: 1rem; }
 body {
-  margin: 0 auto; max-width: 1100px; padding: 1rem;
+  margin: 0 auto; max-width: 1100px; padding: 0 1.25rem 4rem;
   background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", "Apple SD Gothic Neo", "Malgun Gothic",
+  font: 15px/1.55 system-ui, -apple-system, "Segoe UI", "Apple SD Gothic Neo", "Malgun Gothic",
     "Noto Sans KR", "Noto Sans CJK KR", sans-serif;
+  font-variant-numeric: tabular-nums;
+  word-break: keep-all; overflow-wrap: anywhere;
 }
-a { color: var(--link); }
-h1 { font-size: 1.25rem; margin: 0; }
-h2 { font-size: 1.05rem; margin: 2rem 0 .5rem; }
-h3 { font-size: 1rem; margin: 1rem 0 .3rem; }
-header {
-  display: flex; flex-wrap: wrap; gap: .75rem 1.5rem; align-items: center; margin-bottom: 1rem;
-}
-header form { margin-left: auto; }
-main { overflow-wrap: anywhere; }
-input, select, button {
-  font: inherit; color: inherit; background: var(--field); border: 1px solid var(--line);
-  border-radius: 6px; padding: .35rem .6rem; max-width: 100%;
+h1, h2, p, dl, dd, table, ol, ul { margin: 0; padding: 0; }
+h1 { font-size: 1.5rem; line-height: 1.3; color: var(--tone, var(--ink)); }
+h2 { font-size: 1.125rem; }
+h1, h2, th, dd { font-weight: 600; }
+small, dt, thead th, .soft { font-size: .875rem; font-weight: 400; color: var(--soft); }
+section { margin-top: 2rem; }
+section > * + * { margin-top: .75rem; }
+a { color: var(--link); text-underline-offset: .15em; text-decoration-thickness: 1px; }
+:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; border-radius: 3px; }
+header, nav, form, .row { display: flex; flex-wrap: wrap; align-items: center; gap: .5rem 1rem; }
+header { justify-content: space-between; padding: 1rem 0 .5rem; }
+header p > a { font-weight: 600; color: var(--ink); text-decoration: none; }
+form { gap: .5rem; }
+input, button {
+  font: inherit; color: inherit; min-height: 2.25rem; max-width: 100%; padding: .25rem .75rem;
+  border: 1px solid var(--edge); border-radius: 6px; background: var(--paper);
 }
 button { cursor: pointer; }
-:focus-visible { outline: 3px solid var(--link); outline-offset: 1px; }
-.band { border: 1px solid; border-radius: 8px; padding: .8rem 1rem; margin: 0 0 1rem; }
-.band p { margin: 0; }
-.ok { color: var(--ok); background: var(--okbg); }
-.warn { color: var(--warn); background: var(--warnbg); }
-.fail { color: var(--bad); background: var(--badbg); }
-.note { color: var(--ink); background: var(--field); }
-.soft { color: var(--soft); }
-.actions { display: flex; flex-wrap: wrap; gap: .5rem; }
-.counts { display: flex; flex-wrap: wrap; gap: .5rem 1.25rem; padding: 0; list-style: none; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td {
-  text-align: left; vertical-align: top; padding: .5rem .6rem;
-  border-bottom: 1px solid var(--line);
+button:hover { background: var(--field); }
+.link {
+  min-height: 1.5rem; padding: 0; border: 0; background: none; color: var(--link);
+  text-decoration: underline; text-underline-offset: .15em; text-decoration-thickness: 1px;
 }
-th { font-weight: 600; color: var(--soft); }
-th, button, [data-label=event], [data-label=state], [data-label=kind] { overflow-wrap: normal; }
-.nowrap { white-space: nowrap; }
+.link:hover { background: none; }
+.state { padding: 1rem 1.5rem; border-radius: 10px; background: var(--field); }
+section.state { margin-top: .5rem; }
+.ok { --tone: var(--ok); background: var(--okbg); }
+.warn { --tone: var(--warn); background: var(--warnbg); }
+.fail { --tone: var(--bad); background: var(--badbg); }
+mark {
+  padding: .0625rem .375rem; border-radius: 4px; white-space: nowrap;
+  color: var(--tone, var(--soft));
+}
+mark:not([class]) { background: var(--field); }
+dl { display: grid; gap: .5rem 1.5rem; }
+.state > dl { grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); }
+.state > dl { padding-top: .75rem; border-top: 1px solid var(--line); }
+.state dd form { display: inline; }
+.state dd small { display: block; }
+.pairs { grid-template-columns: max-content minmax(0, 1fr); gap: .25rem 1.5rem; }
+.pairs > div { display: contents; }
+.pairs dd { font-weight: 400; }
+table { width: 100%; border-collapse: collapse; }
+th, td { padding: .375rem 1rem .375rem 0; text-align: left; vertical-align: baseline; }
+tr > :last-child { padding-right: 0; }
+tr { border-bottom: 1px solid var(--line); }
+tbody tr:hover { background: var(--field); }
+time { white-space: nowrap; }
+.num { width: 1%; text-align: right; white-space: nowrap; }
+.do { width: 1%; text-align: right; white-space: nowrap; }
+.do form { display: inline; margin-left: .75rem; }
+.causes tbody th { padding: .75rem 0 .25rem; }
+.causes tbody th .row { justify-content: space-between; flex-wrap: nowrap; }
+.causes th small { display: block; }
+.causes td { padding-top: .125rem; padding-bottom: .125rem; }
+.causes tr:has(+ tr) { border-bottom-color: transparent; }
+nav a { padding: .25rem 0; white-space: nowrap; }
+nav [aria-current] { color: var(--ink); font-weight: 600; box-shadow: 0 2px var(--ink); }
+nav [aria-current] { text-decoration: none; }
+svg { display: block; width: 100%; height: 88px; }
+.received { fill: var(--bar); }
+.delivered { fill: var(--ok); }
+.failed { fill: var(--bad); }
+.axis { display: flex; list-style: none; }
+.axis li { flex: 1; }
 pre {
-  white-space: pre-wrap; overflow-wrap: anywhere; background: var(--field);
-  border: 1px solid var(--line); border-radius: 6px; padding: .7rem; margin: .3rem 0;
-  font-size: .9rem;
+  margin: 0; padding: .75rem 1rem; border-radius: 6px; background: var(--field);
+  white-space: pre-wrap; font-size: .875rem;
 }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1rem; margin: .5rem 0; }
-dt { color: var(--soft); }
-dd { margin: 0; overflow-wrap: anywhere; }
-svg { width: 100%; height: auto; border: 1px solid var(--line); border-radius: 6px; }
-svg text { fill: var(--soft); font-size: 11px; }
-.r { fill: var(--bar); }
-.d { fill: var(--ok); }
-.f { fill: var(--bad); }
-.key {
-  display: inline-block; width: .7em; height: .7em; margin-left: .5em; background: var(--bar);
-}
-.key.ok { background: var(--ok); }
-.key.fail { background: var(--bad); }
+.away { position: absolute; clip-path: inset(50%); width: 1px; height: 1px; overflow: hidden; }
+.skip { position: absolute; left: -99rem; padding: .5rem 1rem; background: var(--paper); }
+.skip:focus { left: 1rem; }
+[hidden] { display: none; }
 @media (max-width: 640px) {
-  header form { margin-left: 0; }
-  thead { position: absolute; left: -9999px; }
-  tr { display: block; border-bottom: 1px solid var(--line); padding: .5rem 0; }
-  td { display: flex; gap: .75rem; border: 0; padding: .2rem 0; }
-  td > * { min-width: 0; }
-  td::before { content: attr(data-label); color: var(--soft); flex: 0 0 6.5rem; }
+  body { padding: 0 1rem 3rem; }
+  header form, header label { flex: 1 0 100%; }
+  header input { flex: 1; min-width: 0; }
+  .state { padding: 1rem; }
+  .state > dl { grid-template-columns: 1fr 1fr; }
+  .pairs { grid-template-columns: minmax(0, 1fr); }
+  .pairs dd { margin-bottom: .5rem; }
+  .causes tbody th .row { flex-wrap: wrap; }
+  table:not(.grid), table:not(.grid) :is(tbody, td, th) { display: block; }
+  table:not(.grid) thead { display: none; }
+  table:not(.grid) :is(td, th) { width: auto; padding: 0; text-align: left; }
+  table:not(.grid) tr { display: flex; flex-wrap: wrap; gap: .125rem .75rem; padding: .5rem 0; }
+  table:not(.grid) .wide, .causes tbody th { flex: 1 0 100%; }
+  table:not(.grid) .do { margin-left: auto; }
   td:empty { display: none; }
-  .nowrap { white-space: normal; }
-  dl { grid-template-columns: 1fr; }
 }
 """
 
 SCRIPT = """
-// Shows what is new every ten seconds, but never while a person is busy with the page.
+// Shows what is new every ten seconds, in its place, but not while a person types or selects.
 
 function changed(field) {
-  if (field.tagName != "SELECT") {
-    return field.type != "hidden" && field.value != field.defaultValue;
-  }
-  var options = [].slice.call(field.options);
-  var given = options.filter(function (option) { return option.defaultSelected; })[0];
-  var first = given || options[0];
-  return first && !first.selected;
+  return field.type != "hidden" && field.value != field.defaultValue;
 }
 
 function busy() {
   var active = document.activeElement;
-  var fields = document.querySelectorAll("input, select, textarea");
   return document.hidden
     || String(getSelection())
-    || document.querySelector("details[open]")
-    || active && /^(A|INPUT|SELECT|TEXTAREA|BUTTON|SUMMARY)$/.test(active.tagName)
-    || [].some.call(fields, changed);
+    || active && active.tagName == "INPUT" && active.closest("main")
+    || [].some.call(document.querySelectorAll("input"), changed);
 }
 
-setInterval(function () { if (!busy()) location.reload(); }, 10000);
+function named(element) {
+  return element && element.tagName + " " + (element.getAttribute("aria-label")
+    || element.textContent) + " " + (element.getAttribute("href") || "");
+}
+
+function show(fresh) {
+  if (fresh.querySelector("style").textContent != document.querySelector("style").textContent) {
+    location.reload();  // another program: all of it is new
+    return;
+  }
+  var focused = named(document.activeElement);
+  var open = [].map.call(document.querySelectorAll("details[open] > summary"), named);
+  document.title = fresh.title;
+  ["#now", "#lost", "main"].forEach(function (part) {
+    document.querySelector(part).replaceWith(fresh.querySelector(part));
+  });
+  document.querySelectorAll("main a, main button, main summary").forEach(function (element) {
+    if (element.tagName == "SUMMARY" && open.indexOf(named(element)) >= 0) {
+      element.parentNode.open = true;
+    }
+    if (named(element) == focused && document.activeElement == document.body) {
+      element.focus({preventScroll: true});
+    }
+  });
+}
+
+function renew() {
+  if (busy()) return;
+  fetch(location.href, {cache: "no-store", signal: AbortSignal.timeout(9000)})
+    .then(function (answer) {
+      if (!answer.ok) throw answer.status;
+      return answer.text();
+    })
+    .then(function (text) {
+      if (!busy()) show(new DOMParser().parseFromString(text, "text/html"));
+    })
+    .catch(function () { document.querySelector("#lost").hidden = false; });
+}
+
+history.replaceState(null, "", location.href.replace(/[?&]done=[0-9a-f]+/, ""));
+if (document.querySelector("main[data-renews]")) {
+  setInterval(renew, 10000);
+  document.addEventListener("visibilitychange", renew);
+}
 """
 
-# ── Page · templates ───────────────────────────────────────────────────────────────────────────
+# ── Look · templates ───────────────────────────────────────────────────────────────────────────
 
 FRAME = """<!doctype html>
-<html lang="en">
+<html lang="{{say.language}}">
   <head>
     <meta charset="utf-8">
-    <meta name="viewport" content="width=device-width">
+    <meta name="viewport" content="width=device-width, initial-scale=1">
     <title>{{title}}</title>
     <style>{{!style}}</style>
   </head>
   <body>
+    % if lists:
+    <a class="skip" href="#events">{{say('To the events')}}</a>
+    % end
     <header>
-      <h1><a href="/">hd_itsm</a></h1>
+      <p>
+        <a href="/">hd_itsm</a>
+        <small id="now">{{say('as of {time}', time=now)}}</small>
+        <small id="lost" role="alert" hidden>{{lost}}</small>
+      </p>
       <form action="/search" method="get" role="search">
-        <label>
-          Ticket or request id
-          <input name="q" required maxlength="200" value="{{q}}">
-        </label>
-        <button>Search</button>
+        <label for="q" class="soft">{{say('Ticket, request id, event or subject')}}</label>
+        <input id="q" name="q" type="search" required maxlength="200" value="{{q}}">
+        <button>{{say('Search')}}</button>
       </form>
     </header>
-    <main>
-      % if notice:
-      <div class="band note" role="status">
-        <p>{{notice}}</p>
-      </div>
-      % end
+    % if notice:
+    <div class="state note" role="status">
+      <p>{{notice}}</p>
+    </div>
+    % end
+    <main{{!' data-renews' if renews else ''}}>
       {{!body}}
     </main>
-    % if refresh:
     <script>{{!script}}</script>
-    % end
   </body>
 </html>
 """
 
 # What several templates share. A cell has no blank in it: on a phone an empty one is not shown.
 PARTS = """
+% def at(moment, seconds=True):
+<time datetime="{{iso(moment)}}" title="{{iso(moment)}}">{{when(moment, seconds)}}</time>
+% end
 % def heads(*names):
   <thead>
     <tr>
       % for name in names:
-      <th scope="col">{{name}}</th>
+      <th scope="col">{{say(name)}}</th>
       % end
     </tr>
   </thead>
 % end
-% def cell(label, text):
-      <td data-label="{{label}}">{{text}}</td>
+% def state_mark(state, unclear=False):
+<mark{{!tone_of(state)}}>{{shape_of(state)}} {{say.state('unclear' if unclear else state)}}</mark>
 % end
-% def time_cell(label, text):
-      <td data-label="{{label}}" class="nowrap">{{text}}</td>
-% end
-% def link_cell(label, address, text):
-      <td data-label="{{label}}"><a href="{{address}}">{{text}}</a></td>
-% end
-% def event_cell(number):
-  % link_cell('event', f'/events/{number}', number)
-% end
-% def ticket_cell(ticket):
-  % if ticket:
-    % link_cell('ticket', address(ticket), ticket)
+% def ticket_link(row):
+  % if row['ticket']:
+<a href="{{address(row['ticket'])}}">{{row['ticket']}}</a>
   % else:
-    % cell('ticket', '')
+<span class="soft">{{say('no ticket')}}</span>
   % end
+<span lang="ko">{{row['subject']}}</span>
 % end
-% def buttons(event, names):
-  % for name in names:
-<form action="/confirm/{{name}}" method="get">
-  <input type="hidden" name="event" value="{{event}}">
-  <button>{{name}}</button>
+% def event_link(row):
+{{row['kind'] or ''}} <a href="/events/{{row['event']}}">{{row['event']}}</a>
+% end
+% def buttons(offers, style=''):
+  % for offer in offers:
+<form action="/confirm/{{offer.verb}}" method="get">
+  % for name, value in offer.fields.items():
+  <input type="hidden" name="{{name}}" value="{{value}}">
+  % end
+  <button{{!style}} aria-label="{{offer.name}}">{{offer.word}}</button>
 </form>
   % end
 % end
+% def listed(rows):
+<table>
+  % heads('Received', 'Ticket', 'Event', 'State', 'Request id')
+  <tbody>
+    % for row in rows:
+    <tr>
+      <td>
+        % at(row['received'])
+      </td>
+      <td class="wide">
+        % ticket_link(row)
+      </td>
+      <td>
+        % event_link(row)
+      </td>
+      <td>
+        % state_mark(row['state'])
+        <small>{{say.reason(row['reason']) if row['state'] != 'delivered' else ''}}</small>
+      </td>
+      <td>{{row['request_id'] or ''}}</td>
+    </tr>
+    % end
+  </tbody>
+</table>
+% end
 % def history(attempts):
 <table>
-  % heads('attempt', 'at', 'seconds', 'status', 'outcome', 'answer')
+  % heads('Attempt', 'At', 'Took', 'Status', 'Outcome')
   <tbody>
     % for attempt in attempts:
     <tr>
-      % cell('attempt', attempt['attempt'])
-      % time_cell('at', attempt['at'])
-      % cell('seconds', f"{attempt['duration']:.3f}")
-      % cell('status', attempt['status'] or '')
-      % cell('outcome', attempt['outcome'])
-      <td data-label="answer">
-        {{attempt['reason']}}
-        % if attempt['answer']:
-        <details>
-          <summary>the ITSM's own words</summary>
-          <pre>{{attempt['answer']}}</pre>
-        </details>
-        % end
+      <td>{{attempt['attempt']}}</td>
+      <td>
+        % at(attempt['at'])
       </td>
+      <td>{{f"{attempt['duration'] or 0:.3f}"}} s</td>
+      <td>{{attempt['status'] or say('none')}}</td>
+      <td>{{attempt['outcome']}} <small>{{attempt['reason']}}</small></td>
     </tr>
     % end
   </tbody>
@@ -7105,278 +7636,383 @@ PARTS = """
 HOME = (
     PARTS
     + """
-<div class="band {{band}}" role="status">
-  <p><strong>{{word}}</strong> {{sentence}}</p>
-</div>
-<div class="actions">
-  <form action="/confirm/{{pausing}}" method="get">
-    <button>{{pausing}}</button>
-  </form>
-</div>
-% if needs:
-<h2 id="needs">What needs you</h2>
-<table aria-labelledby="needs">
-  % heads('event', 'ticket', 'kind', 'since', 'reason', 'what to do', 'actions')
-  <tbody>
-    % for row in needs:
-    <tr>
-      % event_cell(row['event'])
-      % ticket_cell(row['ticket'])
-      % cell('kind', row['kind'] or '')
-      % time_cell('since', row['received'][:16].replace('T', ' '))
-      % cell('reason', f"{row['state']}: {row['reason']}")
-      % cell('what to do', row['advice'])
-      <td data-label="actions">
-        <span class="actions">
-          % buttons(row['event'], row['actions'])
-        </span>
-      </td>
-    </tr>
+% if not filtered:
+<section class="state {{head.tone}}">
+  <h1>{{head.shape}} {{head.word}}</h1>
+  <p>{{head.sentence}}</p>
+  <dl>
+    % for name, value, more in facts:
+    <div>
+      <dt>{{name}}</dt>
+      <dd>{{value}} <small>{{more}}</small></dd>
+    </div>
     % end
-  </tbody>
-</table>
-% if more:
-<p class="soft">
-  There are more: <a href="/?state=failed">all failed</a>, <a href="/?state=held">all held</a>.
-</p>
+    <div>
+      <dt>{{say('Deliveries')}}</dt>
+      <dd>
+        {{say('paused') if paused else say('go on')}}
+        % buttons([pausing], ' class="link"')
+        <small>{{say('since {time}', time=when(paused)) if paused else ''}}</small>
+      </dd>
+    </div>
+  </dl>
+</section>
 % end
-% end
-<h2 id="day">The last 24 hours</h2>
-<svg viewBox="0 0 960 156" role="img" aria-labelledby="day">
-  <title>received, delivered and failed per hour</title>
-  % for place, hour in enumerate(hours):
-  % left = 12 + place * 39
-  % for bar, name in enumerate(('received', 'delivered', 'failed')):
-  % height, x = round(110 * hour[name] / peak), left + bar * 11
-  <rect class="{{name[0]}}" x="{{x}}" y="{{130 - height}}" width="10" height="{{height}}">
-    <title>{{hour['label']}}: {{hour[name]}} {{name}}</title>
-  </rect>
-  % end
-  % if place % 3 == 0:
-  <text x="{{left}}" y="148">{{hour['label']}}</text>
-  % end
-  % end
-</svg>
-<p class="soft">
-  Bars from left to right:
-  <span class="key"></span> received,
-  <span class="key ok"></span> delivered,
-  <span class="key fail"></span> failed;
-  the highest is {{peak}} an hour.
-</p>
-<details>
-  <summary>The same in numbers</summary>
-  <table>
-    % heads('hour', 'received', 'delivered', 'failed')
-    <tbody>
-      % for hour in hours:
+% if causes:
+<section>
+  <h2 id="needs">{{say('What needs you')}} <small>{{needing}}</small></h2>
+  <table class="causes" aria-labelledby="needs">
+    <thead class="away">
       <tr>
-        % cell('hour', hour['label'])
-        % cell('received', hour['received'])
-        % cell('delivered', hour['delivered'])
-        % cell('failed', hour['failed'])
+        % for name in ('Ticket', 'Event', 'Since', 'Actions'):
+        <th scope="col">{{say(name)}}</th>
+        % end
+      </tr>
+    </thead>
+    % for cause in causes:
+    <tbody>
+      <tr>
+        <th scope="rowgroup" colspan="4">
+          <div class="row">
+            <span>
+              % state_mark(cause['state'], cause['unclear'])
+              {{say.reason(cause['cause'])}}
+              <small>{{cause['count']}}. {{cause['advice']}}</small>
+            </span>
+            % buttons(cause['offers'])
+          </div>
+        </th>
+      </tr>
+      % for row in cause['rows']:
+      <tr>
+        <td class="wide">
+          % ticket_link(row)
+          <small>{{row['behind']}}</small>
+        </td>
+        <td>
+          % event_link(row)
+        </td>
+        <td class="num">
+          % at(row['received'], False)
+        </td>
+        <td class="do">
+          % buttons(row['offers'], ' class="link"')
+        </td>
+      </tr>
+      % end
+      % if cause['more']:
+      <tr>
+        <td colspan="4"><a href="{{cause['address']}}">{{cause['more']}}</a></td>
+      </tr>
+      % end
+    </tbody>
+    % end
+  </table>
+  % if further:
+  <p><a href="/?state=failed#events">{{say('More reasons: all failed events')}}</a></p>
+  % end
+</section>
+% end
+% if away:
+<section>
+  <h2 id="away">{{say('Turned away in the last day')}}</h2>
+  <table aria-labelledby="away">
+    % heads('Times', 'Status', 'Address', 'From', 'Reason')
+    <tbody>
+      % for row in away:
+      <tr>
+        <td>{{row['count']}}</td>
+        <td>{{row['status'] or ''}}</td>
+        <td>{{row['path']}}</td>
+        <td>{{row['from']}}</td>
+        <td>{{row['reason']}}</td>
       </tr>
       % end
     </tbody>
   </table>
-</details>
-<h2>Events</h2>
-<ul class="counts">
-  % for state, count in counts.items():
-  <li><a href="/?state={{state}}">{{state}}</a> {{count}}</li>
-  % end
-  <li><a href="/">all</a></li>
-</ul>
-<form action="/" method="get" class="actions">
-  % for name, values in (('state', counts), ('kind', kinds)):
-  <label>
-    {{name}}
-    <select name="{{name}}">
-      <option value="">any</option>
-      % for value in values:
-      <option{{' selected' if value == chosen[name] else ''}}>{{value}}</option>
-      % end
-    </select>
-  </label>
-  % end
-  <button>Show</button>
-</form>
-% if rows:
-<table>
-  % heads('event', 'received', 'ticket', 'kind', 'state', 'attempts', 'request id', 'reason')
-  <tbody>
-    % for row in rows:
-    % day, moment = row['received'][:10], row['received'][11:19]
-    <tr>
-      % event_cell(row['event'])
-      <td data-label="received" class="nowrap">
-        <time title="{{row['received']}}" datetime="{{row['received']}}">
-          {{moment if day == today else day}}
-        </time>
-      </td>
-      % ticket_cell(row['ticket'])
-      % cell('kind', row['kind'] or '')
-      % cell('state', row['state'])
-      % cell('attempts', row['attempts'])
-      % cell('request id', row['request_id'] or '')
-      % cell('reason', row['reason'])
-    </tr>
-    % end
-  </tbody>
-</table>
-<p>
-  % if newer:
-  <a href="{{same}}">newest</a>
-  <a href="{{same}}&amp;before={{newer}}">newer</a>
-  % end
-  % if older:
-  <a href="{{same}}&amp;before={{rows[-1]['event']}}">older</a>
-  % end
-</p>
-% elif any(chosen.values()):
-<p class="soft">No event fits: <a href="/">all</a>.</p>
-% else:
-<p class="soft">No events yet. The hooks listen at {{', '.join(hooks)}}.</p>
+</section>
 % end
+% if hours:
+<section>
+  <h2 id="day">{{say('The last 24 hours')}} <small>{{day}}</small></h2>
+  <div>
+    <svg viewBox="0 0 240 56" preserveAspectRatio="none" role="img" aria-labelledby="day">
+      % for hour in hours:
+      <g>
+        <title>{{hour['label']}}: {{hour['words']}}</title>
+        % for name, bar in hour['bars']:
+        <path class="{{name}}" d="{{bar}}"/>
+        % end
+      </g>
+      % end
+    </svg>
+    <ol class="axis soft" aria-hidden="true">
+      % for hour in hours[::3]:
+      <li>{{hour['label']}}</li>
+      % end
+    </ol>
+  </div>
+  <details>
+    <summary class="soft">{{legend}}</summary>
+    <table class="grid">
+      % heads('Hour', 'Received', 'Delivered', 'Failed')
+      <tbody>
+        % for hour in hours:
+        <tr>
+          <td>{{hour['label']}}</td>
+          % for count in hour['counts']:
+          <td class="num">{{count}}</td>
+          % end
+        </tr>
+        % end
+      </tbody>
+    </table>
+  </details>
+</section>
+% end
+<section id="events">
+  % if filtered:
+  <h1>{{title}}</h1>
+  % else:
+  <h2>{{say('Events')}}</h2>
+  % end
+  % for label, choices in filters:
+  <nav aria-label="{{label}}">
+    <span class="soft">{{label}}</span>
+    % for word, where, chosen in choices:
+    <a href="{{where}}"{{!' aria-current="true"' if chosen else ''}}>{{word}}</a>
+    % end
+  </nav>
+  % end
+  % if rows:
+  % listed(rows)
+  <nav aria-label="{{say('Parts of the list')}}">
+    <span class="soft">{{part}}</span>
+    % for word, where in pages:
+    <a href="{{where}}">{{word}}</a>
+    % end
+  </nav>
+  % else:
+  <p class="soft">{{nothing}}</p>
+  % end
+</section>
 """
 )
 
 TICKET = (
     PARTS
     + """
-<h2>Ticket {{ticket}}</h2>
-% if mapping:
-<p>
-  Request <strong>{{mapping['request_id']}}</strong> since {{mapping['since']}}, by
-  {{mapping['origin']}}.
-</p>
-% else:
-<p>No request id yet.</p>
-% end
-<form action="/confirm/map" method="get" class="actions">
-  <input type="hidden" name="ticket" value="{{ticket}}">
-  <label>
-    Request id
-    <input name="request_id" required maxlength="200">
-  </label>
-  <button>Map by hand</button>
-</form>
-% for event in events:
-<h2>
-  <a href="/events/{{event['event']}}">Event {{event['event']}}</a>:
-  {{event['kind'] or 'no kind'}}, {{event['state']}}
-</h2>
-<p>{{event['received']}}: {{event['reason']}} {{event['waits']}}</p>
-% if event['attempts']:
-  % history(event['attempts'])
-% end
-% end
+<section class="state {{tone}}">
+  <h1>{{say('Ticket {ticket}', ticket=ticket)}}</h1>
+  % if subject:
+  <p lang="ko">{{subject}}</p>
+  % end
+  % if mapping:
+  <p>
+    {{say('Request')}} <strong>{{mapping['request_id']}}</strong>
+    <small>
+      {{since}}
+    </small>
+  </p>
+  % else:
+  <p>{{say('No request id yet.')}}</p>
+  % end
+  <form action="/confirm/map" method="get">
+    <input type="hidden" name="ticket" value="{{ticket}}">
+    <label for="request_id">{{say('Request id')}}</label>
+    <input id="request_id" name="request_id" required maxlength="200">
+    <button>{{say('Map by hand')}}</button>
+  </form>
+</section>
+<section>
+  <h2 id="line">{{say('Its events, in order')}}</h2>
+  % if events:
+  <table aria-labelledby="line">
+    % heads('Received', 'Event', 'State', 'Attempts', 'Actions')
+    <tbody>
+      % for row in events:
+      <tr>
+        <td>
+          % at(row['received'])
+        </td>
+        <td>
+          % event_link(row)
+        </td>
+        <td class="wide">
+          % state_mark(row['state'], row['unclear'])
+          {{row['waits'] or say.reason(row['reason'])}}
+        </td>
+        <td>
+          % for attempt in row['attempts']:
+          <div>
+            % at(attempt['at'])
+            <small>{{attempt['reason']}}, {{f"{attempt['duration'] or 0:.2f}"}} s</small>
+          </div>
+          % end
+        </td>
+        <td class="do">
+          % buttons(row['offers'], ' class="link"')
+        </td>
+      </tr>
+      % end
+    </tbody>
+  </table>
+  % else:
+  <p class="soft">{{say('None is kept any more.')}}</p>
+  % end
+</section>
 """
 )
 
 EVENT = (
     PARTS
     + """
-<h2>Event {{event['event']}}: {{event['state']}}</h2>
-<div class="band {{band}}">
-  <p>{{event['reason'] or 'nothing stands against it'}}. {{advice}}</p>
-</div>
-<div class="actions">
-  % buttons(event['event'], actions)
-</div>
-<h2>What came</h2>
-<dl>
-  <dt>received</dt>
-  <dd>{{event['received']}} from {{event['sender']}}</dd>
-  <dt>hook</dt>
-  <dd>{{event['hook']}}</dd>
-  <dt>kind</dt>
-  <dd>{{event['kind'] or '-'}}</dd>
-  <dt>ticket</dt>
-  % if event['ticket']:
-  <dd><a href="{{address(event['ticket'])}}">{{event['ticket']}}</a></dd>
-  % else:
-  <dd>-</dd>
-  % end
-  <dt>request id</dt>
-  <dd>{{event['request_id'] or '-'}}</dd>
-  <dt>repaired</dt>
-  <dd>{{event['repaired'] or 'no'}}</dd>
-</dl>
-<h3>Fields</h3>
-<dl>
-  % for name, value in fields.items():
-  <dt>{{name}}</dt>
-  % if len(value) > 400:
-  <dd>
-    <details>
-      <summary>{{value[:100]}} ({{len(value)}} characters)</summary>
-      <pre>{{value}}</pre>
-    </details>
-  </dd>
-  % else:
-  <dd>{{value}}</dd>
-  % end
-  % end
-</dl>
+% def whole(value, most=400):
+  % if len(value) > most:
 <details>
-  <summary>Raw body ({{len(event['raw'])}} characters)</summary>
-  <pre>{{event['raw']}}</pre>
+  <summary>{{value[:100]}} ({{say('{n} characters', n=len(value))}})</summary>
+  <pre>{{value}}</pre>
 </details>
-<h2>What we send</h2>
-% if 'problem' in preview:
-<p>{{preview['problem']}}</p>
-% else:
-<p>As it would be rendered now:</p>
-<pre>{{preview['method']}} {{preview['url']}}
-% for name, value in preview['headers'].items():
+  % else:
+{{value}}
+  % end
+% end
+% def request(sent):
+<pre>{{sent['method']}} {{sent['url']}}
+% for name, value in sent['headers'].items():
 {{name}}: {{value}}
 % end
 
-{{preview['body']}}</pre>
+{{sent['body']}}</pre>
 % end
-<h2>What was answered</h2>
-% if event['attempts']:
-  % history(event['attempts'])
-% else:
-<p class="soft">No attempt yet.</p>
-% end
+<section class="state {{tone}}">
+  <h1>{{shape_of(event['state'])}} {{title}}: {{say.state(event['state'])}}</h1>
+  % if event['reason']:
+  <p><strong>{{say.reason(event['reason'])}}</strong></p>
+  % end
+  <p>{{advice}}</p>
+  % if offers:
+  <div class="row">
+    % buttons(offers)
+  </div>
+  % end
+  <dl>
+    <div>
+      <dt>{{say('Ticket')}}</dt>
+      <dd>
+        % ticket_link(event)
+        <small>
+          % for word, number in neighbours:
+          <a href="/events/{{number}}">{{word}}</a>
+          % end
+        </small>
+      </dd>
+    </div>
+    <div>
+      <dt>{{say('Kind')}}</dt>
+      <dd>{{event['kind'] or say('none')}} <small>{{say('hook')}} {{event['hook']}}</small></dd>
+    </div>
+    <div>
+      <dt>{{say('Received')}}</dt>
+      <dd>
+        % at(event['received'])
+        <small>{{say('from {sender}', sender=event['sender'])}}, {{repaired}}</small>
+      </dd>
+    </div>
+    <div>
+      <dt>{{say('Request id')}}</dt>
+      <dd>{{event['request_id'] or say('none yet')}}</dd>
+    </div>
+  </dl>
+</section>
+<section>
+  <h2>{{say('What was answered')}}</h2>
+  % if attempts:
+  % history(attempts)
+  % if answer:
+  <p class="soft">{{say('The last answer, in the words of the ITSM')}}</p>
+  <pre>{{answer}}</pre>
+  % end
+  % else:
+  <p class="soft">{{say('No attempt yet.')}}</p>
+  % end
+</section>
+<section>
+  <h2>{{say('What came')}}</h2>
+  <dl class="pairs">
+    % for name, value in fields.items():
+    <div>
+      <dt>{{name}}</dt>
+      <dd>
+        % whole(value)
+      </dd>
+    </div>
+    % end
+  </dl>
+  <details>
+    <summary>{{say('Raw body')}} ({{say('{n} characters', n=len(raw))}})</summary>
+    <pre>{{raw}}</pre>
+  </details>
+</section>
+<section>
+  <h2>{{say('What would be sent now')}}</h2>
+  % if 'problem' in preview:
+  <p>{{preview['problem']}}</p>
+  % else:
+  % request(preview)
+  % end
+</section>
 """
 )
 
-SEARCH = """
-<h2>Search</h2>
-% if tickets:
-<ul>
-  % for ticket in tickets:
-  <li><a href="{{address(ticket)}}">{{ticket}}</a></li>
+SEARCH = (
+    PARTS
+    + """
+<section id="events">
+  <h1>{{title}}</h1>
+  % if tickets:
+  <ul>
+    % for ticket in tickets:
+    <li><a href="{{address(ticket)}}">{{ticket}}</a></li>
+    % end
+  </ul>
   % end
-</ul>
-% else:
-<p>No such ticket or request id was seen.</p>
-% end
+  % if rows:
+  % listed(rows)
+  % end
+  % if not rows and not tickets:
+  <p>{{asked}}</p>
+  % end
+</section>
 """
+)
 
 CONFIRM = """
-<h2>{{sentence}}</h2>
-<form action="/act/{{verb}}" method="post" class="actions">
-  <input type="hidden" name="seal" value="{{seal}}">
-  % for name, value in fields.items():
-  <input type="hidden" name="{{name}}" value="{{value}}">
+<section class="state warn">
+  <h1>{{question}}</h1>
+  % for line in lines:
+  <p>{{line}}</p>
   % end
-  % if verb == 'drop':
-  <label>
-    Why
-    <input name="why" required maxlength="300">
-  </label>
-  % end
-  <button>{{verb}}</button>
-  <a href="{{back}}">Leave it</a>
-</form>
+  <form action="/act/{{verb}}" method="post">
+    <input type="hidden" name="seal" value="{{seal}}">
+    % for name, value in fields.items():
+    <input type="hidden" name="{{name}}" value="{{value}}">
+    % end
+    % for name, label in blanks:
+    <label for="{{name}}">{{label}}</label>
+    <input id="{{name}}" name="{{name}}" required maxlength="200">
+    % end
+    <button>{{word}}</button>
+    <a href="{{back}}">{{say('Leave it')}}</a>
+  </form>
+</section>
 """
 
 PROBLEM = """
-<p>{{problem}}</p>
+<section class="state warn">
+  <h1>{{title}}</h1>
+  <p>{{problem}}</p>
+</section>
 """
 
 _template = functools.lru_cache(maxsize=None)(bottle.SimpleTemplate)  # compiled when first shown
@@ -7390,76 +8026,209 @@ def _hash(text: str) -> str:
     return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
 
 
-# ── Page · words ───────────────────────────────────────────────────────────────────────────────
+# ── Page: what a person sees in a browser ──────────────────────────────────────────────────────
 
 
-def ago(seconds: float) -> str:
-    """A span of time for people: 40 s, 12 min, 5 h, 3 days."""
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size or (seconds >= size and unit != "days"):
-            return f"{int(seconds // size)} {unit}"
-    return f"{max(0, int(seconds))} s"
-
-
-def summary(config: Config, events: Events) -> tuple[str, str, str]:
-    """(band, word, sentence): is all well?"""
-    now, counts = time.time(), events.counts
-    oldest, last = events.oldest(), events.file.counted("last_delivery") / 1000
-    itsm, paused = json.loads(events.file.fact("itsm") or "{}"), events.file.fact("paused")
-    waiting = counts["pending"] + counts["held"]
-    wait = "event waits" if waiting == 1 else "events wait"
-    line = f"{waiting} {wait}, the oldest {ago(now - oldest['received'])}." if oldest else ""
-    if paused:
-        return "warn", "\u25b2 Paused", f"by hand since {iso(float(paused), config.clock)}. {line}"
-    if itsm:
-        since = config.clock.local(itsm["since"]).strftime("%H:%M")
-        if itsm["why"] == "credential":
-            source = config.credential
-            where = (
-                source.name if source.source in ("file", "credential") else "itsm.authorization"
-            )
-            words = f"since {since}. Nothing is lost; put the new one into {where}. {line}"
-            return "fail", "\u25a0 The ITSM refuses our credential", words
-        probe = ago(events.pulse.next_probe - events.file.clock())
-        words = f"since {since} ({itsm['reason']}). {line} Next try in {probe}."
-        return "fail", "\u25a0 The ITSM does not answer", words
-    needs = for_you(config, events, held_after=HELD_AFTER)
-    if needs:
-        count = counts["failed"] + counts["held"]
-        need = "event needs" if count == 1 else "events need"
-        word = f"\u25b2 {count} {need} you." if count else "\u25b2 Something needs you:"
-        others = [text for name, text in needs.items() if name not in ("failed", "held")]
-        return "warn", word, "; ".join(others or ["What to do stands beside each"]) + "."
-    received = events.last_received()
-    told = f"Last webhook {ago(now - received)} ago" if received else "No webhook came yet"
-    told += f", last delivery {ago(now - last)} ago." if last else "."
-    return "ok", "\u25cf " + (f"{waiting} on their way." if waiting else "All delivered."), told
-
-
-def advice(event: Mapping[str, Any], unclear: bool) -> str:
-    """What a person may do about an event, in one sentence."""
-    if unclear and event["state"] in ("held", "failed"):
-        return "Look into the ITSM: if the request is there, map the ticket to it; if not, retry."
-    if event["state"] == "held":
-        return "Retry the ticket's opening event, or map the ticket to its request."
-    if event["state"] == "failed":
-        return "Mend what the reason names, then retry; or drop it."
-    if event["state"] == "pending" and event.get("next_try"):
-        return f"Next try at {event['next_try'][11:19]}."
-    return ""
-
-
-# ── Page · pages and buttons ───────────────────────────────────────────────────────────────────
-
-
-def actions(event: Mapping[str, Any], unclear: bool) -> list[str]:
-    """The operations that make sense in an event's state."""
-    names = [each.name for each in OPERATIONS.values() if event["state"] in each.states]
-    return ["retry", *names] if event["state"] == "held" and unclear else names
-
+# ── Page · how it is ───────────────────────────────────────────────────────────────────────────
 
 ROWS = 50  # events on a page
-NOTHING = {"received": 0, "delivered": 0, "failed": 0}  # of an hour
+CAUSES_SHOWN = 12  # and of each CAUSE_ROWS events
+CAUSE_ROWS = 3
+BACKLOG = 20  # events, from which it is said how fast they go
+SHAPES = {"ok": "\u25cf", "warn": "\u25b2", "fail": "\u25a0", "": "\u25cb"}  # not colour alone
+TONES = {"delivered": "ok", "held": "warn", "failed": "fail"}  # of states
+
+
+class Headline(NamedTuple):
+    """How it is: tone, in a few words, and one sentence that names what else is not right."""
+
+    tone: str
+    word: str
+    sentence: str
+
+    @property
+    def shape(self) -> str:
+        """What says the tone without a colour."""
+        return SHAPES[self.tone]
+
+
+def headline(config: Config, events: Events, say: Say) -> Headline:
+    """Is all well? The worst first."""
+    wrong = [*troubles(config, events, HELD_AFTER, 0.0, say).values()]
+    pending = events.counts["pending"]
+    if wrong:
+        others = [trouble.word for trouble in wrong[1:]]
+        besides = say("Besides: {what}.", what=", ".join(others)) if others else ""
+        return Headline(wrong[0].tone, wrong[0].word, f"{wrong[0].todo} {besides}".strip())
+    if events.last_received() is None:
+        hooks = ", ".join(hook.path for hook in config.hooks.values())
+        return Headline("", say("Nothing came yet"), say("Webhooks go to {hooks}.", hooks=hooks))
+    if pending:
+        word = say("{n} event is on its way|{n} events are on their way", n=pending)
+        return Headline("ok", word, say("All others are delivered. Nothing needs you."))
+    return Headline("ok", say("All delivered"), say("Nothing needs you."))
+
+
+Fact = tuple[str, str, str]  # its name, its value, and more of it
+
+
+def _itsm_fact(config: Config, events: Events, say: Say) -> Fact:
+    """Whether the ITSM answers."""
+    now, itsm = time.time(), json.loads(events.file.fact("itsm") or "{}")
+    last = events.file.counted("last_delivery") / 1000
+    ago = say.ago(now - last) if last else ""
+    more = say("last delivery {ago} ago", ago=ago) if last else say("no delivery yet")
+    if not itsm:
+        return "ITSM", say("answers") if last else say("not asked yet"), more
+    value = say("refuses our credential" if itsm["why"] == "credential" else "does not answer")
+    probe = max(0.0, events.pulse.next_probe - events.file.clock())
+    since = say.when(itsm["since"], config.clock, now)
+    next_try = say("since {time}, next try in {ago}", time=since, ago=say.ago(probe))
+    return "ITSM", value, f"{next_try}; {more}"
+
+
+def _waiting_fact(config: Config, events: Events, say: Say) -> Fact:
+    """What is on its way to the ITSM; while a backlog drains, how fast."""
+    number, oldest = events.counts["pending"], events.oldest("pending")
+    more = ""
+    if oldest:
+        more = say("the oldest {ago}", ago=say.ago(time.time() - oldest["received"]))
+    if (rate := events.pulse.rate()) and number >= BACKLOG and not events.file.fact("itsm"):
+        left = say.ago(60 * number / rate)
+        more += "; " + say("{rate} a minute, done in {ago}", rate=round(rate), ago=left)
+    return say("On their way"), say("{n} event|{n} events", n=number), more
+
+
+def facts_now(config: Config, events: Events, say: Say) -> list[Fact]:
+    """What always stands there: the ITSM, the helpdesk, what is on its way."""
+    last = events.last_received()
+    came = say("{ago} ago", ago=say.ago(time.time() - last)) if last else say("nothing yet")
+    helpdesk = say("Helpdesk"), came, say("last webhook") if last else ""
+    waiting = _waiting_fact(config, events, say)
+    return [_itsm_fact(config, events, say), helpdesk, waiting]
+
+
+def hours_now(config: Config, events: Events, say: Say) -> list[dict[str, Any]]:
+    """The last 24 hours as bars (paths of SVG), also those in which nothing happened."""
+    first, names = int(time.time()) // 3600 - 23, ("received", "delivered", "failed")
+    rows = events.file.hours(first)
+    counts = [[rows.get(hour, {}).get(n, 0) for n in names] for hour in range(first, first + 24)]
+    peak = max(1, *(count for row in counts for count in row))
+    hours = []
+    for place, row in enumerate(counts):
+        high = [round(40 * row[0] / peak, 1), round(40 * row[1] / peak, 1)]
+        low = round(11 * row[2] / peak, 1)
+        left = 10 * place + 1
+        bars = [
+            f"M{left} 42v-{high[0]}h8v{high[0]}",
+            f"M{left + 2} 42v-{high[1]}h4v{high[1]}",
+            f"M{left} 44v{max(low, 2 * bool(row[2]))}h8V44",
+        ]
+        label = config.clock.local((first + place) * 3600.0).strftime("%H:00")
+        words = (f"{count} {say(name)}" for count, name in zip(row, names, strict=True))
+        bars_of = list(zip(names, bars, strict=True))
+        hours.append({"label": label, "counts": row, "bars": bars_of, "words": ", ".join(words)})
+    return hours
+
+
+# ── Page · what can be done ────────────────────────────────────────────────────────────────────
+
+
+class Offer(NamedTuple):
+    """A button: its operation, what it sends along, its word, and its name for who hears it."""
+
+    verb: str
+    fields: Mapping[str, Any]
+    word: str
+    name: str
+
+
+LARGE = 65536  # bytes of a body that is not read again only to know whether to offer a retry
+
+
+def retriable(config: Config, events: Events, rows: Sequence[Mapping[str, Any]]) -> set[int]:
+    """Of these events those that would go out again."""
+    states = ("failed", "ignored", "dropped")
+    numbers = [
+        row["event"]
+        for row in rows
+        if row["state"] in states or (row["state"] == "held" and row["may_have_happened"])
+    ]
+    news, _ = reread_all(config, events, numbers)
+    return set(news).difference(events.refusals(news) if news else ())
+
+
+def offers_of(row: Mapping[str, Any], can_retry: bool, say: Say) -> list[Offer]:
+    """What can be done about an event, the least harm first."""
+    event, unclear, offers = row["event"], row["may_have_happened"], list[Offer]()
+    held = row["state"] == "held"
+    open_still = (held and not unclear) or (unclear and row["opens"])
+    if row["ticket"] and row["state"] in ("held", "failed") and open_still:
+        name = say("Map ticket {ticket}", ticket=row["ticket"])
+        offers.append(Offer("map", {"ticket": row["ticket"]}, say("Map"), name))
+    if can_retry:
+        name = say("Retry event {n}", n=event)
+        offers.append(Offer("retry", {"event": event}, say("Retry"), name))
+    if row["state"] in ("pending", "held", "failed"):
+        offers.append(Offer("drop", {"event": event}, say("Drop"), say("Drop event {n}", n=event)))
+    return offers
+
+
+def _ending_soon(config: Config, events: Events, say: Say) -> list[dict[str, Any]]:
+    """What will soon be given up, as a cause."""
+    numbers = events.near_end(config.retry.give_up_after)
+    if not numbers:
+        return []
+    rows = events.page(numbers=numbers[:CAUSE_ROWS], after=-1)
+    cause = {"cause": say("it will soon be given up"), "state": "pending", "rows": rows}
+    words = {"advice": say("Mend what stands against them, or raise [retry] give_up_after.")}
+    return [{**cause, **words, "events": len(numbers), "tickets": len(numbers)}] if rows else []
+
+
+def needs_now(config: Config, events: Events, say: Say) -> list[dict[str, Any]]:
+    """What needs a person, by cause, each with its oldest events and what can be done."""
+    causes = causes_now(config, events, say, CAUSE_ROWS)[:CAUSES_SHOWN]
+    causes += _ending_soon(config, events, say)
+    rows = [row for cause in causes for row in cause["rows"]]
+    can_retry = retriable(config, events, rows)
+    for cause in causes:
+        cause["unclear"] = cause["rows"][0]["may_have_happened"]
+        for row in cause["rows"]:
+            row["offers"] = offers_of(row, row["event"] in can_retry, say)
+            behind = events.behind(row["ticket"]) if row["ticket"] and row["opens"] else []
+            if cause["cause"] == WAITS:
+                behind = events.behind(row["ticket"])
+            row["behind"] = ""
+            if behind:
+                row["behind"] = say("{n} more waits for it|{n} more wait for it", n=len(behind))
+        number, tickets, left = (
+            cause["events"],
+            cause["tickets"],
+            cause["events"] - len(cause["rows"]),
+        )
+        cause["count"] = say("{n} ticket|{n} tickets", n=tickets)
+        cause["more"] = say("{n} more of this reason", n=left) if left else ""
+        cause["address"] = f"/?{urllib.parse.urlencode({'cause': cause['cause']})}#events"
+        together = not cause["unclear"] and cause["rows"][0]["event"] in can_retry and number > 1
+        name = say("Retry all {n}", n=number)
+        offer = Offer("retry", {"cause": cause["cause"]}, name, f"{name}: {cause['cause']}")
+        cause["offers"] = [offer] if together else []
+    return causes
+
+
+# ── Page · pages ───────────────────────────────────────────────────────────────────────────────
+
+
+def language_of(accepted: str) -> str:
+    """`ko` or `en`, whichever an Accept-Language (RFC 9110 12.5.4) likes more."""
+    liking = {"ko": 0.0, "en": 0.0}
+    for part in accepted.lower().split(","):
+        match = re.match(r"\s*(ko|en)\b[^;]*(?:;\s*q=([0-9.]{1,5}))?\s*$", part)
+        with contextlib.suppress(ValueError):
+            if match:
+                quality = float(match[2] or 1)
+                liking[match[1]] = max(liking[match[1]], quality)
+    return "ko" if liking["ko"] > liking["en"] else "en"
 
 
 def ticket_address(ticket: str) -> str:
@@ -7473,12 +8242,21 @@ def redirect(where: str) -> bottle.HTTPResponse:
     return reply(303, {}, Location=where, Cache_Control="no-store")
 
 
+def laid_out(text: str) -> str:
+    """JSON with a line for each value, any other text as it is."""
+    try:
+        return json.dumps(json.loads(text), ensure_ascii=False, indent=2)
+    except (ValueError, RecursionError):
+        return text
+
+
 class Pages:
-    """The status page and what its buttons do, with the same verbs as the command line."""
+    """The status page and what its buttons do, with the same operations as the command line."""
 
     def __init__(self, door: Door) -> None:
         self.door, self.config, self.events = door, door.config, door.events
         self.seal = hmac.new(door.key.encode(), b"page", "sha256").hexdigest()
+        self.notices: dict[str, str] = {}  # what actions did, until it was said once
         for path, page in (
             ("/", self.home),
             ("/events/<event>", self.event),
@@ -7492,6 +8270,11 @@ class Pages:
             "/act/<verb>", "POST", functools.partial(self.guarded, self.act), by_head=self.by_head
         )
 
+    @property
+    def say(self) -> Say:
+        """The language of who asks."""
+        return Say(language_of(_header(bottle.request.environ, "Accept-Language")))
+
     def guarded(self, page: Callable[..., Any], **named: Any) -> bottle.HTTPResponse:
         """Lets a person in, and no other site; then the page. Raises Refused."""
         self.by_head(bottle.request.environ)
@@ -7500,7 +8283,7 @@ class Pages:
         except (Refused, FileError):
             raise
         except (Error, ValueError, KeyError) as error:
-            return self.page("Not found", PROBLEM, status=404, problem=str(error))
+            return self.page(self.say("Not found"), PROBLEM, status=404, problem=str(error))
 
     def by_head(self, environ: Mapping[str, Any]) -> bool:
         """From the machine itself without a password where none is set; else only with it.
@@ -7517,104 +8300,151 @@ class Pages:
         return False
 
     def page(
-        self, title: str, template: str, status: int = 200, refresh: bool = False, **named: Any
+        self,
+        title: str,
+        template: str,
+        status: int = 200,
+        renews: bool = False,
+        tab: str = "",
+        **named: Any,
     ) -> bottle.HTTPResponse:
-        """A whole page, with the headers that keep other sites and caches out."""
-        notice = bottle.request.query.getunicode("notice", "")[:300]
+        """A whole page, with the headers that keep other sites and caches out.
+
+        `tab`: what stands on the browser's tab, where that is not the title.
+        """
+        say, clock, now = self.say, self.config.clock, time.time()
+        named |= {
+            "say": say,
+            "title": title,
+            "address": ticket_address,
+            "iso": lambda moment: iso(moment, clock),
+            "when": lambda moment, seconds=False: say.when(moment, clock, now, seconds),
+            "shape_of": lambda state: SHAPES[TONES.get(state, "")],
+            "tone_of": lambda state: f' class="{TONES[state]}"' if state in TONES else "",
+        }
+        query, time_of_day = bottle.request.query, clock.local(now).strftime("%H:%M:%S")
         text = _render(
             FRAME,
-            title=title,
+            say=say,
+            title=f"{tab or title} - hd_itsm",
             style=STYLE,
             script=SCRIPT,
-            body=_render(template, address=ticket_address, **named),
-            notice=notice if bottle.request.query.get("sealed") == self.stamp(notice) else "",
-            refresh=refresh,
-            q=bottle.request.query.getunicode("q", ""),
+            body=_render(template, **named),
+            notice=self.notices.pop(query.get("done", ""), ""),
+            renews=renews,
+            lists="rows" in named,
+            now=time_of_day,
+            lost=say(
+                "Not reached since: this is how it was at {time}. It is asked every 10 s.",
+                time=time_of_day,
+            ),
+            q=query.getunicode("q", ""),
         )
         policy = f"default-src 'none'; style-src {_hash(STYLE)}; script-src {_hash(SCRIPT)}"
-        policy += "; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+        policy += "; connect-src 'self'; form-action 'self'; frame-ancestors 'none'"
+        policy += "; base-uri 'none'"
         response = reply(status, text, Cache_Control="no-store", Content_Security_Policy=policy)
         response.set_header("Content-Type", "text/html; charset=utf-8")
         response.set_header("X-Content-Type-Options", "nosniff")
         response.set_header("Referrer-Policy", "same-origin")
         return response
 
-    def stamp(self, text: str) -> str:
-        """Proves that a notice is ours and not a link's."""
-        return hmac.new(self.seal.encode(), text.encode(), "sha256").hexdigest()[:16]
-
     def home(self) -> bottle.HTTPResponse:
-        """Is all well, what needs me, what happened?"""
-        query = bottle.request.query
-        chosen: dict[str, Any] = {name: query.getunicode(name, "") for name in ("state", "kind")}
-        same = urllib.parse.urlencode(chosen)
-        before = query.get("before", "")
-        chosen["before"] = int(before) if re.fullmatch("[0-9]{1,15}", before) else 0
-        some = self.events.page(**chosen, limit=ROWS + 1)
-        rows = [event_as_json(self.config, self.events, row) for row in some]
-        band, word, sentence = summary(self.config, self.events)
-        needs, hours = self.needs(), self.hours()
+        """Is all well, what needs me, what happened? With a filter only the events that fit."""
+        query, say = bottle.request.query, self.say
+        chosen = {name: query.getunicode(name, "") for name in ("state", "kind", "cause")}
+        if chosen["state"] not in ("", *STATES):
+            raise Error(f"there is no state {chosen['state'][:40]!r}")
+        places = (query.get(name, "") for name in ("before", "from"))
+        before, first = (int(p) if re.fullmatch("[0-9]{1,15}", p) else 0 for p in places)
+        listed = self.listed(chosen, before, max(first, 1))
+        if any(chosen.values()) or before:
+            what = [say.state(chosen["state"])] if chosen["state"] else []
+            what += [say.reason(chosen[name]) for name in ("kind", "cause") if chosen[name]]
+            title = say("Events: {what}", what=", ".join(what) or say("all"))
+            return self.page(
+                title,
+                HOME,
+                renews=not before,
+                filtered=True,
+                causes=(),
+                away=(),
+                hours=(),
+                **listed,
+            )
+        head, config, events = headline(self.config, self.events, say), self.config, self.events
+        causes = needs_now(config, events, say)
+        paused = events.file.fact("paused")
+        verb, word = ("resume", say("Resume")) if paused else ("pause", say("Pause"))
+        hours = hours_now(config, events, say)
+        sums = [sum(hour["counts"][n] for hour in hours) for n in range(3)]
+        phrase = "{received} received, {delivered} delivered, {failed} failed"
         return self.page(
-            "hd_itsm",
+            head.word,
             HOME,
-            refresh=not before,
-            band=band,
-            word=word,
-            sentence=sentence,
-            pausing="resume" if self.events.file.fact("paused") else "pause",
-            needs=needs[:ROWS],
-            more=len(needs) > ROWS,
+            renews=True,
+            tab=f"{head.shape} {head.word}",
+            filtered=False,
+            head=head,
+            facts=facts_now(config, events, say),
+            paused=float(paused) if paused else 0.0,
+            pausing=Offer(verb, {}, word, word),
+            causes=causes,
+            further=len(events.causes(time.time(), CAUSES_SHOWN + 1, 1)) > CAUSES_SHOWN,
+            needing=say("{n} reason|{n} reasons", n=len(causes)),
+            away=turned_away(events),
             hours=hours,
-            peak=max(1, *(hour[name] for hour in hours for name in NOTHING)),
-            counts={state: self.events.counts[state] for state in STATES},
-            kinds=list(self.config.kinds),
-            chosen=chosen,
-            same=f"/?{same}",
-            newer=self.newer(chosen, rows),
-            older=len(rows) > ROWS,
-            rows=rows[:ROWS],
-            today=self.config.clock.local(time.time()).date().isoformat(),
-            hooks=[hook.path for hook in self.config.hooks.values()],
+            legend=say(
+                "Wide: received. Narrow, within: delivered. Below the line: failed. In numbers"
+            ),
+            day=say(phrase, received=sums[0], delivered=sums[1], failed=sums[2]),
+            **listed,
         )
 
-    def needs(self) -> list[dict[str, Any]]:
-        """The events that need a person, each with advice and actions; one more than fit."""
-        ending = self.events.near_end(self.config.retry.give_up_after)[: ROWS + 1]
-        rows = [
-            *self.events.page("failed", limit=ROWS + 1),
-            *(self.events.page("pending", numbers=ending) if ending else ()),
-            *self.events.page("held", limit=ROWS + 1),
-        ]
-        needs = []
-        for row in rows:
-            event = event_as_json(self.config, self.events, row)
-            event["advice"] = advice(event, row["may_have_happened"])
-            if row["state"] == "pending":
-                event["advice"] = "It is given up soon, see [retry] give_up_after."
-            event["actions"] = actions(event, row["may_have_happened"])
-            needs.append(event)
-        return needs
+    def listed(self, chosen: Mapping[str, str], before: int, first: int) -> dict[str, Any]:
+        """The list of events: those that fit, what else can be chosen, and the ways on.
 
-    def newer(self, chosen: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> int:
-        """Before which event the page with what is newer than these rows begins; 0 for none."""
-        if not chosen["before"]:
-            return 0
-        last = rows[0]["event"] if rows else chosen["before"] - 1
-        newer = self.events.page(chosen["state"], kind=chosen["kind"], after=last, limit=ROWS)
-        return newer[-1]["event"] + 1 if newer else 0
+        `first`: the place of the first row among all that fit.
+        """
+        say, counts = self.say, self.events.counts
+        page = functools.partial(
+            self.events.page, chosen["state"], kind=chosen["kind"], cause=chosen["cause"]
+        )
+        rows = page(before=before, limit=ROWS + 1)
+        same = {name: value for name, value in chosen.items() if value}
 
-    def hours(self) -> list[dict[str, Any]]:
-        """The last 24 hours, also those in which nothing happened."""
-        first = int(time.time()) // 3600 - 23
-        rows = self.events.file.hours(first)
-        return [
-            {
-                **NOTHING,
-                **rows.get(hour, {}),
-                "label": self.config.clock.local(hour * 3600.0).strftime("%H:00"),
-            }
-            for hour in range(first, first + 24)
+        def where(**other: Any) -> str:
+            query = {name: value for name, value in (same | other).items() if value}
+            return f"/?{urllib.parse.urlencode(query)}#events" if query else "/#events"
+
+        alone = set(same) <= {"state"}
+        total = counts[chosen["state"]] if same else sum(counts[state] for state in STATES)
+        last = first + min(len(rows), ROWS) - 1
+        phrase = "{first} to {last} of {total}" if alone else "{first} to {last}"
+        pages = []
+        if before:
+            pages.append((say("newest"), where()))
+            newer = page(after=rows[0]["event"] if rows else before - 1, limit=ROWS)
+            if newer:
+                onward = {"before": newer[-1]["event"] + 1, "from": max(1, first - ROWS)}
+                pages.append((say("newer"), where(**onward)))
+        if len(rows) > ROWS:
+            onward = {"before": rows[ROWS - 1]["event"], "from": first + ROWS}
+            pages.append((say("older"), where(**onward)))
+        states = [(say("all"), where(state="", cause=""), not chosen["state"])] + [
+            (f"{say.state(s)} {counts[s]}", where(state=s, cause=""), s == chosen["state"])
+            for s in STATES
         ]
+        kinds = [(say("all"), where(kind=""), not chosen["kind"])] + [
+            (kind, where(kind=kind), kind == chosen["kind"]) for kind in self.config.kinds
+        ]
+        return {
+            "rows": rows[:ROWS],
+            "filters": ((say("State"), states), (say("Kind"), kinds)),
+            "part": say(phrase, first=first, last=last, total=total),
+            "pages": pages,
+            "nothing": say("No event fits." if same or before else "No event yet."),
+        }
 
     def event_row(self, text: str) -> dict[str, Any]:
         """The event of that number. Raises Error where there is none."""
@@ -7624,26 +8454,67 @@ class Pages:
         return row
 
     def event(self, event: str) -> bottle.HTTPResponse:
-        """One event: state and reason, what came, what we send, what was answered."""
-        row = self.event_row(event)
-        whole = whole_event(self.config, self.events, row["event"])
+        """One event: state and reason, what can be done, what was answered, what came."""
+        say, row = self.say, self.event_row(event)
+        number, fields = row["event"], json.loads(row["fields"])
+        can_retry = number in retriable(self.config, self.events, [row])
+        attempts = row["attempts"]
+        answers = [attempt["answer"] for attempt in attempts if attempt["answer"]]
         return self.page(
-            f"Event {row['event']}",
+            say("Event {n}", n=number),
             EVENT,
-            refresh=whole["state"] == "pending",
-            event=whole,
-            band={"failed": "fail", "held": "warn", "delivered": "ok"}.get(whole["state"], "note"),
-            advice=advice(whole, row["may_have_happened"]),
-            actions=actions(whole, row["may_have_happened"]),
-            fields={name: as_text(value) for name, value in whole["fields"].items()},
+            renews=row["state"] == "pending",
+            tab=f"{SHAPES[TONES.get(row['state'], '')]} {say('Event {n}', n=number)}",
+            event=row,
+            tone=TONES.get(row["state"], ""),
+            advice=self.advice(row),
+            offers=offers_of(row, can_retry, say),
+            neighbours=self.neighbours(row),
+            attempts=attempts,
+            answer=laid_out(answers[-1]) if answers else "",
+            fields={name: as_text(value) for name, value in fields.items()},
+            raw=raw_text(row["raw"]),
+            repaired=row["repaired"] or say("not repaired"),
             preview=self.preview(row),
         )
+
+    def advice(self, row: Mapping[str, Any]) -> str:
+        """What a person may do about an event, and what waits for it."""
+        say = self.say
+        words = [advice(row, say)]
+        if row["state"] == "pending" and row["due"] is not None:
+            due = time.time() + max(0.0, row["due"] - self.events.file.clock())
+            when = say.when(due, self.config.clock, time.time(), seconds=True)
+            words.append(say("Next try at {time}.", time=when))
+        if waiting := self.waiting(row):
+            names = ", ".join(map(str, waiting[:20]))
+            words.append(say("Waits for it: {events}.", events=names))
+        return " ".join(filter(None, words))
+
+    def waiting(self, row: Mapping[str, Any]) -> list[int]:
+        """The events of its ticket that wait for this one."""
+        if not row["ticket"] or row["state"] not in ("pending", "held", "failed"):
+            return []
+        if row["state"] == "failed" and not row["opens"]:
+            return []
+        line = self.events.line(row["ticket"], row["event"], 100)
+        waiting = self.events.page(numbers=line)
+        return sorted(each["event"] for each in waiting if each["state"] in ("pending", "held"))
+
+    def neighbours(self, row: Mapping[str, Any]) -> list[tuple[str, int]]:
+        """The events before and after it in its ticket's line."""
+        if not row["ticket"]:
+            return []
+        after = self.events.line(row["ticket"], row["event"], 1)
+        before = self.events.before(row["event"])
+        words = [(self.say("previous"), number) for number in before]
+        return words + [(self.say("next"), number) for number in after]
 
     def preview(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The request as it would be sent now, or a problem."""
         kind = self.config.kinds.get(row["kind"])
         if kind is None:
-            return {"problem": "Nothing: it has no kind that is configured."}
+            return {"problem": self.say("Nothing: it has no kind that is configured.")}
         fields = json.loads(row["fields"])
         request_id = row["request_id"] or ("REQUEST-ID" if kind.waits_for_id else None)
         scope = self.config.scope(
@@ -7658,76 +8529,235 @@ class Pages:
         try:
             return kind.request.render(scope).as_json()
         except Untranslatable as error:
-            return {"problem": f"Nothing: it cannot be translated: {error}."}
+            why = str(error)
+            return {"problem": self.say("Nothing: it cannot be translated: {why}", why=why)}
 
     def ticket(self, ticket: str = "") -> bottle.HTTPResponse:
-        """A ticket's mapping and the timeline of its events."""
+        """A ticket's mapping and its events in their order, with what waits for what."""
+        say, events = self.say, self.events
         ticket = ticket or bottle.request.query.getunicode("ticket", "")
-        numbers = self.events.line(ticket)[-AT_ONCE:]
-        line = ticket_as_json(self.config, self.events, ticket, numbers)
-        if not numbers and line["mapping"] is None:
+        numbers, mapping = events.line(ticket)[-AT_ONCE:], events.mappings.get(ticket)
+        if not numbers and mapping is None:
             raise Error(f"ticket {ticket} was never seen: no event and no mapping")
-        ahead = None
-        for event in line["events"]:
-            event["waits"] = ""
-            if event["state"] in ("pending", "held"):
-                if ahead:
-                    event["waits"] = f"Waits for event {ahead}."
-                ahead = event["event"]
-        return self.page(f"Ticket {ticket}", TICKET, **line)
+        rows = {row["event"]: row for row in events.page(numbers=numbers, limit=-1)}
+        line = [rows[number] for number in numbers if number in rows]
+        can_retry, ahead = retriable(self.config, events, line), dict[str, Any]()
+        for row in line:
+            row["unclear"] = row["may_have_happened"] and row["state"] in ("held", "failed")
+            row["attempts"] = events.attempts(row["event"])
+            row["offers"] = offers_of(row, row["event"] in can_retry, say)
+            row["waits"] = self.waits(row, ahead)
+            if row["state"] in ("pending", "held") or (row["state"] == "failed" and row["opens"]):
+                ahead = row
+        tones = [TONES.get(row["state"], "") for row in line]
+        since = ""
+        if mapping:
+            phrase = (
+                "since {time}, by hand"
+                if mapping["origin"] != "itsm"
+                else "since {time}, by the ITSM"
+            )
+            moment = say.when(mapping["since"], self.config.clock, time.time())
+            since = say(phrase, time=moment)
+        return self.page(
+            say("Ticket {ticket}", ticket=ticket),
+            TICKET,
+            ticket=ticket,
+            subject=next((row["subject"] for row in line if row["subject"]), ""),
+            tone=next(
+                (tone for tone in ("fail", "warn") if tone in tones), "ok" if mapping else ""
+            ),
+            mapping=mapping,
+            since=since,
+            events=line,
+        )
+
+    def waits(self, row: Mapping[str, Any], ahead: Mapping[str, Any]) -> str:
+        """What an event waits for, in words; `ahead`: the one before it that is not settled."""
+        if row["state"] not in ("pending", "held") or not ahead or row["may_have_happened"]:
+            return ""
+        phrase = "waits for event {n}, which failed"
+        if ahead["state"] != "failed":
+            phrase = "waits for event {n}"
+        return self.say(phrase, n=ahead["event"])
 
     def search(self) -> bottle.HTTPResponse:
-        """To the ticket that was meant, by its own id or by its request id."""
-        text = bottle.request.query.getunicode("q", "").strip()
-        tickets = self.events.find_tickets(text)
-        if len(tickets) == 1:
+        """To the ticket that was meant, or the events that may be meant."""
+        say, text = self.say, bottle.request.query.getunicode("q", "").strip()
+        tickets, numbers = self.events.find(text)
+        if len(tickets) == 1 and not numbers:
             return redirect(ticket_address(tickets[0]))
-        return self.page("Search", SEARCH, status=200 if tickets else 404, tickets=tickets)
+        latest = self.events.latest_of(tickets)
+        rows = self.events.page(numbers=[*numbers, *latest])
+        listed = {row["ticket"] for row in rows}
+        title = say("Nothing is called \u201c{text}\u201d", text=text)
+        if rows or tickets:
+            title = say("Found for \u201c{text}\u201d", text=text)
+        return self.page(
+            title,
+            SEARCH,
+            status=200 if rows or tickets else 404,
+            rows=rows,
+            asked=say(
+                "Neither a ticket, a request id or an event, nor how an id begins or words of a"
+                " subject."
+            ),
+            tickets=[ticket for ticket in tickets if ticket not in listed],
+        )
+
+    # ── Page · buttons ─────────────────────────────────────────────────────────────────────────
 
     def action(self, verb: str) -> Operation:
         """The operation behind a button. Raises Error where there is none."""
         operation = OPERATIONS.get(verb)
-        if operation is None or not operation.question:
+        if operation is None or not operation.button:
             raise Error(f"there is no action {verb}")
         return operation
 
     def confirm(self, verb: str) -> bottle.HTTPResponse:
-        """Asks once, saying what the action will do."""
-        operation = self.action(verb)
-        fields = {
-            name: bottle.request.query.getunicode(name, "")
-            for name in re.findall(r"\{(\w+)\}", operation.question)
-        }
-        back = "/"
-        if "event" in fields:
-            back = f"/events/{self.event_row(fields['event'])['event']}"
-        elif "ticket" in fields:
-            back = ticket_address(operation.read(fields)["ticket"])
-        sentence = re.sub(r"\{(\w+)\}", lambda match: fields[match[1]], operation.question)
+        """Asks once, saying what the action will do, to what, and what follows."""
+        operation, query, say = self.action(verb), bottle.request.query, self.say
+        given = {name: query.getunicode(name, "") for name in operation.asks if name in query}
+        back, blanks = "/", list[tuple[str, str]]()
+        if verb in ("pause", "resume"):
+            question, lines = self.about_deliveries(verb)
+        elif verb == "map":
+            ticket = operation.read({"request_id": "-", **given})["ticket"]
+            back, (question, lines) = ticket_address(ticket), self.about_mapping(given)
+            blanks = [] if "request_id" in given else [("request_id", say("Request id"))]
+        elif given.get("cause"):
+            question, lines = self.about_cause(given["cause"])
+        else:
+            row = self.event_row(given.get("event", ""))
+            back, (question, lines) = f"/events/{row['event']}", self.about_event(verb, row)
+            blanks = [("why", say("Why"))] if verb == "drop" else []
         return self.page(
-            verb, CONFIRM, sentence=sentence, verb=verb, fields=fields, back=back, seal=self.seal
+            question,
+            CONFIRM,
+            question=question,
+            lines=lines,
+            verb=verb,
+            word=say(verb.capitalize()),
+            fields=given,
+            blanks=blanks,
+            back=back,
+            seal=self.seal,
         )
+
+    def about_deliveries(self, verb: str) -> tuple[str, list[str]]:
+        """The question before deliveries stop or go on, and what follows."""
+        waiting = self.say("{n} event|{n} events", n=self.events.counts["pending"])
+        if verb == "resume":
+            line = self.say("On their way then: {events}.", events=waiting)
+            return self.say("Let deliveries go on?"), [line]
+        line = self.say("Webhooks are still taken and wait; now {events}.", events=waiting)
+        return self.say("Stop deliveries?"), [line]
+
+    def about_mapping(self, given: Mapping[str, str]) -> tuple[str, list[str]]:
+        """The question before a ticket is mapped by hand, and what follows."""
+        say, ticket = self.say, given["ticket"]
+        question = say("Map ticket {ticket} to which request?", ticket=ticket)
+        if "request_id" in given:
+            question = say("Map ticket {ticket} to request {request_id}?", **given)
+        rows = self.events.page(ticket=ticket, limit=AT_ONCE)
+        lines = [row["subject"] for row in rows if row["subject"]][:1]
+        if mapping := self.events.mappings.get(ticket):
+            request_id = mapping["request_id"]
+            lines.append(say("Until now it is request {request_id}.", request_id=request_id))
+        waiting = sorted(row["event"] for row in rows if row["state"] in ("pending", "held"))
+        if waiting:
+            names = ", ".join(map(str, waiting[:20]))
+            lines.append(say("What waits for it goes out: {events}.", events=names))
+        return question, lines
+
+    def about_cause(self, cause: str) -> tuple[str, list[str]]:
+        """The question before all events of a cause go out again. Raises Error for none."""
+        say, causes = self.say, self.events.causes(time.time(), CAUSES, 1)
+        of_it = next((each for each in causes if each["cause"] == cause), None)
+        if of_it is None:
+            raise Error("no event has this reason any more")
+        tickets = say("{n} ticket|{n} tickets", n=of_it["tickets"])
+        lines = [
+            say.reason(cause),
+            say("They are translated with today's configuration and sent: {what}.", what=tickets),
+        ]
+        return say("Send {n} event again?|Send all {n} events again?", n=of_it["events"]), lines
+
+    def about_event(self, verb: str, row: Mapping[str, Any]) -> tuple[str, list[str]]:
+        """The question before an event goes out again or is given up, and what follows."""
+        say, number = self.say, row["event"]
+        waiting = ", ".join(map(str, self.waiting(row)[:20]))
+        ticket = (
+            say("Ticket {ticket}", ticket=row["ticket"]) if row["ticket"] else say("no ticket")
+        )
+        lines = [f"{ticket} {row['subject']}".strip()]
+        if row["reason"]:
+            lines.append(f"{say.state(row['state'])}: {say.reason(row['reason'])}")
+        if verb == "retry":
+            question = say("Send event {n} again?", n=number)
+            lines.append(say("It is translated with today's configuration and sent."))
+            phrase = "After it go: {events}."
+        else:
+            question = say("Give event {n} up?", n=number)
+            lines.append(say("It is kept, but not sent."))
+            phrase = "Then wait for a mapping of the ticket: {events}."
+            phrase = phrase if row["opens"] else "After it go: {events}."
+        return question, lines + ([say(phrase, events=waiting)] if waiting else [])
 
     def act(self, verb: str) -> bottle.HTTPResponse:
         """Carries an action out and says what it did."""
         environ, form = bottle.request.environ, bottle.request.forms
         self.own_page(environ, form.getunicode("seal", ""))
         operation, back = self.action(verb), "/"
-        names = {"ticket", "request_id", "why"} & {each.key for each in operation.arguments}
+        names = {"ticket", "request_id", "why", "cause"}
+        names &= {each.key for each in operation.arguments}
         given: dict[str, Any] = {name: form.getunicode(name, "") for name in names}
-        if operation.states:
+        if "events" in {each.key for each in operation.arguments} and not given.get("cause"):
             given["events"] = [self.event_row(form.getunicode("event", ""))["event"]]
             back = f"/events/{given['events'][0]}"
         elif "ticket" in given:
             back = ticket_address(given["ticket"])
-        result = operation.function(self.config, self.events, operation.read(given))
+        done, refused = 0, list[str]()
+        following: Mapping[str, Any] | None = {}
+        while following is not None:
+            arguments = operation.read({**given, **following})
+            result = operation.function(self.config, self.events, arguments)
+            following = result.get("next")
+            done += len(result.get("retried", ()))
+            refused += [each["reason"] for each in result.get("refused", ())]
         self.door.wake()
-        notice = f"{verb}: done"
-        if result.get("refused"):
-            notice = result["refused"][0]["reason"]
-        log.info("%s %s from the page, by %s: %s", verb, given, self.door.caller(environ), notice)
-        query = urllib.parse.urlencode({"notice": notice, "sealed": self.stamp(notice)})
-        return redirect(f"{back}{'&' if '?' in back else '?'}{query}")
+        caller = self.door.caller(environ)
+        said = "; ".join(refused[:3]) or "done"
+        log.info("%s %s from the page, by %s: %s", verb, given, caller, said)
+        words = [self.done(verb, given, done)] if done or not refused else []
+        words += [reason.partition(": --force")[0] for reason in refused[:3]]
+        return redirect(self.with_notice(back, ". ".join(words)))
+
+    def done(self, verb: str, given: Mapping[str, Any], done: int) -> str:
+        """What an action did, in words."""
+        say, event = self.say, given.get("events", [0])[0]
+        if verb == "retry" and given.get("cause"):
+            return say("{n} event is sent again|{n} events are sent again", n=done)
+        if verb == "map":
+            names = {name: given[name] for name in ("ticket", "request_id")}
+            return say("Ticket {ticket} is request {request_id} now", **names)
+        phrases = {
+            "retry": "Event {n} is sent again",
+            "drop": "Event {n} is given up",
+            "pause": "Deliveries are paused",
+            "resume": "Deliveries go on",
+        }
+        return say(phrases[verb], n=event)
+
+    MOST_NOTICES = 100
+
+    def with_notice(self, where: str, notice: str) -> str:
+        """The address with what the page there says once."""
+        token = secrets.token_hex(8)
+        while len(self.notices) >= self.MOST_NOTICES:
+            self.notices.pop(next(iter(self.notices)), None)
+        self.notices[token] = notice
+        return f"{where}{'&' if '?' in where else '?'}done={token}"
 
     def own_page(self, environ: Mapping[str, Any], seal: str) -> None:
         """Refuses a POST that does not come from a page of ours."""
@@ -8517,6 +9547,40 @@ class Outcome(NamedTuple):
     kept: Mapping[str, Any] = MappingProxyType({})  # further values of the answer
     retry_after: float = 0.0  # seconds the ITSM asked for
     may_have_happened: bool = False
+    said: str = ""  # of its words those that are meant for people
+
+
+SAYING = re.compile(r"(?i)mess?age|msg|error|detail|descr|reason|title|cause|text|fault|remark")
+CODE = re.compile(r"(?i)(?:code|errno|number)$")
+
+
+def _leaves(tree: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Key and text of every leaf; what stands in a list has the list's key."""
+    if isinstance(tree, dict):
+        for name, branch in tree.items():
+            yield from _leaves(branch, name)
+    elif isinstance(tree, list):
+        for branch in tree:
+            yield from _leaves(branch, key)
+    elif isinstance(tree, str | int) and not isinstance(tree, bool):
+        yield key, as_text(tree).strip()
+
+
+def own_words(text: str) -> str:
+    """What an ITSM says to people: message and code out of its JSON; any other text as it is."""
+    try:
+        leaves = [(key, said) for key, said in _leaves(json.loads(text)) if said]
+    except (ValueError, RecursionError):
+        return text
+    said = [said for key, said in leaves if SAYING.search(key) and not CODE.search(key)]
+    sentences = [each for each in said if " " in each] or said
+    if not sentences:
+        return text
+    codes = [code for key, code in leaves if CODE.search(key) and code not in sentences]
+    codes += [each for each in said if each not in sentences]
+    told = "; ".join(dict.fromkeys(sentences[:3]))
+    brief = ", ".join(dict.fromkeys(code for code in codes if len(code) < 40))
+    return f"{told} ({brief})" if brief else told
 
 
 def retry_after(value: str, now: float) -> float:
@@ -9081,7 +10145,13 @@ class Alerts:
 
     def look(self) -> bool:
         """Tells what is new and what is over; False where it could not. Raises FileError."""
-        now = for_you(self.config, self.events, held_after=self.config.alert.after)
+        after = self.config.alert.after
+        wrong = troubles(self.config, self.events, after, after)
+        now = {
+            name: f"{trouble.word}. {trouble.todo}"
+            for name, trouble in wrong.items()
+            if name not in NOT_FOR_YOU
+        }
         told: dict[str, str] = json.loads(self.events.file.fact("told") or "{}")
         lines = [text for name, text in now.items() if name not in told]
         lines += [f"over: {text}" for name, text in told.items() if name not in now]
@@ -9284,7 +10354,8 @@ class Delivery:
             log.exception("event %d: a fault of this program over the answer", event.event)
             reason = "a fault of this program over the answer (see the log)"
             outcome = Outcome("unclear", reason, may_have_happened=True)
-        outcome = outcome._replace(words=self._masked(outcome.words))
+        said = self._masked(own_words(outcome.words))
+        outcome = outcome._replace(words=self._masked(outcome.words), said=said)
         inquiry.tell(began, answer, outcome, "")
         return outcome
 
@@ -9323,7 +10394,7 @@ class Delivery:
                 where = ".".join(step.name for step in condition.path)
                 reason = f"{outcome.reason}, but it was not done: {where} is"
                 words = self._masked(there or "not there")
-                return outcome._replace(name="failed", reason=reason, words=words)
+                return outcome._replace(name="failed", reason=reason, words=words, said="")
         return outcome
 
     def _knock(self, inquiry: Inquiry, event: Event, scope: Scope) -> bool:
@@ -9376,7 +10447,8 @@ class Delivery:
         evidence = outcome.name in ("later", "unclear") and self._evidence(event, now)
         if not evidence:  # else it speaks of the ticket, not of the ITSM
             self.gate.hear(outcome, event.ticket)
-        said = f"{outcome.reason}: {outcome.words}" if outcome.words else outcome.reason
+        words = outcome.said or outcome.words
+        said = f"{outcome.reason}: {words}" if words else outcome.reason
         if outcome.name == "delivered":
             return self._delivered(kind, outcome)
         if outcome.name == "failed":
@@ -9484,6 +10556,7 @@ class Delivery:
         if turn % 4 == 0:
             self.events.last_received()  # the file answers, or the beat stops here
             self.events.pulse.beat = now
+            self.events.pulse.beats.append((now, self.events.pulse.delivered))
             self._credential_renewed()
         if turn % 40 == 0:
             self.events.file.keep_reserve()
