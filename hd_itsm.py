@@ -61,6 +61,7 @@ import email
 import email.utils
 import errno
 import functools
+import getpass
 import glob
 import hashlib
 import hmac
@@ -1993,8 +1994,10 @@ def _spellings(secret: str) -> tuple[str, ...]:
     """A secret as others may say it back: whole, without its scheme, or a proxy's login."""
     login = urllib.parse.unquote(secret.partition("://")[2].rpartition("@")[0])
     encoded = base64.b64encode(login.encode()).decode()
-    found = (secret, secret.rpartition(" ")[2], encoded, login.partition(":")[2])
-    return tuple(one for one in found if len(one) > 3)
+    quoted = (json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1])
+    found = [secret, secret.rpartition(" ")[2], encoded, login.partition(":")[2], *quoted]
+    found += [urllib.parse.quote(secret, safe=""), urllib.parse.quote_plus(secret)]
+    return tuple(dict.fromkeys(one for one in found if len(one) > 3))
 
 
 # ── Readers · a value each ─────────────────────────────────────────────────────────────────────
@@ -3548,8 +3551,19 @@ MIGRATIONS = (  # entry n brings a file of version n to n + 1; never change one 
         reason TEXT NOT NULL,
         answer TEXT NOT NULL,         -- the beginning of what the ITSM said
         asked TEXT NOT NULL,          -- the look-up that was asked; '' for the event's own request
+        sent TEXT NOT NULL,           -- JSON: the request; '': as the last one before it
         PRIMARY KEY (event, attempt)
     ) WITHOUT ROWID;
+    CREATE TABLE acts (               -- what was done by hand
+        act INTEGER PRIMARY KEY,
+        event INTEGER,                -- NULL: it was about the ticket
+        ticket TEXT,
+        at REAL NOT NULL,             -- wall clock, epoch seconds
+        what TEXT NOT NULL,
+        who TEXT NOT NULL
+    );
+    CREATE INDEX acts_event ON acts (event) WHERE event IS NOT NULL;
+    CREATE INDEX acts_ticket ON acts (ticket) WHERE event IS NULL;
     CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE counts (             -- hour 0: how many there are now, or were ever
         hour INTEGER NOT NULL,        -- epoch seconds / 3600: how many there were in it
@@ -4097,6 +4111,7 @@ class Attempt:
     reason: str
     answer: str = ""
     asked: str = ""  # the look-up that was asked; "": the event's own request
+    sent: str = ""  # the request as people may see it, in JSON
 
 
 class Verdict(NamedTuple):
@@ -4366,9 +4381,19 @@ class Questions:
     def attempts(self, event: int) -> list[dict[str, Any]]:
         """The attempts of an event, in their order."""
         return self.file.read(
-            "SELECT attempt, at, duration, status, outcome, reason, answer, asked FROM attempts"
-            " WHERE event = :event ORDER BY attempt",
+            "SELECT attempt, at, duration, status, outcome, reason, answer, asked, sent"
+            " FROM attempts WHERE event = :event ORDER BY attempt",
             event=event,
+        )
+
+    def acts(self, event: int | None, ticket: str | None) -> list[dict[str, Any]]:
+        """What was done by hand to an event and to its ticket: at, what, who, event."""
+        return self.file.read(
+            "SELECT * FROM (SELECT act, at, what, who, event FROM acts WHERE event = :event"
+            " UNION SELECT act, at, what, who, event FROM acts WHERE ticket = :ticket"
+            " AND event IS NULL) ORDER BY act LIMIT 200",
+            event=event,
+            ticket=ticket,
         )
 
     def line(self, ticket: str, after: int = 0, limit: int = -1) -> list[int]:
@@ -4975,21 +5000,31 @@ class Events(Questions):
         return bool(self.file.execute(sql, due=due, event=event).rowcount)
 
     def _keep_attempt(self, event: int, number: int, attempt: Attempt) -> None:
+        if number > 1 and attempt.sent:  # what was sent before is kept once
+            before = self.file.row(
+                "SELECT sent FROM attempts WHERE event = :event AND attempt < :number"
+                " AND asked = :asked AND sent != '' ORDER BY attempt DESC LIMIT 1",
+                event=event,
+                number=number,
+                asked=attempt.asked,
+            )
+            if before and before["sent"] == attempt.sent:
+                attempt = replace(attempt, sent="")
         self.file.execute(
             "INSERT OR REPLACE INTO attempts VALUES (:event, :number, :at, :duration, :status,"
-            " :outcome, :reason, :answer, :asked)",
+            " :outcome, :reason, :answer, :asked, :sent)",
             event=event,
             number=number,
             **vars(attempt),
         )
         if number > 60:  # of a long outage the first and the last attempts are kept
             self.file.execute(
-                "DELETE FROM attempts WHERE event = :event AND attempt = :number",
+                "DELETE FROM attempts WHERE event = :event AND attempt = :number AND sent = ''",
                 event=event,
                 number=number - 50,
             )
 
-    def begin(self, event: Event, at: float) -> bool:
+    def begin(self, event: Event, at: float, request: str = "") -> bool:
         """Records durably that an attempt is about to be made; False: the event may not go now.
 
         Until its outcome is recorded it may have happened: a crash leaves it unclear.
@@ -5005,7 +5040,7 @@ class Events(Questions):
                 ticket=event.ticket,
             ).rowcount
             if changed:
-                sent = Attempt(at, 0.0, None, "sent", "on its way")
+                sent = Attempt(at, 0.0, None, "sent", "on its way", sent=request)
                 self._keep_attempt(event.event, number, sent)
             return bool(changed)
 
@@ -5087,11 +5122,12 @@ class Events(Questions):
 
     def _forget_line(self, ticket: str | None) -> None:
         """Removes the row of a ticket that has neither event nor request id any more."""
-        self.file.execute(
-            "DELETE FROM tickets WHERE ticket = :ticket AND request_id IS NULL"
-            " AND NOT EXISTS (SELECT 1 FROM events WHERE ticket = :ticket)",
-            ticket=ticket,
-        )
+        gone = "NOT EXISTS (SELECT 1 FROM events WHERE ticket = :ticket)"
+        for sql in (
+            f"DELETE FROM tickets WHERE ticket = :ticket AND request_id IS NULL AND {gone}",
+            f"DELETE FROM acts WHERE ticket = :ticket AND event IS NULL AND {gone}",
+        ):
+            self.file.execute(sql, ticket=ticket)
 
     def retain(self, received_before: float, after: int, limit: int = 200) -> int:
         """Deletes settled events received before that, among the `limit` that follow `after`.
@@ -5111,7 +5147,7 @@ class Events(Questions):
             for row in old:
                 if row["state"] in ("delivered", "ignored", "dropped"):
                     self.file.count(row["state"], -1)
-                    for table in ("attempts", "events"):
+                    for table in ("attempts", "acts", "events"):
                         self.file.execute(
                             f"DELETE FROM {table} WHERE event = :event", event=row["event"]
                         )
@@ -5159,13 +5195,26 @@ class Events(Questions):
 
         return self.file.write(counted)
 
-    def retry(self, news: Mapping[int, NewEvent], force: bool = False) -> dict[int, str]:
+    def _act(self, event: int | None, ticket: str | None, what: str, who: str) -> None:
+        self.file.execute(
+            "INSERT INTO acts (event, ticket, at, what, who)"
+            " VALUES (:event, :ticket, :at, :what, :who)",
+            event=event,
+            ticket=ticket,
+            at=time.time(),
+            what=what,
+            who=who,
+        )
+
+    def retry(
+        self, news: Mapping[int, NewEvent], force: bool = False, who: str = ""
+    ) -> dict[int, str]:
         """Puts events back to pending as they read now; those that are refused, with why."""
         return self._edit(
             lambda: {
                 number: refusal
                 for number, new in news.items()
-                if (refusal := self._retry(number, new, force))
+                if (refusal := self._retry(number, new, force, who))
             }
         )
 
@@ -5195,10 +5244,11 @@ class Events(Questions):
         refusal = "" if force else self._out_of_order(row, new)
         return row, f"{refusal}: --force sends it all the same" if refusal else ""
 
-    def _retry(self, event: int, new: NewEvent, force: bool) -> str:
+    def _retry(self, event: int, new: NewEvent, force: bool, who: str) -> str:
         row, refusal = self._why_not_retry(event, new, force)
         if refusal:
             return refusal
+        self._act(event, new.ticket, "retry", who)
         self._move(
             event,
             row["state"],
@@ -5254,7 +5304,7 @@ class Events(Questions):
             return f"event {number} would open ticket {ticket} a second time ({why})"
         return ""
 
-    def drop(self, event: int, why: str) -> str:
+    def drop(self, event: int, why: str, who: str = "") -> str:
         """Gives an event up; "" or why it cannot be dropped."""
 
         def operation() -> str:
@@ -5264,13 +5314,14 @@ class Events(Questions):
             if row["state"] not in ("pending", "held", "failed", "ignored"):
                 return f"event {event} is {row['state']}: nothing to drop"
             self._move(event, row["state"], "dropped", f"dropped by hand: {why}")
+            self._act(event, row["ticket"], "drop", who)
             if row["ticket"] is not None and row["state"] != "ignored":
                 self._arrange(row["ticket"])
             return ""
 
         return self._edit(operation)
 
-    def map(self, ticket: str, request_id: str) -> tuple[list[int], str]:
+    def map(self, ticket: str, request_id: str, who: str = "") -> tuple[list[int], str]:
         """Sets a ticket's request id by hand; the events that it freed, in order.
 
         And another ticket that has this request id already, "" for none. An opening that waits, or
@@ -5279,6 +5330,7 @@ class Events(Questions):
 
         def operation() -> tuple[list[int], str]:
             self.mappings.set(ticket, request_id, "hand", time.time())
+            self._act(None, ticket, f"map {request_id}", who)
             freed = self._settle_openings(ticket, "mapped by hand")
             return freed, self.mappings.other(ticket, request_id)
 
@@ -5323,7 +5375,7 @@ class Events(Questions):
 
         def operation() -> int:
             self.file.execute(
-                "UPDATE attempts SET answer = '', reason = '' WHERE event IN"
+                "UPDATE attempts SET answer = '', reason = '', sent = '' WHERE event IN"
                 f" (SELECT event FROM events WHERE {settled})",
                 ticket=ticket,
             )
@@ -6078,13 +6130,22 @@ def whole_event(
     row = events.show(number)
     if row is None:
         raise Error(f"there is no event {number}; `events` lists them")
-    attempts = [{**each, "at": iso(each["at"], config.clock)} for each in row["attempts"]]
+    attempts = [
+        {
+            **each,
+            "at": iso(each["at"], config.clock),
+            "sent": json.loads(each["sent"]) if each["sent"] else None,
+        }
+        for each in row["attempts"]
+    ]
     event = event_as_json(config, events, row)
     event |= {"idempotency_key": row["idempotency_key"], "sender": row["sender"]}
     event |= {"delivery_id": row["delivery_id"], "parent": row["parent"]}
     event |= {"settled": iso(row["settled"], config.clock)}
     if bodies:
         event |= {"fields": json.loads(row["fields"]), "raw": raw_text(row["raw"])}
+    acts = events.acts(number, row["ticket"])
+    event["by_hand"] = [{**act, "at": iso(act["at"], config.clock)} for act in acts]
     return event | {"attempts": attempts}
 
 
@@ -6188,6 +6249,8 @@ def event_as_text(event: Mapping[str, Any]) -> str:
             f"  attempt {attempt['attempt']}  {attempt['at']}  {attempt['duration']:.3f} s"
             f"  {attempt['outcome']} ({one_line(attempt['reason'])}){answer}"
         )
+    for act in event["by_hand"]:
+        lines.append(f"  by hand    {act['at']}  {one_line(act['what'])} ({one_line(act['who'])})")
     return "\n".join(lines)
 
 
@@ -6287,7 +6350,7 @@ def retry_events(config: Config, events: Events, arguments: Arguments) -> dict[s
     else:
         numbers, following, refused = _that_fit(config, events, arguments)
     news, unreadable = reread_all(config, events, numbers)
-    act = events.refusals if dry else events.retry
+    act = events.refusals if dry else functools.partial(events.retry, who=arguments["by"])
     refused |= unreadable | (act(news, force) if news else {})
     return {
         "retried": [number for number in news if number not in refused],
@@ -6313,7 +6376,7 @@ def drop_events(config: Config, events: Events, arguments: Arguments) -> dict[st
     numbers, following = _of_these(arguments["events"])
     dropped, refused = [], []
     for number in numbers:
-        if refusal := events.drop(number, why):
+        if refusal := events.drop(number, why, arguments["by"]):
             refused.append({"event": number, "reason": refusal})
         else:
             dropped.append(number)
@@ -6329,7 +6392,7 @@ def dropped_as_text(result: Mapping[str, Any]) -> str:
 def map_ticket(config: Config, events: Events, arguments: Arguments) -> dict[str, Any]:
     """Sets the request id of a ticket; what was held for it goes out."""
     ticket, request_id = arguments["ticket"], arguments["request_id"]
-    freed, other = events.map(ticket, request_id)
+    freed, other = events.map(ticket, request_id, arguments["by"])
     return {"ticket": ticket, "request_id": request_id, "freed": freed, "also": other or None}
 
 
@@ -6503,6 +6566,7 @@ class Operation:
 
 
 RETRIED = ("failed", "ignored", "dropped", "held")  # states of which all events can be retried
+BY = Argument("by", default="")  # who asks, kept with what is changed
 FOR_PROGRAMS = Argument("json", read_flag, default=False)  # for a program, which wants it all
 OF_KIND = Argument("--kind", read_text, "only events of this kind")
 RECEIVED_SINCE = Argument(
@@ -6566,6 +6630,7 @@ OPERATIONS = {
                 RECEIVED_SINCE,
                 WITH_REASON,
                 Argument("cause"),
+                BY,
                 Argument("--dry-run", read_flag, "only count", default=False),
                 Argument("--force", read_flag, "even older than a delivered one", default=False),
                 Argument("after", event_number, default=0),
@@ -6588,6 +6653,7 @@ OPERATIONS = {
                 Argument(
                     "--why", read_text, "the reason, kept with the event", "TEXT", required=True
                 ),
+                BY,
             ),
             exit_code=_exit_refused,
             wakes=True,
@@ -6599,7 +6665,11 @@ OPERATIONS = {
             "set a ticket's request id by hand; what was held for it goes out",
             map_ticket,
             mapped_as_text,
-            (TICKET_ID, Argument("request_id", id_of, "the ITSM's id", "REQUEST", required=True)),
+            (
+                TICKET_ID,
+                Argument("request_id", id_of, "the ITSM's id", "REQUEST", required=True),
+                BY,
+            ),
             creates=True,
             wakes=True,
             button=True,
@@ -6953,6 +7023,7 @@ class Door:
         self.config, self.events, self.wake, self.key = config, events, wake, key
         self.threads = max(2, config.server.threads)  # half of them may wait (Prefer), never all
         self.sparing = Sparing()
+        self.as_page: Callable[[int, str], bottle.HTTPResponse] | None = None  # see `problem`
         self.site = _Site()
         self.site.catchall = False  # what a handler lets out is Waitress' to log, in one line
         self.site.install(self.answered)
@@ -6985,7 +7056,7 @@ class Door:
                 if (path := environ["PATH_INFO"]) in self.hooks:
                     away = name_turned_away(503, str(self.caller(environ)), path, str(error))
                     self.events.file.count_soon(away)
-                return reply(503, {"error": str(error)}, Retry_After="30")
+                return self.problem(environ, 503, {"error": str(error)}, Retry_After="30")
 
         return answer
 
@@ -6998,7 +7069,22 @@ class Door:
         if error.event is not None:
             content["event"] = error.event
             error.headers["HD_ITSM_Event"] = str(error.event)
-        return reply(error.status, content, **error.headers)
+        return self.problem(environ, error.status, content, **error.headers)
+
+    def problem(
+        self, environ: Mapping[str, Any], status: int, content: Mapping[str, Any], **headers: str
+    ) -> bottle.HTTPResponse:
+        """What went wrong: a page for a person's browser, JSON for all others."""
+        path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
+        person = method in ("GET", "HEAD") or path.startswith("/act/")
+        wants = "text/html" in _header(environ, "Accept").lower()
+        if self.as_page is None or not (person and wants) or path in self.hooks:
+            return reply(status, content, **headers)
+        bottle.request.bind(environ)  # it may have been refused before Bottle met it
+        page = self.as_page(status, content["error"])
+        for name, value in headers.items():
+            page.set_header(name.replace("_", "-"), value)
+        return page
 
     def tell_refused(
         self, status: int, why: str, environ: Mapping[str, Any], kept: bool = False
@@ -7012,12 +7098,14 @@ class Door:
         if more is not None:
             log.warning("%s from %s refused: %d %s%s", path[:200], caller, status, why, more)
 
-    def no_route(self, error: bottle.HTTPError) -> str:
+    def no_route(self, error: bottle.HTTPError) -> bottle.HTTPResponse:
         """A wrong address or method: told where it may be a helpdesk's webhook that is lost."""
         status, method = error.status_code, bottle.request.method
         if status == 405 or method in ("POST", "PUT", "PATCH"):
             self.tell_refused(status, f"{NO_ROUTE[status]}: {method}", bottle.request.environ)
-        return self.site.default_error_handler(error)
+        allowed = {"Allow": error.get_header("Allow")} if status == 405 else {}
+        said = {"error": NO_ROUTE[status]}
+        return self.problem(bottle.request.environ, status, said, **allowed)
 
     def caller(self, environ: Mapping[str, Any]) -> Ip:
         """The address that asks, behind a trusted proxy the one that this names."""
@@ -7613,6 +7701,27 @@ PARTS = """
   </tbody>
 </table>
 % end
+% def by_hand(acts):
+  % if acts:
+<section>
+  <h2>{{say('By hand')}}</h2>
+  <table>
+    % heads('At', 'What', 'Who')
+    <tbody>
+      % for act in acts:
+      <tr>
+        <td>
+          % at(act['at'])
+        </td>
+        <td>{{act['what']}}</td>
+        <td>{{act['who']}}</td>
+      </tr>
+      % end
+    </tbody>
+  </table>
+</section>
+  % end
+% end
 % def history(attempts):
 <table>
   % heads('Attempt', 'At', 'Took', 'Status', 'Outcome')
@@ -7861,6 +7970,7 @@ TICKET = (
   <p class="soft">{{say('None is kept any more.')}}</p>
   % end
 </section>
+% by_hand(acts)
 """
 )
 
@@ -7925,18 +8035,12 @@ EVENT = (
     </div>
   </dl>
 </section>
+% if answer:
 <section>
-  <h2>{{say('What was answered')}}</h2>
-  % if attempts:
-  % history(attempts)
-  % if answer:
-  <p class="soft">{{say('The last answer, in the words of the ITSM')}}</p>
+  <h2>{{say('The last answer')}} <small>{{say('in the words of the ITSM')}}</small></h2>
   <pre>{{answer}}</pre>
-  % end
-  % else:
-  <p class="soft">{{say('No attempt yet.')}}</p>
-  % end
 </section>
+% end
 <section>
   <h2>{{say('What came')}}</h2>
   <dl class="pairs">
@@ -7954,6 +8058,13 @@ EVENT = (
     <pre>{{raw}}</pre>
   </details>
 </section>
+% if sent:
+<section>
+  <h2>{{say('What was sent')}} <small>{{sent['words']}}</small></h2>
+  % request(sent)
+</section>
+% end
+% if preview:
 <section>
   <h2>{{say('What would be sent now')}}</h2>
   % if 'problem' in preview:
@@ -7962,6 +8073,22 @@ EVENT = (
   % request(preview)
   % end
 </section>
+% end
+<section>
+  <h2>{{say('All attempts')}}</h2>
+  % if attempts:
+  % history(attempts)
+  % for earlier in before:
+  <details>
+    <summary>{{say('What was sent')}}: {{earlier['words']}}</summary>
+    % request(earlier)
+  </details>
+  % end
+  % else:
+  <p class="soft">{{say('No attempt yet.')}}</p>
+  % end
+</section>
+% by_hand(acts)
 """
 )
 
@@ -8269,6 +8396,7 @@ class Pages:
         door.site.route(
             "/act/<verb>", "POST", functools.partial(self.guarded, self.act), by_head=self.by_head
         )
+        door.as_page = self.problem
 
     @property
     def say(self) -> Say:
@@ -8283,7 +8411,13 @@ class Pages:
         except (Refused, FileError):
             raise
         except (Error, ValueError, KeyError) as error:
-            return self.page(self.say("Not found"), PROBLEM, status=404, problem=str(error))
+            return self.problem(404, str(error))
+
+    def problem(self, status: int, why: str) -> bottle.HTTPResponse:
+        """What went wrong, as a page."""
+        words = {401: "Log in", 403: "Not for you", 404: "Not found", 503: "Not now"}
+        title = self.say(words.get(status, "That did not work"))
+        return self.page(title, PROBLEM, status=status, problem=why)
 
     def by_head(self, environ: Mapping[str, Any]) -> bool:
         """From the machine itself without a password where none is set; else only with it.
@@ -8460,6 +8594,10 @@ class Pages:
         can_retry = number in retriable(self.config, self.events, [row])
         attempts = row["attempts"]
         answers = [attempt["answer"] for attempt in attempts if attempt["answer"]]
+        requests, preview = self.requests(attempts), self.preview(row)
+        sent = next((each for each in reversed(requests) if not each["asked"]), None)
+        if sent and all(sent[name] == preview.get(name) for name in ("method", "url", "body")):
+            preview = {}
         return self.page(
             say("Event {n}", n=number),
             EVENT,
@@ -8475,8 +8613,25 @@ class Pages:
             fields={name: as_text(value) for name, value in fields.items()},
             raw=raw_text(row["raw"]),
             repaired=row["repaired"] or say("not repaired"),
-            preview=self.preview(row),
+            sent=sent,
+            before=[each for each in requests if each is not sent],
+            preview=preview,
+            acts=self.events.acts(number, row["ticket"]),
         )
+
+    def requests(self, attempts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The requests that were sent, each once, with the attempt that began with it."""
+        say = self.say
+        return [
+            {
+                **json.loads(attempt["sent"]),
+                "asked": attempt["asked"],
+                "words": say("attempt {n}", n=attempt["attempt"])
+                + (f", {say('look-up')} {attempt['asked']}" if attempt["asked"] else ""),
+            }
+            for attempt in attempts
+            if attempt["sent"]
+        ]
 
     def advice(self, row: Mapping[str, Any]) -> str:
         """What a person may do about an event, and what waits for it."""
@@ -8570,6 +8725,7 @@ class Pages:
             mapping=mapping,
             since=since,
             events=line,
+            acts=events.acts(None, ticket),
         )
 
     def waits(self, row: Mapping[str, Any], ahead: Mapping[str, Any]) -> str:
@@ -8718,15 +8874,17 @@ class Pages:
         elif "ticket" in given:
             back = ticket_address(given["ticket"])
         done, refused = 0, list[str]()
+        caller = self.door.caller(environ)
+        known = {each.key for each in operation.arguments}
+        by = {"by": f"{caller}, on the page"} if "by" in known else {}
         following: Mapping[str, Any] | None = {}
         while following is not None:
-            arguments = operation.read({**given, **following})
+            arguments = operation.read({**given, **by, **following})
             result = operation.function(self.config, self.events, arguments)
             following = result.get("next")
             done += len(result.get("retried", ()))
             refused += [each["reason"] for each in result.get("refused", ())]
         self.door.wake()
-        caller = self.door.caller(environ)
         said = "; ".join(refused[:3]) or "done"
         log.info("%s %s from the page, by %s: %s", verb, given, caller, said)
         words = [self.done(verb, given, done)] if done or not refused else []
@@ -9838,8 +9996,8 @@ class Memory:
 class Inquiry:
     """The questions of one attempt for one event, all within its deadline.
 
-    `tell` makes an attempt of each answer: (when it began (epoch, monotonic), answer, outcome,
-    look-up) -> None.
+    `tell` makes an attempt of each answer: (when it began (epoch, monotonic), request, answer,
+    outcome, look-up) -> None.
     """
 
     def __init__(
@@ -9847,7 +10005,7 @@ class Inquiry:
         wire: Wire,
         memory: Memory,
         deadline: float,
-        tell: Callable[[tuple[float, float], Answer, Outcome, str], None],
+        tell: Callable[[tuple[float, float], Request, Answer, Outcome, str], None],
     ) -> None:
         self.wire, self.memory, self.deadline, self.tell = wire, memory, deadline, tell
         self._used: list[tuple[Any, Any]] = []  # what was remembered or asked: key, value
@@ -9865,7 +10023,7 @@ class Inquiry:
         name = "later" if outcome.name == "unclear" else outcome.name  # a question hurts nobody
         words = "" if name == "delivered" else outcome.words
         outcome = outcome._replace(name=name, reason=reason, words=words, may_have_happened=False)
-        self.tell(began, answer, outcome, lookup.name)
+        self.tell(began, request, answer, outcome, lookup.name)
         return outcome, message
 
     def values(self, lookup: Lookup, request: Request, scope: Scope) -> tuple[Any, Message]:
@@ -10204,6 +10362,10 @@ class Worker(threading.Thread):
                 self.gate.done(event.ticket)
 
 
+MOST_SENT = 16384  # characters that are kept of a request's body
+SECRET_IN_BODY = re.compile(  # what stands beside a name that tells it, in JSON or in a form
+    r"""(?i)((?:passw|secret|token|api.?key)\w*(?:"\s*:\s*"|=))(?:[^"\\&]|\\.)+"""
+)
 MAY_HAVE = "it may have happened; `map` or `retry` decides"
 
 
@@ -10331,7 +10493,7 @@ class Delivery:
         for again in (True, False):
             try:
                 request = kind.request.render(scope)
-                if careful and not self.events.begin(event, time.time()):
+                if careful and not self.events.begin(event, time.time(), self._as_sent(request)):
                     return None
                 outcome = self._attempt(inquiry, event, kind, request)
             except Unanswered as error:
@@ -10356,17 +10518,36 @@ class Delivery:
             outcome = Outcome("unclear", reason, may_have_happened=True)
         said = self._masked(own_words(outcome.words))
         outcome = outcome._replace(words=self._masked(outcome.words), said=said)
-        inquiry.tell(began, answer, outcome, "")
+        inquiry.tell(began, request, answer, outcome, "")
         return outcome
 
     def _masked(self, words: str) -> str:
         """Words of the ITSM without our secrets, cut to what is kept of them."""
         return self.memory.mask(self.config.mask(words))[:500]
 
+    def _as_sent(self, request: Request) -> str:
+        """A request as it is kept with its attempt: nobody's secret in it, and bounded."""
+        sent = request.as_json()
+
+        def hide(text: str) -> str:
+            return self.memory.mask(self.config.mask(text))
+
+        body = SECRET_IN_BODY.sub(r"\1***", hide(sent["body"]))
+        kept = {
+            "method": sent["method"],
+            "url": hide(sent["url"])[:2000],
+            "headers": {name: hide(value)[:500] for name, value in sent["headers"].items()},
+            "body": body[:MOST_SENT],
+        }
+        if len(body) > MOST_SENT:
+            kept["body"] += f" (and {len(body) - MOST_SENT} more characters)"
+        return COMPACT.encode(kept)
+
     def _tell_attempt(
         self,
         attempts: list[Attempt],
         began: tuple[float, float],
+        request: Request,
         answer: Answer,
         outcome: Outcome,
         asked: str,
@@ -10375,7 +10556,10 @@ class Delivery:
         seconds, words = time.monotonic() - began[1], self._masked(outcome.words)
         self.events.since_start.attempt(outcome.name, seconds)
         name, reason = outcome.name, outcome.reason
-        attempts.append(Attempt(began[0], seconds, answer.status, name, reason, words, asked))
+        sent = self._as_sent(request)
+        attempts.append(
+            Attempt(began[0], seconds, answer.status, name, reason, words, asked, sent)
+        )
 
     def _verified(
         self, inquiry: Inquiry, lookup: Lookup, scope: Scope, outcome: Outcome
@@ -10747,6 +10931,14 @@ def find_service(store_path: str) -> RunningService | None:
         return None
 
 
+def _user() -> str:
+    """Who runs this."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # an account without a name
+        return f"user {os.getuid()}" if os.name == "posix" else "somebody"
+
+
 class Operator:
     """Has operations done: by the running service, or on the file itself where none runs."""
 
@@ -10768,6 +10960,8 @@ class Operator:
     def parts(self, name: str, given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """The parts of an operation's result, each asked for when it is wanted. Raises Error."""
         operation, more = OPERATIONS[name], dict(given)
+        if BY in operation.arguments:
+            more["by"] = f"{_user()}, by command"
         while True:
             part = self._carry_out(operation, operation.read(more))
             following = part.pop("next", None)

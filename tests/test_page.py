@@ -8,6 +8,7 @@ events; the colours; a long queue.
 from __future__ import annotations
 
 import base64
+import getpass
 import hashlib
 import json
 import re
@@ -1477,19 +1478,153 @@ def test_an_events_page_shows_the_request_with_its_secrets_masked_and_each_answe
         event = service.post("itsm_new", opening("4182"), wait=5).event
         until(lambda: service.show(event)["state"] == "delivered", "the second try is taken")
         page = get(service, f"/events/{event}")
-        sent = page.section("What would be sent")[0].all("pre")[0].raw
+        sent = page.section("What was sent")[0].all("pre")[0].raw
         assert sent.startswith(f"POST {itsm.url}")
         assert "Authorization: ***" in sent
         assert json.loads(sent.partition("\n\n")[2]) == itsm.requests[-1].json()
-        [table] = page.section("What was answered")[0].all("table")
+        [table] = page.section("All attempts")[0].all("table")
         rows = [[cell.words for cell in row.all("td")] for row in table.all("tr")[1:]]
         assert [(row[3], row[4]) for row in rows] == [
             ("503", "later answered 503"),
             ("200", "delivered answered 200"),
         ]
-        words = page.section("What was answered")[0].all("pre")[0].raw
+        words = page.section("The last answer")[0].all("pre")[0].raw
         assert json.loads(words) == {"result": {"request_id": "R-1"}}
         assert "s3cr3t-word" not in page.top.raw
+
+
+def sent_of(page: Page, title: str = "What was sent") -> tuple[str, Any]:
+    """The head and the body of a request that a page shows."""
+    [section] = page.section(title)
+    head, _, body = section.all("pre")[0].raw.partition("\n\n")
+    return head, json.loads(body)
+
+
+def test_what_was_really_sent_stays_when_the_configuration_changes(
+    start: Start, tmp_path: Path
+) -> None:
+    with Itsm(reply(400)) as itsm:
+        service = start(itsm, itsm={"authorization": "Basic s3cr3t-word"})
+        event = service.post("itsm_new", opening("4182"), wait=5).event
+        page = get(service, f"/events/{event}")
+        assert sent_of(page)[1] == itsm.requests[-1].json()
+        assert page.section("What would be sent now") == []
+        config = tmp_path / "hd_itsm.toml"
+        config.write_text(config.read_text().replace("ITEM-1", "ITEM-2"))
+        service.restart()
+        page = get(service, f"/events/{event}")
+        head, body = sent_of(page)
+        assert head.startswith(f"POST {itsm.url}")
+        assert "Authorization: ***" in head
+        assert body["item_id"] == "ITEM-1"
+        assert sent_of(page, "What would be sent now")[1]["item_id"] == "ITEM-2"
+        assert service.cli("retry", event).code == 0
+        until(lambda: len(itsm.requests) == 2, "it is sent again")
+        until(lambda: service.show(event)["state"] == "failed", "it is refused again")
+        page = get(service, f"/events/{event}")
+        assert sent_of(page)[1]["item_id"] == "ITEM-2"
+        assert "ITEM-1" in page.section("All attempts")[0].words
+        assert "s3cr3t-word" not in page.top.raw
+
+
+def test_a_request_that_is_sent_often_is_kept_once_and_a_long_one_in_part(start: Start) -> None:
+    with Itsm(script=[reply(503)] * 3) as itsm:
+        service = start(itsm)
+        long = opening("4182", contents="가" * 30_000)
+        event = service.post("itsm_new", long, wait=10).event
+        until(lambda: service.show(event)["state"] == "delivered", "it is delivered")
+        sent = [attempt["sent"] for attempt in service.show(event)["attempts"]]
+        assert len(sent) == 4
+        assert sent[1:] == [None, None, None]
+        assert len(sent[0]["body"]) < 17_000
+        assert "more characters" in sent[0]["body"]
+
+
+def test_secrets_in_bodies_and_addresses_of_look_ups_are_masked_in_what_was_sent(
+    start: Start,
+) -> None:
+    secret = 'pass"word\\ 1&2'
+    with Itsm(
+        decide=lambda one: ok() if one.path != "/login" else reply(200, json={"token": "t0k3n-1"})
+    ) as itsm:
+        service = start(
+            itsm,
+            kinds__new={
+                "opens": True,
+                "headers": {"X-Token": "{login}"},
+                "body": {"title": "{subject}"},
+            },
+            values={"itsm_password": {"env": "ITSM_PASSWORD"}},
+            lookups__login={
+                "url": f"{itsm.url.rpartition('/')[0]}/login",
+                "body": {"password": "{itsm_password}"},
+                "value": "token",
+            },
+            environ={"ITSM_PASSWORD": secret},
+        )
+        event = service.post("itsm_new", opening("4182"), wait=5).event
+        text = json.dumps(service.show(event)["attempts"], ensure_ascii=False)
+        assert "/login" in text
+        assert "***" in text
+        assert json.dumps(secret)[1:-1] not in text
+        assert "t0k3n-1" not in text
+
+
+def test_forget_removes_what_was_sent_too(start: Start) -> None:
+    service = start()
+    event = service.post("itsm_new", opening("4182", subject="private matter"), wait=5).event
+    assert "private matter" in get(service, f"/events/{event}").words
+    assert service.cli("forget", "4182").code == 0
+    assert "private matter" not in get(service, f"/events/{event}").words
+    assert get(service, "/search?q=private", status=404)
+
+
+def test_who_did_what_by_hand_stands_on_the_event_and_its_ticket(start: Start) -> None:
+    with Itsm(reply(400)) as itsm:
+        service = start(itsm)
+        event = service.post("itsm_new", opening("4182"), wait=5).event
+        press(service, "retry", event=str(event))
+        until(lambda: len(itsm.requests) == 2, "it is sent again")
+        until(lambda: service.show(event)["state"] == "failed", "it is refused again")
+        assert service.cli("drop", event, "--why", "x").code == 0
+        press(service, "map", {"request_id": "R-7"}, ticket="4182")
+        [section] = get(service, f"/events/{event}").section("By hand")
+        rows = [[cell.words for cell in row.all("td")] for row in section.all("tr")[1:]]
+        assert [row[1:] for row in rows] == [
+            ["retry", "127.0.0.1, on the page"],
+            ["drop", f"{getpass.getuser()}, by command"],
+            ["map R-7", "127.0.0.1, on the page"],
+        ]
+        [section] = get(service, "/tickets/4182").section("By hand")
+        assert "map R-7" in section.words
+        assert "by hand" in service.cli("show", event).out
+
+
+BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+
+
+def test_in_a_browser_every_error_is_a_page_and_for_programs_json(start: Start) -> None:
+    service = start(server={"admin_password": "sesame", "trusted_proxy": ["127.0.0.1"]})
+    known = basic("sesame")
+    for path, status, headers in (
+        ("/nowhere", 404, known),
+        ("/", 401, {}),
+        ("/act/pause", 405, known),
+    ):
+        page = Page(service.request("GET", path, headers={**BROWSER, **headers}))
+        assert (page.status, flaws(page)) == (status, [])
+        plain = service.request("GET", path, headers=headers)
+        assert plain.status == status
+        assert plain.error
+    assert service.request("GET", "/", headers=BROWSER).headers["WWW-Authenticate"]
+    assert (
+        service.request("GET", "/act/pause", headers={**BROWSER, **known}).headers["Allow"]
+        == "POST"
+    )
+    refused = service.request("POST", "/act/pause", b"seal=x", {**BROWSER, **known})
+    assert Page(refused).status == 403
+    hook = service.request("POST", "/itsm_new", b"no JSON", BROWSER)
+    assert (hook.status, bool(hook.error)) == (400, True)
 
 
 def test_an_event_says_who_sent_it_by_which_hook_and_how_it_was_repaired(busy: Busy) -> None:
