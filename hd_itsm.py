@@ -5394,10 +5394,315 @@ class Events(Questions):
 # ── Words: what people read, in English and in Korean ──────────────────────────────────────────
 
 KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in Korean
+    "Actions": "작업",
+    "Address": "주소",
+    "After it go: {events}.": "이어서 전달할 이벤트: {events}.",
+    "all": "전체",
+    "All attempts": "전체 시도",
+    "All delivered": "모두 전달했습니다",
+    "All others are delivered. Nothing needs you.": (
+        "나머지는 모두 전달했습니다. 확인할 것은 없습니다."
+    ),
+    "answered {status}": "응답 {status}",
+    "answered {status} with HTML instead of JSON: a login page or a proxy?": (
+        "응답 {status}, JSON이 아닌 HTML: 로그인 화면이나 프록시일 수 있습니다"
+    ),
+    "answered {status} without a request id where it should be": "응답 {status}, 요청 번호 없음",
+    "answered {status} without JSON": "응답 {status}, JSON 없음",
+    "answered {status}, but the answer may have been cut": "응답 {status}, 응답이 잘렸을 수 있음",
+    "answered {status}, {outcome} by rule {n} of `answers`": (
+        "응답 {status}, `answers` 규칙 {n}에 따라 {outcome}"
+    ),
+    "answered {status}: {why}": "응답 {status}: {why}",
+    "answers": "응답함",
+    "as of {time}": "{time} 기준",
+    "At": "시각",
+    "Attempt": "시도",
+    "attempt {n}": "시도 {n}",
+    "Attempts": "시도",
+    "Besides: {what}.": "그 밖에: {what}.",
+    "By hand": "수동 작업",
+    "cannot be translated: {why}": "변환할 수 없음: {why}",
+    "connection refused": "연결 거부",
+    "Delivered": "전달",
+    "delivered": "전달",
+    "Deliveries": "전달 상태",
+    "Deliveries are paused": "전달을 멈췄습니다",
+    "Deliveries are paused by hand": "전달을 멈춰 둔 상태입니다",
+    "Deliveries go on": "전달을 다시 시작했습니다",
+    "does not answer": "응답 없음",
+    "Does the helpdesk still send them?": "헬프데스크가 웹훅을 보내고 있는지 확인하세요.",
+    "Drop": "포기",
+    "Drop event {n}": "이벤트 {n} 포기",
+    "dropped": "포기",
+    "dropped by hand: {why}": "직접 포기: {why}",
+    "duplicate of event {n}": "이벤트 {n} 중복",
+    "duplicate of event {n}: the ticket is opened already": "이벤트 {n} 중복: 이미 접수된 티켓",
+    "Event": "이벤트",
+    "Event {n}": "이벤트 {n}",
+    "Event {n} is given up": "이벤트 {n} 포기함",
+    "Event {n} is sent again": "이벤트 {n} 다시 보냄",
+    "Events": "이벤트",
+    "Events: {what}": "이벤트: {what}",
+    "Failed": "실패",
+    "failed": "실패",
+    "failed {n} times while others went through: {why}": (
+        "다른 티켓은 전달되는데 {n}번 실패: {why}"
+    ),
+    "Found for “{text}”": "“{text}” 검색 결과",
+    "From": "보낸 곳",
+    "from {sender}": "보낸 곳 {sender}",
+    "Give event {n} up?": "이벤트 {n}: 포기할까요?",
+    "given up after [retry] give_up_after: {why}": "[retry] give_up_after가 지나 포기: {why}",
+    "go on": "전달 중",
+    "held": "보류",
+    "Helpdesk": "헬프데스크",
+    "hook": "훅",
+    "Hour": "시간",
+    "ignored": "무시",
+    "In the last day; a helpdesk that does not repeat them has lost them.": (
+        "최근 24시간 기준입니다. 헬프데스크가 다시 보내지 않으면 사라집니다."
+    ),
+    "in the words of the ITSM": "ITSM이 보낸 그대로",
+    "It is kept, but not sent.": "기록은 남고, 보내지는 않습니다.",
+    "It is translated with today's configuration and sent.": (
+        "지금 설정으로 다시 변환해서 보냅니다."
+    ),
+    "it will soon be given up": "곧 포기할 이벤트입니다",
+    "Its events, in order": "이벤트 (순서대로)",
+    "Kind": "종류",
+    "last delivery {ago} ago": "마지막 전달 {ago} 전",
+    "last webhook": "마지막 웹훅",
+    "Leave it": "그대로 두기",
+    "Let deliveries go on?": "전달을 다시 시작할까요?",
+    "Log in": "로그인이 필요합니다",
+    "Look into the ITSM: if the request is there, map it; if not, retry.": (
+        "ITSM에서 요청을 찾아보세요. 있으면 연결하고, 없으면 다시 보내세요."
+    ),
+    "look-up": "조회",
+    "Map": "연결",
+    "Map by hand": "직접 연결",
+    "Map the ticket to its request, or retry its opening where that was dropped.": (
+        "티켓을 ITSM 요청에 연결하거나, 포기한 접수 이벤트를 다시 보내세요."
+    ),
+    "Map ticket {ticket}": "티켓 {ticket} 연결",
+    "Map ticket {ticket} to request {request_id}?": (
+        "티켓 {ticket}: 요청 {request_id}에 연결할까요?"
+    ),
+    "Map ticket {ticket} to which request?": "티켓 {ticket}: 어느 요청에 연결할까요?",
+    "mapped by hand": "직접 연결함",
+    "mapped by import": "가져오기로 연결함",
+    "Mend it in the ITSM or in the configuration, then retry.": (
+        "ITSM이나 설정을 고친 뒤 다시 보내세요."
+    ),
+    "Mend the configuration where the reason says, reload it, then retry.": (
+        "위에 적힌 설정을 고쳐 다시 읽힌 뒤 다시 보내세요."
+    ),
+    "Mend the helpdesk's template or the hook's fields, then retry; or drop it.": (
+        "헬프데스크 템플릿이나 훅의 필드를 고친 뒤 다시 보내거나, 포기하세요."
+    ),
+    "Mend what stands against them, or raise [retry] give_up_after.": (
+        "막는 원인을 해결하거나 [retry] give_up_after를 늘리세요."
+    ),
+    "More reasons: all failed events": "다른 원인 더 보기: 실패한 이벤트 전체",
+    "Neither a ticket, a request id or an event, nor how an id begins or words of a subject.": (
+        "티켓, 요청 번호, 이벤트 번호, 번호의 앞부분, 제목에서 모두 찾지 못했습니다."
+    ),
+    "newer": "다음 최신",
+    "newest": "최신",
+    "next": "다음",
+    "Next try at {time}.": "다음 시도 {time}.",
+    "no answer in time": "제한 시간 안에 응답 없음",
+    "No attempt yet.": "아직 시도하지 않았습니다.",
+    "no delivery yet": "아직 전달 없음",
+    "No event fits.": "해당하는 이벤트가 없습니다.",
+    "No event yet.": "아직 이벤트가 없습니다.",
+    "No request id yet.": "아직 요청 번호가 없습니다.",
+    "no rule of hook {hook} matches": "훅 {hook}에 맞는 규칙이 없음",
+    "no ticket": "티켓 없음",
+    "No webhook came for {ago}": "{ago} 동안 웹훅이 없습니다",
+    "nobody can say whether it was done": "처리됐는지 알 수 없음",
+    "none": "없음",
+    "None is kept any more.": "남아 있는 이벤트가 없습니다.",
+    "none yet": "아직 없음",
+    "not asked yet": "아직 연결한 적 없음",
+    "Not for you": "권한이 없습니다",
+    "Not found": "찾을 수 없습니다",
+    "Not now": "지금은 처리할 수 없습니다",
+    "Not reached since: this is how it was at {time}. It is asked every 10 s.": (
+        "서버에 연결되지 않습니다. {time} 기준 화면이며, 10초마다 다시 연결합니다."
+    ),
+    "not repaired": "원문 그대로",
+    "Nothing came yet": "아직 받은 웹훅이 없습니다",
+    "Nothing is called “{text}”": "“{text}”에 해당하는 것이 없습니다",
+    "Nothing needs you.": "확인할 것은 없습니다.",
+    "nothing yet": "아직 없음",
+    "Nothing: it cannot be translated: {why}": "없음: 변환할 수 없습니다: {why}",
+    "Nothing: it has no kind that is configured.": "없음: 설정에 없는 종류입니다.",
+    "older": "이전",
+    "On their way": "전달 대기",
+    "On their way then: {events}.": "곧 전달할 것: {events}.",
+    "Outcome": "결과",
+    "Parts of the list": "목록 이동",
+    "Pause": "멈춤",
+    "paused": "멈춤",
+    "pending": "대기",
+    "previous": "이전",
+    "Raw body": "원문",
+    "Reason": "이유",
+    "Received": "받은 시각",
+    "received": "받음",
+    "refuses our credential": "인증 거부",
+    "Request": "요청",
+    "Request id": "요청 번호",
+    "Resume": "다시 시작",
+    "Retry": "다시 보내기",
+    "Retry all {n}": "{n}건 모두 다시 보내기",
+    "Retry event {n}": "이벤트 {n} 다시 보내기",
+    "Search": "검색",
+    "Send event {n} again?": "이벤트 {n}: 다시 보낼까요?",
+    "Send {n} event again?|Send all {n} events again?": "이벤트 {n}건을 모두 다시 보낼까요?",
+    "Since": "받은 시각",
+    "Since {since} ({reason}). Nothing is lost: put the new one into {where}, then restart.": (
+        "{since}부터 ({reason}). 사라진 것은 없습니다. 새 인증 정보를 {where}에 넣고 다시 "
+        "시작하세요."
+    ),
+    "Since {since} ({reason}). Nothing is lost: put the new one into {where}.": (
+        "{since}부터 ({reason}). 사라진 것은 없습니다. 새 인증 정보를 {where}에 넣으세요."
+    ),
+    "Since {since} nothing is sent; webhooks are taken.": (
+        "{since}부터 보내지 않고 있습니다. 웹훅은 계속 받습니다."
+    ),
+    "Since {since}, {ago} ({reason}). Nothing is lost: deliveries go on by themselves.": (
+        "{since}부터 {ago}째 ({reason}). 사라진 것은 없으며, 응답하면 자동으로 이어서 전달합니다."
+    ),
+    "since {time}": "{time}부터",
+    "since {time}, by hand": "{time}부터, 직접 연결",
+    "since {time}, by the ITSM": "{time}부터, ITSM이 알려 줌",
+    "since {time}, next try in {ago}": "{time}부터, {ago} 뒤 다시 시도",
+    "State": "상태",
+    "Status": "응답 코드",
+    "Stop deliveries?": "전달을 멈출까요?",
+    "That did not work": "처리하지 못했습니다",
+    "the body is neither JSON nor a form": "본문이 JSON도 폼도 아님",
+    "The disk is full": "디스크가 가득 찼습니다",
+    "The ITSM does not answer": "ITSM이 응답하지 않습니다",
+    "The ITSM refuses our credential": "ITSM이 인증 정보를 거부합니다",
+    "The last 24 hours": "최근 24시간",
+    "The last answer": "마지막 응답",
+    "The new configuration was refused": "새 설정을 적용하지 못했습니다",
+    "The old one goes on: {problem}": "이전 설정으로 동작합니다: {problem}",
+    "The oldest of what waits for you came {when}.": "가장 오래된 것은 {when}에 받았습니다.",
+    "the oldest {ago}": "가장 오래된 것 {ago} 전",
+    "the program ended while the request was on its way": "요청을 보내는 중에 프로그램이 종료됨",
+    "the ticket already has request id {request_id}": "이미 요청 번호 {request_id}에 연결된 티켓",
+    "Then wait for a mapping of the ticket: {events}.": (
+        "그러면 티켓을 연결할 때까지 기다리는 이벤트: {events}."
+    ),
+    "They are translated with today's configuration and sent: {what}.": (
+        "지금 설정으로 다시 변환해서 보냅니다: {what}."
+    ),
+    "Ticket": "티켓",
+    "Ticket {ticket}": "티켓 {ticket}",
+    "Ticket {ticket} is request {request_id} now": "티켓 {ticket}: 요청 {request_id}에 연결함",
+    "Ticket, request id, event or subject": "티켓, 요청 번호, 이벤트, 제목",
+    "Times": "횟수",
+    "To the events": "이벤트 목록으로",
+    "Took": "걸린 시간",
+    "Turned away in the last day": "최근 24시간에 거부한 요청",
+    "unclear": "불확실",
+    "Until now it is request {request_id}.": "지금은 요청 {request_id}에 연결되어 있습니다.",
+    "waits for event {n}": "앞선 이벤트 {n} 대기",
+    "waits for event {n}, which failed": "실패한 이벤트 {n} 때문에 대기",
+    "Waits for it: {events}.": "이것을 기다리는 이벤트: {events}.",
+    "waits for the request id of its ticket; no opening event is pending": (
+        "티켓의 요청 번호를 기다림: 접수 이벤트가 없음"
+    ),
+    "Webhooks are refused until there is room on the disk.": (
+        "디스크에 공간이 생길 때까지 웹훅을 받지 못합니다."
+    ),
+    "Webhooks are still taken and wait; now {events}.": (
+        "웹훅은 계속 받아 쌓아 둡니다. 지금 {events}."
+    ),
+    "Webhooks go to {hooks}.": "웹훅 주소: {hooks}",
+    "What": "작업",
+    "What came": "받은 내용",
+    "What needs you": "확인할 것",
+    "What waits for it goes out: {events}.": "기다리던 이벤트를 보냅니다: {events}.",
+    "What was sent": "보낸 내용",
+    "What would be sent now": "지금 보낸다면",
+    "Who": "누가",
+    "Why": "이유",
+    "Wide: received. Narrow, within: delivered. Below the line: failed. In numbers": (
+        "넓은 막대: 받음, 안쪽 좁은 막대: 전달, 선 아래: 실패. 숫자로 보기"
+    ),
+    "yesterday {time}": "어제 {time}",
+    "{ago} ago": "{ago} 전",
+    "{first} to {last}": "{first}~{last}",
+    "{first} to {last} of {total}": "전체 {total}건 중 {first}~{last}",
+    "{n} characters": "{n}자",
+    "{n} day|{n} days": "{n}일",
+    "{n} event is on its way|{n} events are on their way": "이벤트 {n}건을 전달하고 있습니다",
+    "{n} event is sent again|{n} events are sent again": "이벤트 {n}건을 다시 보냅니다",
+    "{n} event will soon be given up|{n} events will soon be given up": "곧 포기할 이벤트 {n}건",
+    "{n} event|{n} events": "{n}건",
+    "{n} h": "{n}시간",
+    "{n} min": "{n}분",
+    "{n} more of this reason": "같은 원인 {n}건 더 보기",
+    "{n} more waits for it|{n} more wait for it": "이어서 {n}건 대기",
+    "{n} or more": "{n} 이상",
+    "{n} reason|{n} reasons": "원인 {n}가지",
+    "{n} s": "{n}초",
+    "{n} ticket needs you|{n} tickets need you": "확인할 티켓 {n}건",
+    "{n} tickets need you, or more": "확인할 티켓 {n}건 이상",
+    "{n} ticket|{n} tickets": "티켓 {n}건",
+    "{n} webhook was turned away|{n} webhooks were turned away": "거부한 웹훅 {n}건",
+    "{rate} a minute, done in {ago}": "분당 {rate}건, 약 {ago} 뒤 완료",
+    "{received} received, {delivered} delivered, {failed} failed": (
+        "받음 {received}, 전달 {delivered}, 실패 {failed}"
+    ),
+    "{why}: it may have happened; `map` or `retry` decides": (
+        "{why}: 이미 처리됐을 수 있으니 연결하거나 다시 보내세요"
+    ),
 }
 
 
+REASONS = (  # those that are stored with an event, which people read
+    "waits for the request id of its ticket; no opening event is pending",
+    "duplicate of event {n}: the ticket is opened already",
+    "duplicate of event {n}",
+    "the ticket already has request id {request_id}",
+    "no rule of hook {hook} matches",
+    "mapped by hand",
+    "mapped by import",
+    "dropped by hand: {why}",
+    "cannot be translated: {why}",
+    "given up after [retry] give_up_after: {why}",
+    "failed {n} times while others went through: {why}",
+    "{why}: it may have happened; `map` or `retry` decides",
+    "nobody can say whether it was done",
+    "answered {status} without JSON",
+    "answered {status} without a request id where it should be",
+    "answered {status} with HTML instead of JSON: a login page or a proxy?",
+    "answered {status}, but the answer may have been cut",
+    "answered {status}, {outcome} by rule {n} of `answers`",
+    "answered {status}: {why}",
+    "answered {status}",
+    "connection refused",
+    "no answer in time",
+    "the body is neither JSON nor a form",
+    "the program ended while the request was on its way",
+)
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+@functools.cache
+def _patterns() -> list[tuple[str, re.Pattern[str]]]:
+    """For each of REASONS what it looks like."""
+    return [
+        (phrase, re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+?)", re.escape(phrase)), re.DOTALL))
+        for phrase in REASONS
+    ]
 
 
 class Say:
@@ -5422,6 +5727,14 @@ class Say:
 
     def reason(self, reason: str) -> str:
         """A reason of ours; the ITSM's and the helpdesk's words in it as they are."""
+        if self.language == "en":
+            return reason
+        for phrase, pattern in _patterns():
+            if match := pattern.fullmatch(reason):
+                values = match.groupdict()
+                if "why" in values:
+                    values["why"] = self.reason(values["why"])
+                return self(phrase, **values)
         return reason
 
     def counted(self, number: int) -> str:
@@ -8415,8 +8728,8 @@ class Pages:
 
     def problem(self, status: int, why: str) -> bottle.HTTPResponse:
         """What went wrong, as a page."""
-        words = {401: "Log in", 403: "Not for you", 404: "Not found", 503: "Not now"}
-        title = self.say(words.get(status, "That did not work"))
+        phrases = {401: "Log in", 403: "Not for you", 404: "Not found", 503: "Not now"}
+        title = self.say(phrases[status]) if status in phrases else self.say("That did not work")
         return self.page(title, PROBLEM, status=status, problem=why)
 
     def by_head(self, environ: Mapping[str, Any]) -> bool:
