@@ -29,6 +29,7 @@ Look, Page) and delivering are siblings that meet only in the file.
   Events         intake, line, outcomes, a person's acts: every other statement
   Words          what people read, in English and in Korean
   Status         how it is, for people, monitoring and programs
+  Judging        what becomes of a webhook, now or when it is retried
   Operations     what an operator asks and does, alike for command line, control and page
   Door           admit, read, store, answer
   Look           style, script and templates of the page
@@ -2529,6 +2530,9 @@ class ServerOptions:
         _read_secret,
         "",
         "for the pages, from other machines (Basic, any user); loopback needs none when empty",
+    )
+    public_url: str = option(
+        _read_url, "", "where people reach the page, for alerts", '"https://desk.example.com/"'
     )
 
 
@@ -5394,12 +5398,16 @@ class Events(Questions):
 # ── Words: what people read, in English and in Korean ──────────────────────────────────────────
 
 KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in Korean
+    "(in the last day; a helpdesk that does not repeat lost them)": (
+        "(최근 24시간; 헬프데스크가 다시 보내지 않으면 사라집니다)"
+    ),
     "Actions": "작업",
     "Address": "주소",
     "After it go: {events}.": "이어서 전달할 이벤트: {events}.",
     "all": "전체",
     "All attempts": "전체 시도",
     "All delivered": "모두 전달했습니다",
+    "all is well": "이상 없습니다",
     "All others are delivered. Nothing needs you.": (
         "나머지는 모두 전달했습니다. 확인할 것은 없습니다."
     ),
@@ -5422,6 +5430,7 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "Attempts": "시도",
     "Besides: {what}.": "그 밖에: {what}.",
     "By hand": "수동 작업",
+    "by hand": "수동 작업",
     "cannot be translated: {why}": "변환할 수 없음: {why}",
     "connection refused": "연결 거부",
     "Delivered": "전달",
@@ -5432,6 +5441,7 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "Deliveries go on": "전달을 다시 시작했습니다",
     "does not answer": "응답 없음",
     "Does the helpdesk still send them?": "헬프데스크가 웹훅을 보내고 있는지 확인하세요.",
+    "down": "응답 없음",
     "Drop": "포기",
     "Drop event {n}": "이벤트 {n} 포기",
     "dropped": "포기",
@@ -5440,6 +5450,7 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "duplicate of event {n}: the ticket is opened already": "이벤트 {n} 중복: 이미 접수된 티켓",
     "Event": "이벤트",
     "Event {n}": "이벤트 {n}",
+    "event {n}": "이벤트 {n}",
     "Event {n} is given up": "이벤트 {n} 포기함",
     "Event {n} is sent again": "이벤트 {n} 다시 보냄",
     "Events": "이벤트",
@@ -5449,6 +5460,7 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "failed {n} times while others went through: {why}": (
         "다른 티켓은 전달되는데 {n}번 실패: {why}"
     ),
+    "field": "필드",
     "Found for “{text}”": "“{text}” 검색 결과",
     "From": "보낸 곳",
     "from {sender}": "보낸 곳 {sender}",
@@ -5471,6 +5483,7 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "it will soon be given up": "곧 포기할 이벤트입니다",
     "Its events, in order": "이벤트 (순서대로)",
     "Kind": "종류",
+    "last delivery": "마지막 전달",
     "last delivery {ago} ago": "마지막 전달 {ago} 전",
     "last webhook": "마지막 웹훅",
     "Leave it": "그대로 두기",
@@ -5505,12 +5518,14 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
         "막는 원인을 해결하거나 [retry] give_up_after를 늘리세요."
     ),
     "More reasons: all failed events": "다른 원인 더 보기: 실패한 이벤트 전체",
+    "needs you": "확인할 것",
     "Neither a ticket, a request id or an event, nor how an id begins or words of a subject.": (
         "티켓, 요청 번호, 이벤트 번호, 번호의 앞부분, 제목에서 모두 찾지 못했습니다."
     ),
     "newer": "다음 최신",
     "newest": "최신",
     "next": "다음",
+    "Next try": "다음 시도",
     "Next try at {time}.": "다음 시도 {time}.",
     "no answer in time": "제한 시간 안에 응답 없음",
     "No attempt yet.": "아직 시도하지 않았습니다.",
@@ -5533,6 +5548,7 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
         "서버에 연결되지 않습니다. {time} 기준 화면이며, 10초마다 다시 연결합니다."
     ),
     "not repaired": "원문 그대로",
+    "not running": "멈춤",
     "Nothing came yet": "아직 받은 웹훅이 없습니다",
     "Nothing is called “{text}”": "“{text}”에 해당하는 것이 없습니다",
     "Nothing needs you.": "확인할 것은 없습니다.",
@@ -5540,6 +5556,7 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "Nothing: it cannot be translated: {why}": "없음: 변환할 수 없습니다: {why}",
     "Nothing: it has no kind that is configured.": "없음: 설정에 없는 종류입니다.",
     "older": "이전",
+    "oldest waiting": "오래된 대기",
     "On their way": "전달 대기",
     "On their way then: {events}.": "곧 전달할 것: {events}.",
     "Outcome": "결과",
@@ -5549,19 +5566,24 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "pending": "대기",
     "previous": "이전",
     "Raw body": "원문",
+    "raw body": "원문",
     "Reason": "이유",
     "Received": "받은 시각",
     "received": "받음",
     "refuses our credential": "인증 거부",
+    "Repaired": "고친 점",
     "Request": "요청",
     "Request id": "요청 번호",
     "Resume": "다시 시작",
     "Retry": "다시 보내기",
     "Retry all {n}": "{n}건 모두 다시 보내기",
     "Retry event {n}": "이벤트 {n} 다시 보내기",
+    "running": "동작 중",
     "Search": "검색",
     "Send event {n} again?": "이벤트 {n}: 다시 보낼까요?",
     "Send {n} event again?|Send all {n} events again?": "이벤트 {n}건을 모두 다시 보낼까요?",
+    "service": "서비스",
+    "Settled": "처리 시각",
     "Since": "받은 시각",
     "Since {since} ({reason}). Nothing is lost: put the new one into {where}, then restart.": (
         "{since}부터 ({reason}). 사라진 것은 없습니다. 새 인증 정보를 {where}에 넣고 다시 "
@@ -5576,6 +5598,8 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "Since {since}, {ago} ({reason}). Nothing is lost: deliveries go on by themselves.": (
         "{since}부터 {ago}째 ({reason}). 사라진 것은 없으며, 응답하면 자동으로 이어서 전달합니다."
     ),
+    "since {since}: `resume` goes on": "{since}부터: `resume`으로 다시 시작",
+    "since {since}: {reason}": "{since}부터: {reason}",
     "since {time}": "{time}부터",
     "since {time}, by hand": "{time}부터, 직접 연결",
     "since {time}, by the ITSM": "{time}부터, ITSM이 알려 줌",
@@ -5605,13 +5629,20 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "Ticket": "티켓",
     "Ticket {ticket}": "티켓 {ticket}",
     "Ticket {ticket} is request {request_id} now": "티켓 {ticket}: 요청 {request_id}에 연결함",
+    "ticket {ticket}: no request id yet": "티켓 {ticket}: 아직 요청 번호 없음",
+    "ticket {ticket}: request {request_id} since {since} (by {origin})": (
+        "티켓 {ticket}: 요청 {request_id}, {since}부터 ({origin})"
+    ),
     "Ticket, request id, event or subject": "티켓, 요청 번호, 이벤트, 제목",
     "Times": "횟수",
+    "to do": "할 일",
     "To the events": "이벤트 목록으로",
     "Took": "걸린 시간",
+    "turned away": "거부한 요청",
     "Turned away in the last day": "최근 24시간에 거부한 요청",
     "unclear": "불확실",
     "Until now it is request {request_id}.": "지금은 요청 {request_id}에 연결되어 있습니다.",
+    "up": "정상",
     "waits for event {n}": "앞선 이벤트 {n} 대기",
     "waits for event {n}, which failed": "실패한 이벤트 {n} 때문에 대기",
     "Waits for it: {events}.": "이것을 기다리는 이벤트: {events}.",
@@ -5638,6 +5669,7 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     ),
     "yesterday {time}": "어제 {time}",
     "{ago} ago": "{ago} 전",
+    "{event} of {received}": "{event}번 ({received})",
     "{first} to {last}": "{first}~{last}",
     "{first} to {last} of {total}": "전체 {total}건 중 {first}~{last}",
     "{n} characters": "{n}자",
@@ -5771,6 +5803,13 @@ class Say:
 ENGLISH = Say()
 
 
+def language_of_terminal(environ: Mapping[str, str]) -> str:
+    """`ko` or `en`, by the variables of POSIX for messages."""
+    names = ("LC_ALL", "LC_MESSAGES", "LANG")
+    locale = next((environ[name] for name in names if environ.get(name)), "")
+    return "ko" if re.match("ko(?:[_.@-]|$)", locale) else "en"
+
+
 # ── Status: how it is, for people, monitoring and programs ─────────────────────────────────────
 
 
@@ -5789,6 +5828,11 @@ def one_line(value: Any) -> str:
 
 def _width(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
+
+
+def labelled(label: str, value: Any, width: int = 15) -> str:
+    """A line of a label and its value, the values of several below each other."""
+    return f"{label}{' ' * (width - _width(label))}{one_line(value)}"
 
 
 def as_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
@@ -5962,7 +6006,8 @@ def status_now(
     config: Config, events: Events, arguments: Mapping[str, Any] = MappingProxyType({})
 ) -> dict[str, Any]:
     """Counts by state, the oldest undelivered, the ITSM, and what needs a person."""
-    oldest, clock = events.oldest(), config.clock
+    oldest, clock, say = events.oldest(), config.clock, Say(arguments.get("language", "en"))
+    wrong = troubles(config, events, HELD_AFTER, config.alert.after, say)
     counts = {state: events.counts.get(state, 0) for state in STATES}
     itsm = json.loads(events.file.fact("itsm") or "{}")
     last, paused = events.file.counted("last_delivery") / 1000, events.file.fact("paused")
@@ -5985,42 +6030,50 @@ def status_now(
         "running": bool(events.pulse.beat),
         "needs": [
             f"{trouble.word}. {trouble.todo}"
-            for name, trouble in troubles(config, events, HELD_AFTER, config.alert.after).items()
+            for name, trouble in wrong.items()
             if name not in NOT_FOR_YOU
         ],
         "causes": [
             {name: cause[name] for name in ("state", "cause", "tickets", "events", "command")}
-            for cause in causes_now(config, events, ENGLISH)
+            for cause in causes_now(config, events, say)
         ],
     }
 
 
-def status_as_text(status: Mapping[str, Any]) -> str:
+def status_as_text(status: Mapping[str, Any], say: Say = ENGLISH) -> str:
     """How it is, and what needs a person."""
     itsm, oldest = status["itsm"], status["oldest"]
-    why = f" since {itsm['since']}: {itsm['reason']}" if itsm["reason"] else ""
-    waiting = f"{oldest['event']} of {oldest['received']}" if oldest else "-"
-    lines = [
-        "  ".join(f"{state} {status['counts'][state]}" for state in STATES),
-        f"service        {'running' if status['running'] else 'not running'}",
-        f"ITSM           {itsm['state']}{why}",
-        f"oldest waiting {waiting}",
-        f"last webhook   {status['last_webhook'] or '-'}",
-        f"last delivery  {status['last_delivery'] or '-'}",
+    up = say("up") if itsm["state"] == "up" else say("down")
+    if itsm["reason"]:
+        reason = say.reason(itsm["reason"])
+        up += " " + say("since {since}: {reason}", since=itsm["since"], reason=reason)
+    waiting = say("{event} of {received}", **oldest) if oldest else "-"
+    rows = [
+        (say("service"), say("running") if status["running"] else say("not running")),
+        ("ITSM", up),
+        (say("oldest waiting"), waiting),
+        (say("last webhook"), status["last_webhook"] or "-"),
+        (say("last delivery"), status["last_delivery"] or "-"),
     ]
     if status["paused"]:
-        lines.append(f"paused         since {status['paused']}: `resume` goes on")
-    lines += [f"needs you      {one_line(task)}" for task in status["needs"]]
+        rows.append(
+            (say("paused"), say("since {since}: `resume` goes on", since=status["paused"]))
+        )
+    rows += [(say("needs you"), task) for task in status["needs"]]
+    lines = ["  ".join(f"{say.state(state)} {status['counts'][state]}" for state in STATES)]
+    lines += [labelled(label, value) for label, value in rows]
     for cause in status["causes"]:
-        lines.append(f"  {cause['tickets']} x {cause['state']}: {one_line(cause['cause'])}")
+        reason = one_line(say.reason(cause["cause"]))
+        lines.append(f"  {cause['tickets']} x {say.state(cause['state'])}: {reason}")
         lines.append(f"      {one_line(cause['command'])}")
     for away in status["turned_away"]:
-        what = f"{away['count']} x {away['status'] or ''} {away['path']} from {away['from']}"
-        lines.append(f"turned away    {one_line(what)}: {one_line(away['reason'])}")
+        what = f"{away['count']} x {away['status'] or ''} {away['path']} {away['from']}"
+        lines.append(labelled(say("turned away"), f"{what}: {away['reason']}"))
     if status["turned_away"]:
-        lines.append("               (in the last day; a helpdesk that does not repeat lost them)")
+        words = say("(in the last day; a helpdesk that does not repeat lost them)")
+        lines.append(labelled("", words))
     elif not status["needs"] and not status["paused"] and itsm["state"] == "up":
-        lines.append("all is well")
+        lines.append(say("all is well"))
     return "\n".join(lines)
 
 
@@ -6160,10 +6213,7 @@ def openapi(config: Config) -> dict[str, Any]:
     }
 
 
-# ── Operations: what an operator asks and does; pure ───────────────────────────────────────────
-
-
-# ── Operations · what becomes of a webhook ─────────────────────────────────────────────────────
+# ── Judging: what becomes of a webhook, now or when it is retried ──────────────────────────────
 
 
 SUBJECTS = ("subject", "title", "summary")
@@ -6244,6 +6294,9 @@ def reread(config: Config, row: Mapping[str, Any]) -> NewEvent:
     zone, headers = config.clock.zone, json.loads(row["headers"])
     _, readings = read_webhooks(hook, row["raw"], headers, zone)
     return judge(config, hook, readings[0], base)
+
+
+# ── Operations: what an operator asks and does; pure ───────────────────────────────────────────
 
 
 # ── Operations · arguments ─────────────────────────────────────────────────────────────────────
@@ -6458,6 +6511,7 @@ def whole_event(
     if bodies:
         event |= {"fields": json.loads(row["fields"]), "raw": raw_text(row["raw"])}
     acts = events.acts(number, row["ticket"])
+    event["advice"] = advice(row, ENGLISH)
     event["by_hand"] = [{**act, "at": iso(act["at"], config.clock)} for act in acts]
     return event | {"attempts": attempts}
 
@@ -6511,7 +6565,7 @@ def list_events(config: Config, events: Events, arguments: Arguments) -> dict[st
     return {"events": part, "next": following}
 
 
-def events_as_text(result: Mapping[str, Any]) -> str:
+def events_as_text(result: Mapping[str, Any], say: Say = ENGLISH) -> str:
     """A line for each event."""
     return as_table(result["events"], EVENT_COLUMNS) if result["events"] else "no such events"
 
@@ -6542,43 +6596,61 @@ def show_event_or_ticket(config: Config, events: Events, arguments: Arguments) -
     return {**result, "events": part, "next": following}
 
 
-SHOWN = (  # of an event, where there is anything to show
-    "ticket", "kind", "request_id", "hook", "received", "settled", "sender", "repaired", "next_try"
-)  # fmt: skip
+SHOWN = {  # of an event, where there is anything to show, with what people call it
+    "ticket": "Ticket",
+    "kind": "Kind",
+    "request_id": "Request id",
+    "hook": "hook",
+    "received": "Received",
+    "settled": "Settled",
+    "sender": "From",
+    "repaired": "Repaired",
+    "next_try": "Next try",
+}
 
 
-def event_as_text(event: Mapping[str, Any]) -> str:
-    """Everything that is given of an event."""
-    reason = f" ({one_line(event['reason'])})" if event["reason"] else ""
-    lines = [f"event {event['event']}: {event['state']}{reason}"]
-    lines += [f"  {name:<11}{one_line(event[name])}" for name in SHOWN if event.get(name)]
+def event_as_text(event: Mapping[str, Any], say: Say = ENGLISH) -> str:
+    """Everything that is given of an event; in English by the names that JSON has for it."""
+    reason = f" ({one_line(say.reason(event['reason']))})" if event["reason"] else ""
+    head = say("event {n}", n=event["event"])
+    lines = [f"{head}: {say.state(event['state'])}{reason}"]
+    for name, phrase in SHOWN.items():
+        if event.get(name):
+            label = name if say.language == "en" else say(phrase)
+            lines.append("  " + labelled(label, event[name], 11))
     for name, value in event.get("fields", {}).items():
-        lines.append(f"  field      {name} = {one_line(value)}")
+        lines.append("  " + labelled(say("field"), f"{name} = {one_line(value)}", 11))
     if "raw" in event:
-        lines += ["  raw body", *("    " + one_line(line) for line in event["raw"].splitlines())]
+        raw = ("    " + one_line(line) for line in event["raw"].splitlines())
+        lines += ["  " + say("raw body"), *raw]
     for attempt in event["attempts"]:
         answer = f": {one_line(attempt['answer'])}" if attempt["answer"] else ""
         lines.append(
-            f"  attempt {attempt['attempt']}  {attempt['at']}  {attempt['duration']:.3f} s"
-            f"  {attempt['outcome']} ({one_line(attempt['reason'])}){answer}"
+            f"  {say('attempt {n}', n=attempt['attempt'])}  {attempt['at']}"
+            f"  {attempt['duration']:.3f} s"
+            f"  {attempt['outcome']} ({one_line(say.reason(attempt['reason']))}){answer}"
         )
     for act in event["by_hand"]:
-        lines.append(f"  by hand    {act['at']}  {one_line(act['what'])} ({one_line(act['who'])})")
+        done = f"{act['at']}  {act['what']} ({act['who']})"
+        lines.append("  " + labelled(say("by hand"), done, 11))
+    if event["advice"]:
+        lines.append("  " + labelled(say("to do"), say(event["advice"]), 11))
     return "\n".join(lines)
 
 
-def shown_as_text(result: Mapping[str, Any]) -> str:
+def shown_as_text(result: Mapping[str, Any], say: Say = ENGLISH) -> str:
     """An event, or a part of a ticket's timeline."""
     if "event" in result:
-        return event_as_text(result)
+        return event_as_text(result, say)
     lines, mapping = [""], result.get("mapping")  # a further part begins with an empty line
     if mapping:
-        request = f"request {mapping['request_id']} since {mapping['since']}"
         kept = "".join(f", {name} {one_line(value)}" for name, value in mapping["kept"].items())
-        lines = [f"ticket {result['ticket']}: {request} (by {mapping['origin']}){kept}", ""]
+        phrase = "ticket {ticket}: request {request_id} since {since} (by {origin})"
+        lines = [say(phrase, **{**mapping, "ticket": result["ticket"]}) + kept, ""]
     elif "ticket" in result:
-        lines = [f"ticket {result['ticket']}: no request id yet", ""]
-    return "\n".join([*lines, "\n\n".join(map(event_as_text, result["events"]))])
+        lines = [say("ticket {ticket}: no request id yet", ticket=result["ticket"]), ""]
+    events = (event_as_text(event, say) for event in result["events"])
+    return "\n".join([*lines, "\n\n".join(events)])
 
 
 # ── Operations · a person's acts ───────────────────────────────────────────────────────────────
@@ -6673,7 +6745,7 @@ def retry_events(config: Config, events: Events, arguments: Arguments) -> dict[s
     }
 
 
-def retried_as_text(result: Mapping[str, Any]) -> str:
+def retried_as_text(result: Mapping[str, Any], say: Say = ENGLISH) -> str:
     """Which events go out again, and which not and why."""
     word = "would be retried" if result["dry_run"] else "back to pending"
     retried = result["retried"]
@@ -6696,7 +6768,7 @@ def drop_events(config: Config, events: Events, arguments: Arguments) -> dict[st
     return {"dropped": dropped, "refused": refused, "next": following}
 
 
-def dropped_as_text(result: Mapping[str, Any]) -> str:
+def dropped_as_text(result: Mapping[str, Any], say: Say = ENGLISH) -> str:
     """Which events were given up, and which not and why."""
     dropped = [f"dropped: {_numbers(result['dropped'])}"] if result["dropped"] else []
     return "\n".join([*dropped, *_refusals(result)])
@@ -6709,7 +6781,7 @@ def map_ticket(config: Config, events: Events, arguments: Arguments) -> dict[str
     return {"ticket": ticket, "request_id": request_id, "freed": freed, "also": other or None}
 
 
-def mapped_as_text(result: Mapping[str, Any]) -> str:
+def mapped_as_text(result: Mapping[str, Any], say: Say = ENGLISH) -> str:
     """The mapping, and what follows from it."""
     freed = f"; goes out now: {_numbers(result['freed'])}" if result["freed"] else ""
     also = f"; ticket {result['also']} has that request id, too" if result["also"] else ""
@@ -6728,7 +6800,7 @@ def resume_deliveries(config: Config, events: Events, arguments: Arguments) -> d
     return {"paused": None}
 
 
-def paused_as_text(result: Mapping[str, Any]) -> str:
+def paused_as_text(result: Mapping[str, Any], say: Say = ENGLISH) -> str:
     """Whether deliveries go on."""
     if result["paused"]:
         return f"paused since {result['paused']}: webhooks are taken, nothing is sent"
@@ -6746,7 +6818,7 @@ def forget_ticket(config: Config, events: Events, arguments: Arguments) -> dict[
     return {"ticket": ticket, "forgotten": events.forget(ticket), "left": sorted(left)}
 
 
-def forgotten_as_text(result: Mapping[str, Any]) -> str:
+def forgotten_as_text(result: Mapping[str, Any], say: Say = ENGLISH) -> str:
     """How much was removed, and what was not."""
     text = f"ticket {result['ticket']}: the texts of {result['forgotten']} events are removed"
     left = f"; not yet settled, so left: {_numbers(result['left'])} (`drop` them first)"
@@ -6761,7 +6833,7 @@ def import_mappings(config: Config, events: Events, arguments: Arguments) -> dic
     return {"imported": events.import_mappings(arguments["rows"])}
 
 
-def imported_as_text(result: Mapping[str, Any]) -> str:
+def imported_as_text(result: Mapping[str, Any], say: Say = ENGLISH) -> str:
     """How many mappings were added."""
     return f"{result['imported']} mappings imported"
 
@@ -6774,7 +6846,7 @@ def export_mappings(config: Config, events: Events, arguments: Arguments) -> dic
     return {"mappings": mappings, "next": following}
 
 
-def mappings_as_text(result: Mapping[str, Any]) -> str:
+def mappings_as_text(result: Mapping[str, Any], say: Say = ENGLISH) -> str:
     """Mappings as lines of CSV; what is kept of a ticket is JSON, where anything is."""
     lines = io.StringIO()
     rows = [
@@ -6822,7 +6894,7 @@ def reconcile_tickets(config: Config, events: Events, arguments: Arguments) -> d
     return {"checked": len(arguments["tickets"]), **gaps}
 
 
-def gaps_as_text(result: Mapping[str, Any]) -> str:
+def gaps_as_text(result: Mapping[str, Any], say: Say = ENGLISH) -> str:
     """The tickets that are not as they should be, with what is missing."""
     lines = [f"{result['checked']} tickets compared"]
     for name in GAPS:
@@ -6863,7 +6935,7 @@ class Operation:
     name: str
     help: str
     function: Callable[[Config, Events, Arguments], dict[str, Any]]
-    as_text: Callable[[Mapping[str, Any]], str]
+    as_text: Callable[[Mapping[str, Any], Say], str]
     arguments: tuple[Argument, ...] = ()
     one_of: tuple[str, ...] = ()  # keys of arguments: the first is to be given, or others
     exit_code: Callable[[Mapping[str, Any]], int] = lambda result: 0
@@ -6879,6 +6951,7 @@ class Operation:
 
 
 RETRIED = ("failed", "ignored", "dropped", "held")  # states of which all events can be retried
+LANGUAGE = Argument("language", word_of("language", ("en", "ko")), default="en")
 BY = Argument("by", default="")  # who asks, kept with what is changed
 FOR_PROGRAMS = Argument("json", read_flag, default=False)  # for a program, which wants it all
 OF_KIND = Argument("--kind", read_text, "only events of this kind")
@@ -6896,6 +6969,7 @@ OPERATIONS = {
             "counts, the ITSM, and what needs a person (exit 1)",
             status_now,
             status_as_text,
+            (LANGUAGE,),
             exit_code=lambda result: 1 if result["needs"] else 0,
         ),
         Operation(
@@ -7044,7 +7118,7 @@ OPERATIONS = {
             "backup",
             "write a consistent copy of the file, while the service runs or not",
             copy_file,
-            lambda result: f"{result['bytes']} bytes to {result['file']}",
+            lambda result, say: f"{result['bytes']} bytes to {result['file']}",
             (Argument("name", copy_name, required=True),),
         ),
     )
@@ -7759,7 +7833,7 @@ body {
   font-variant-numeric: tabular-nums;
   word-break: keep-all; overflow-wrap: anywhere;
 }
-h1, h2, p, dl, dd, table, ol, ul { margin: 0; padding: 0; }
+h1, h2, p, dl, dd, table, ol, ul, pre { margin: 0; padding: 0; }
 h1 { font-size: 1.5rem; line-height: 1.3; color: var(--tone, var(--ink)); }
 h2 { font-size: 1.125rem; }
 h1, h2, th, dd { font-weight: 600; }
@@ -7806,7 +7880,7 @@ th, td { padding: .375rem 1rem .375rem 0; text-align: left; vertical-align: base
 tr > :last-child { padding-right: 0; }
 tr { border-bottom: 1px solid var(--line); }
 tbody tr:hover { background: var(--field); }
-time { white-space: nowrap; }
+time, .event { white-space: nowrap; }
 .num { width: 1%; text-align: right; white-space: nowrap; }
 .do { width: 1%; text-align: right; white-space: nowrap; }
 .do form { display: inline; margin-left: .75rem; }
@@ -7825,7 +7899,7 @@ svg { display: block; width: 100%; height: 88px; }
 .axis { display: flex; list-style: none; }
 .axis li { flex: 1; }
 pre {
-  margin: 0; padding: .75rem 1rem; border-radius: 6px; background: var(--field);
+  padding: .75rem 1rem; border-radius: 6px; background: var(--field);
   white-space: pre-wrap; font-size: .875rem;
 }
 .away { position: absolute; clip-path: inset(50%); width: 1px; height: 1px; overflow: hidden; }
@@ -8001,7 +8075,7 @@ PARTS = """
       <td class="wide">
         % ticket_link(row)
       </td>
-      <td>
+      <td class="event">
         % event_link(row)
       </td>
       <td>
@@ -8047,7 +8121,7 @@ PARTS = """
       </td>
       <td>{{f"{attempt['duration'] or 0:.3f}"}} s</td>
       <td>{{attempt['status'] or say('none')}}</td>
-      <td>{{attempt['outcome']}} <small>{{attempt['reason']}}</small></td>
+      <td>{{attempt['outcome']}} <small>{{say.reason(attempt['reason'])}}</small></td>
     </tr>
     % end
   </tbody>
@@ -8111,7 +8185,7 @@ HOME = (
           % ticket_link(row)
           <small>{{row['behind']}}</small>
         </td>
-        <td>
+        <td class="event">
           % event_link(row)
         </td>
         <td class="num">
@@ -8257,7 +8331,7 @@ TICKET = (
         <td>
           % at(row['received'])
         </td>
-        <td>
+        <td class="event">
           % event_link(row)
         </td>
         <td class="wide">
@@ -8268,7 +8342,9 @@ TICKET = (
           % for attempt in row['attempts']:
           <div>
             % at(attempt['at'])
-            <small>{{attempt['reason']}}, {{f"{attempt['duration'] or 0:.2f}"}} s</small>
+            <small>
+              {{say.reason(attempt['reason'])}}, {{f"{attempt['duration'] or 0:.2f}"}} s
+            </small>
           </div>
           % end
         </td>
@@ -10628,7 +10704,8 @@ class Alerts:
         lines += [f"over: {text}" for name, text in told.items() if name not in now]
         if not lines:
             return True
-        if not self.tell(f"hd_itsm on {socket.gethostname()}: " + "; ".join(lines)):
+        where = f" {url}" if (url := self.config.server.public_url) else ""
+        if not self.tell(f"hd_itsm on {socket.gethostname()}: {'; '.join(lines)}{where}"):
             return False
         self.events.file.keep_facts(told=json.dumps(now))
         return True
@@ -11788,6 +11865,7 @@ class Call:
     ) -> None:
         self.arguments, self.options, self.environ = arguments, options, environ
         self.as_json = as_json
+        self.say = ENGLISH if as_json else Say(language_of_terminal(environ))
 
     def config(self, complete: bool = False) -> Config:
         """The configuration; `complete` as for `load_config`. Raises ConfigError."""
@@ -11856,25 +11934,27 @@ def _print_parts(call: Call, operation: Operation, parts: Iterator[dict[str, Any
     """Prints a result that may be long part by part, so that never all of it is in memory."""
     first, key = next(parts), operation.long
     if key not in first:
-        call.emit(first, operation.as_text(first))
+        call.emit(first, operation.as_text(first, call.say))
     elif call.as_json:
         rest = (part[key] for part in itertools.chain([first], parts))
         head = {name: value for name, value in first.items() if name != key}
         _print_list(head, key, itertools.chain.from_iterable(rest))
     else:
         for part in itertools.chain([first], parts):
-            print(operation.as_text(part))
+            print(operation.as_text(part, call.say))
 
 
 def carry_out(operation: Operation, call: Call) -> int:
     """A command that is an operation and nothing else."""
     with Operator(call.config(), operation.creates) as operator:
-        parts = operator.parts(operation.name, call.arguments)
+        language = call.say.language if LANGUAGE in operation.arguments else ""
+        given = {**call.arguments, **({"language": language} if language else {})}
+        parts = operator.parts(operation.name, given)
         if operation.long:
             _print_parts(call, operation, parts)
             return 0
         result = _joined(parts)
-    call.emit(result, operation.as_text(result))
+    call.emit(result, operation.as_text(result, call.say))
     return operation.exit_code(result)
 
 
@@ -12393,7 +12473,7 @@ def command_backup(call: Call) -> int:
         os.close(handle)
         with contextlib.suppress(OSError):
             os.unlink(copy)
-    call.emit(result, OPERATIONS["backup"].as_text(result))
+    call.emit(result, OPERATIONS["backup"].as_text(result, call.say))
     return 0
 
 

@@ -1,8 +1,8 @@
 """The page in a real browser: Chromium without a window, with JavaScript and without.
 
 It needs Chromium and its driver (Debian packages chromium and chromium-driver) and the extra
-`browser` (selenium, which speaks to the driver). Where they are missing the tests are skipped; where
-CI is set they fail. PICTURES=FOLDER keeps the screenshots there instead of throwing them away.
+`browser` (selenium, which speaks to the driver); axe-core (npm pack axe-core) where AXE names its
+axe.min.js. Where they are missing the tests are skipped; where CI is set they fail. PICTURES=FOLDER keeps the screenshots there instead of throwing them away.
 """
 
 from __future__ import annotations
@@ -571,6 +571,101 @@ def test_nothing_is_wider_than_the_window_on_a_desk(scripted: Browser, stage: St
             assert width <= 1140, place
 
 
+@pytest.fixture(scope="module")
+def axe() -> str:
+    """The source of axe-core, as its npm package has it (axe.min.js, named by AXE)."""
+    path = os.environ.get("AXE", "")
+    return (Path(path) if path else Path(missing("axe-core (AXE=axe.min.js)"))).read_text()
+
+
+def found_by_axe(browser: Browser, axe: str) -> list[str]:
+    """What axe-core finds wrong with the page that is shown."""
+    browser.driver.set_script_timeout(60)
+    browser.script(axe)
+    found = browser.driver.execute_async_script(
+        "axe.run().then(r => arguments[0](r.violations.map(v => v.id + ': ' + v.help + ' '"
+        " + v.nodes.map(n => n.html.slice(0, 120)).slice(0, 3).join(' | '))))"
+    )
+    return list(found)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+def test_axe_core_finds_nothing_on_any_page(
+    scripted: Browser, stage: Stage, axe: str, size: tuple[int, int], scheme: str
+) -> None:
+    found = {}
+    with scripted.seen(size, scheme, mobile=size == PHONE):
+        for place in places(stage):
+            scripted.open(stage.service.url + place)
+            found[place] = found_by_axe(scripted, axe)
+    assert {place: wrong for place, wrong in found.items() if wrong} == {}
+
+
+def test_control_axe_core_finds_a_button_without_a_name(
+    scripted: Browser, stage: Stage, axe: str
+) -> None:
+    scripted.open(stage.service.url)
+    scripted.script("document.querySelector('main').insertAdjacentHTML('beforeend', '<button>')")
+    assert any(one.startswith("button-name") for one in found_by_axe(scripted, axe))
+
+
+CAUSES = (5, 4, 2, 1, 1, 1, 1, 1)  # tickets of each
+
+
+def refuse_by_cause(received: Received) -> Answer:
+    """Refuses an opening with the words for the cause that its subject names."""
+    cause = str(received.json().get("title", "")).rpartition("#")[2]
+    words = f"등록되지 않은 사용자입니다: {cause} (인사시스템 연동 2026-11-20 이후 미동기화)"
+    return reply(422, json={"result": {"code": f"E104{cause}", "message": words}})
+
+
+def test_30_needing_events_of_8_causes_fit_into_1300_pixels_and_a_cause_takes_two_clicks(
+    scripted: Browser, start: Start
+) -> None:
+    with Itsm(decide=refuse_by_cause) as itsm:
+        service = start(itsm)
+        waiting = 14
+        for cause, tickets in enumerate(CAUSES):
+            for _ in range(tickets):
+                name = ticket()
+                service.post(
+                    "itsm_new", opening(name, subject=f"사내망 권한 신청 #{cause}"), wait=9
+                )
+                if waiting:
+                    service.post("itsm_ass", assignment(name))
+                    waiting -= 1
+        counts = service.status()["counts"]
+        assert counts["failed"] + counts["held"] == 30
+        with scripted.seen((1200, 1300)):
+            scripted.open(service.url)
+            assert "16 tickets need you" in scripted.words
+            assert len(scripted.find("tbody th[scope=rowgroup]")) == len(CAUSES)
+            bottom = scripted.script(
+                "return document.querySelector('.causes').getBoundingClientRect().bottom"
+            )
+            assert bottom <= 1300
+        itsm.decide = None
+        scripted.click("main button", "Retry all 5", "/confirm/retry")
+        scripted.click("main button", "Retry", "/")
+        assert scripted.notice == "5 events are sent again"
+        until(lambda: service.status()["counts"]["failed"] == 11, "all five are sent")
+
+
+def test_the_filters_are_reached_within_ten_tab_stops(scripted: Browser, stage: Stage) -> None:
+    scripted.open(stage.service.url)
+    scripted.keys("TAB")
+    assert focused(scripted) == "A To the events"
+    scripted.keys("ENTER")
+    counts = stage.service.status()["counts"]
+    tab_to(scripted, f"A failed {counts['failed']}", most=9)
+
+
+def test_korean_words_are_not_broken(scripted: Browser, stage: Stage) -> None:
+    scripted.open(stage.service.url)
+    assert scripted.script("return getComputedStyle(document.body).wordBreak") == "keep-all"
+
+
 def test_colours_follow_the_system(scripted: Browser, stage: Stage) -> None:
     ground = "return getComputedStyle(document.body).backgroundColor"
     found = {}
@@ -719,6 +814,18 @@ def test_pictures_of_a_busy_day(scripted: Browser, stage: Stage, pictures: Path)
         "not-found": "/search?q=nobody",
     }.items():
         views(scripted, pictures, url + place, name)
+
+
+def test_pictures_in_korean(scripted: Browser, stage: Stage, pictures: Path) -> None:
+    tell = scripted.driver.execute_cdp_cmd
+    tell("Network.enable", {})
+    tell("Network.setExtraHTTPHeaders", {"headers": {"Accept-Language": "ko"}})
+    try:
+        views(scripted, pictures, stage.service.url, "busy-korean")
+        assert scripted.script("return document.documentElement.lang") == "ko"
+        views(scripted, pictures, f"{stage.service.url}/tickets/420", "ticket-korean")
+    finally:
+        tell("Network.setExtraHTTPHeaders", {"headers": {}})
 
 
 def test_pictures_of_a_new_service(scripted: Browser, start: Start, pictures: Path) -> None:

@@ -35,6 +35,7 @@ ROOMS = (
     "Events",
     "Words",
     "Status",
+    "Judging",
     "Operations",
     "Door",
     "Look",

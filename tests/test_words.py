@@ -100,3 +100,48 @@ def test_the_page_speaks_the_language_of_the_browser(tmp_path: Path) -> None:
         assert "응답 422: unknown user 홍길동 (E1042)" in korean
         assert "failed 실패" in korean
         assert "다시 보내기" in korean
+
+
+def test_the_terminal_speaks_korean_by_its_locale_and_json_and_log_stay_english(
+    tmp_path: Path,
+) -> None:
+    words = {"result": {"code": "E1042", "message": "unknown user kim"}}
+    with Itsm(reply(422, json=words)) as itsm, Service(tmp_path, settings(itsm.url)) as service:
+        event = service.post("itsm_new", opening("4182"), wait=5).event
+        plain = service.cli("status").out
+        raw = [service.cli("status", "--json").json(), service.cli("show", event, "--json").json()]
+        assert "needs you      1 ticket needs you" in plain
+        korean = {"LC_ALL": "", "LC_MESSAGES": "ko_KR.UTF-8", "LANG": "C.UTF-8"}
+        status = service.cli("status", environ=korean).out
+        shown = service.cli("show", event, environ=korean).out
+        assert "확인할 것      확인할 티켓 1건." in status
+        assert "1 x failed 실패: 응답 422: unknown user kim (E1042)" in status
+        assert "hd-itsm retry --reason 'answered 422: unknown user kim (E1042)'" in status
+        assert "이벤트 1: failed 실패 (응답 422" in shown
+        assert "할 일      ITSM이나 설정을 고친 뒤 다시 보내세요." in shown
+        english = [
+            service.cli("status", "--json", environ=korean).json(),
+            service.cli("show", event, "--json", environ=korean).json(),
+        ]
+        assert english[0]["needs"] == raw[0]["needs"]
+        assert english[1] == raw[1]
+        other = {**korean, "LC_ALL": "en_US.UTF-8"}
+        assert "needs you" in service.cli("status", environ=other).out
+        assert not HANGUL.search(service.log)
+
+
+@pytest.mark.parametrize(
+    ("environ", "language"),
+    [
+        ({}, "en"),
+        ({"LANG": "ko_KR.UTF-8"}, "ko"),
+        ({"LANG": "ko"}, "ko"),
+        ({"LANG": "ko_KR.UTF-8", "LC_MESSAGES": "C"}, "en"),
+        ({"LANG": "C", "LC_ALL": "ko_KR.eucKR"}, "ko"),
+        ({"LANG": "kok_IN"}, "en"),
+    ],
+)
+def test_the_variables_of_the_terminal_go_in_the_order_of_posix(
+    environ: dict[str, str], language: str
+) -> None:
+    assert hd_itsm.language_of_terminal(environ) == language
