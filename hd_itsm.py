@@ -5595,6 +5595,9 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "Since {since} nothing is sent; webhooks are taken.": (
         "{since}부터 보내지 않고 있습니다. 웹훅은 계속 받습니다."
     ),
+    "Since {since}, {ago} ({reason}). Nothing is lost.": (
+        "{since}부터 {ago}째 ({reason}). 사라진 것은 없습니다."
+    ),
     "Since {since}, {ago} ({reason}). Nothing is lost: deliveries go on by themselves.": (
         "{since}부터 {ago}째 ({reason}). 사라진 것은 없으며, 응답하면 자동으로 이어서 전달합니다."
     ),
@@ -5889,16 +5892,20 @@ CAUSES = 50  # that are looked at
 NOT_FOR_YOU = ("paused", "away")  # troubles that somebody wants, or that may be nothing
 
 
-def _itsm_trouble(config: Config, itsm: Mapping[str, Any], say: Say) -> tuple[str, Trouble]:
+def _itsm_trouble(
+    config: Config, itsm: Mapping[str, Any], paused: bool, say: Say
+) -> tuple[str, Trouble]:
     """What is wrong with the ITSM, by name."""
+    reason = say.reason(itsm["reason"])
     now, since = time.time(), say.when(itsm["since"], config.clock, time.time())
     if itsm["why"] != "credential":
-        todo = say(
-            "Since {since}, {ago} ({reason}). Nothing is lost: deliveries go on by themselves.",
-            since=since,
-            ago=say.ago(now - itsm["since"]),
-            reason=itsm["reason"],
+        ago = say.ago(now - itsm["since"])
+        phrase = (
+            "Since {since}, {ago} ({reason}). Nothing is lost: deliveries go on by themselves."
         )
+        if paused:
+            phrase = "Since {since}, {ago} ({reason}). Nothing is lost."
+        todo = say(phrase, since=since, ago=ago, reason=reason)
         return "outage", Trouble("fail", say("The ITSM does not answer"), todo)
     source = config.credential
     where = source.name if source.source in ("file", "credential") else "itsm.authorization"
@@ -5907,7 +5914,7 @@ def _itsm_trouble(config: Config, itsm: Mapping[str, Any], say: Say) -> tuple[st
     )
     if source.source not in ("credential", "env"):
         phrase = "Since {since} ({reason}). Nothing is lost: put the new one into {where}."
-    todo = say(phrase, since=since, reason=itsm["reason"], where=where)
+    todo = say(phrase, since=since, reason=reason, where=where)
     return "credential", Trouble("fail", say("The ITSM refuses our credential"), todo)
 
 
@@ -5939,7 +5946,7 @@ def troubles(
         todo = say("Webhooks are refused until there is room on the disk.")
         wrong["disk"] = Trouble("fail", say("The disk is full"), todo)
     if itsm and (itsm["why"] == "credential" or now - itsm["since"] > outage_after):
-        name, trouble = _itsm_trouble(config, itsm, say)
+        name, trouble = _itsm_trouble(config, itsm, bool(paused), say)
         wrong[name] = trouble
     if paused:
         since = say.when(float(paused), config.clock, now)
@@ -6067,7 +6074,8 @@ def status_as_text(status: Mapping[str, Any], say: Say = ENGLISH) -> str:
         lines.append(f"  {cause['tickets']} x {say.state(cause['state'])}: {reason}")
         lines.append(f"      {one_line(cause['command'])}")
     for away in status["turned_away"]:
-        what = f"{away['count']} x {away['status'] or ''} {away['path']} {away['from']}"
+        sender = say("from {sender}", sender=away["from"])
+        what = f"{away['count']} x {away['status'] or ''} {away['path']} {sender}"
         lines.append(labelled(say("turned away"), f"{what}: {away['reason']}"))
     if status["turned_away"]:
         words = say("(in the last day; a helpdesk that does not repeat lost them)")
@@ -7479,6 +7487,8 @@ class Door:
         """Counts a request that was turned away, and tells it in the log, though not each time."""
         self.events.since_start.count("refused", str(status))
         caller, path = self.caller(environ), environ["PATH_INFO"] or "a request"
+        if status in NO_ROUTE:  # alike, whether its body came with its head or later
+            why = f"{why}: {environ['REQUEST_METHOD']}"
         if not kept and (path in self.hooks or status not in (401, 403, 421)):  # maybe a webhook
             self.events.file.count_soon(name_turned_away(status, str(caller), path, why))
         more = self.sparing.line(f"{caller} {status}", time.monotonic())
@@ -7489,7 +7499,7 @@ class Door:
         """A wrong address or method: told where it may be a helpdesk's webhook that is lost."""
         status, method = error.status_code, bottle.request.method
         if status == 405 or method in ("POST", "PUT", "PATCH"):
-            self.tell_refused(status, f"{NO_ROUTE[status]}: {method}", bottle.request.environ)
+            self.tell_refused(status, NO_ROUTE[status], bottle.request.environ)
         allowed = {"Allow": error.get_header("Allow")} if status == 405 else {}
         said = {"error": NO_ROUTE[status]}
         return self.problem(bottle.request.environ, status, said, **allowed)
@@ -7880,7 +7890,7 @@ th, td { padding: .375rem 1rem .375rem 0; text-align: left; vertical-align: base
 tr > :last-child { padding-right: 0; }
 tr { border-bottom: 1px solid var(--line); }
 tbody tr:hover { background: var(--field); }
-time, .event { white-space: nowrap; }
+time, thead th, .event { white-space: nowrap; }
 .num { width: 1%; text-align: right; white-space: nowrap; }
 .do { width: 1%; text-align: right; white-space: nowrap; }
 .do form { display: inline; margin-left: .75rem; }
@@ -8599,8 +8609,8 @@ def _itsm_fact(config: Config, events: Events, say: Say) -> Fact:
     value = say("refuses our credential" if itsm["why"] == "credential" else "does not answer")
     probe = max(0.0, events.pulse.next_probe - events.file.clock())
     since = say.when(itsm["since"], config.clock, now)
-    next_try = say("since {time}, next try in {ago}", time=since, ago=say.ago(probe))
-    return "ITSM", value, f"{next_try}; {more}"
+    phrase = "since {time}" if events.file.fact("paused") else "since {time}, next try in {ago}"
+    return "ITSM", value, f"{say(phrase, time=since, ago=say.ago(probe))}; {more}"
 
 
 def _waiting_fact(config: Config, events: Events, say: Say) -> Fact:
@@ -9030,6 +9040,10 @@ class Pages:
             due = time.time() + max(0.0, row["due"] - self.events.file.clock())
             when = say.when(due, self.config.clock, time.time(), seconds=True)
             words.append(say("Next try at {time}.", time=when))
+        if row["state"] == "held" and row["cause"] is None and not row["may_have_happened"]:
+            failed = self.events.page("failed", row["ticket"], limit=AT_ONCE)
+            openings = [each["event"] for each in failed if each["opens"]]
+            words += [say("waits for event {n}, which failed", n=n) + "." for n in openings[-1:]]
         if waiting := self.waiting(row):
             names = ", ".join(map(str, waiting[:20]))
             words.append(say("Waits for it: {events}.", events=names))

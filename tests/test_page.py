@@ -1109,6 +1109,17 @@ def test_an_outage_hides_no_ticket_that_waits_for_a_person_and_counts_apart(star
         assert [len(cause.events) for cause in page.causes] == [1]
 
 
+def test_while_paused_nothing_is_promised_to_go_on_by_itself(start: Start) -> None:
+    with Itsm() as itsm:
+        service = start(itsm, retry={"probe": "40s", "first": "30s"})
+        let_down(service, itsm)
+        service.cli("pause")
+        page = get(service, "/")
+        assert page.headline == "\u25a0 The ITSM does not answer"
+        assert page.sentence.endswith("Nothing is lost. Besides: Deliveries are paused by hand.")
+        assert "next try" not in page.facts["ITSM"]
+
+
 def test_a_pause_hides_no_refused_credential(start: Start) -> None:
     with Itsm(unauthorized()) as itsm:
         service = start(itsm)
@@ -1289,6 +1300,8 @@ def test_behind_an_opening_that_failed_nothing_is_named_and_after_its_drop_the_n
         service = start(itsm)
         opened = service.post("itsm_new", opening("4182"), wait=5).event
         held = service.post("itsm_ass", assignment("4182")).event
+        behind = get(service, f"/events/{held}")
+        assert f"waits for event {opened}, which failed." in behind.words
         question = get(service, f"/confirm/drop?event={opened}")
         assert f"Then wait for a mapping of the ticket: {held}." in question.words
         press(service, "drop", {"why": "x"}, event=str(opened))
@@ -1748,3 +1761,30 @@ def test_with_100_000_events_every_page_opens_as_fast_as_with_one(
         took = {path: quickest(service, path) for path in paths}
         bound = max(0.2, 5 * alone)
         assert {path: round(one, 3) for path, one in took.items() if one > bound} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_with_100_000_waiting_and_3_000_failed_for_60_reasons_the_first_page_opens_at_once(
+    tmp_path: Path,
+) -> None:
+    with Itsm() as itsm, Service(tmp_path, settings(itsm.url)) as service:
+        service.cli("pause")
+        service.post("itsm_new", opening("4182"))
+        assert service.stop() == 0
+        multiply(service.database, 102_999)
+        for sql in (
+            "UPDATE events SET state = 'failed', reason = 'answered 422: no ' || (event % 60),"
+            " cause = 'answered 422: no ' || (event % 60), attempts = 1 WHERE event <= 3000",
+            "UPDATE counts SET count = 100000 WHERE hour = 0 AND name = 'pending'",
+            "INSERT OR REPLACE INTO counts VALUES (0, 'failed', 3000)",
+        ):
+            service.change_file(sql)
+        service.start()
+        page = get(service, "/")
+        assert page.facts["On their way"].startswith("100000 events")
+        assert "3000 tickets need you" in page.sentence
+        assert [cause.button for cause in page.causes] == [["Retry all 50"]] * 12
+        assert "More reasons" in page.words
+        took = quickest(service, "/")
+        assert took < 0.2, took
