@@ -14,7 +14,7 @@ The life of an event:
   5. Events records that, keeps ticket -> request id, and lets the ticket's next event go.
 
 The rooms, in the order in which data flows; each uses only the ones above it. Receiving (Door,
-Page) and delivering are siblings that meet only in the file.
+Look, Page) and delivering are siblings that meet only in the file.
   Tables         what it does when, as plain rows
   Reading        bytes to an object, repaired where it must be
   Fields         an object to fields: paths, rules, ids, dates
@@ -25,10 +25,14 @@ Page) and delivering are siblings that meet only in the file.
   File           the SQLite file: open, migrate, transact, keep time and room
   Records        what goes into the file and comes out of it
   Mappings       ticket to request id, and what else answers brought
-  Events         intake, line, outcomes, questions, a person's acts: every other statement
+  Questions      what is asked of the file about events, tickets and mappings
+  Events         intake, line, outcomes, a person's acts: every other statement
+  Words          what people read, in English and in Korean
   Status         how it is, for people, monitoring and programs
+  Judging        what becomes of a webhook, now or when it is retried
   Operations     what an operator asks and does, alike for command line, control and page
   Door           admit, read, store, answer
+  Look           style, script and templates of the page
   Page           what a person sees in a browser
   Server         Waitress, bounded; webhooks by the handful
   Wire           one HTTP exchange, with a deadline, for every request we make
@@ -61,6 +65,7 @@ import email
 import email.utils
 import errno
 import functools
+import getpass
 import glob
 import hashlib
 import hmac
@@ -84,6 +89,7 @@ import pathlib
 import random
 import re
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -2002,8 +2008,10 @@ def _spellings(secret: str) -> tuple[str, ...]:
     """A secret as others may say it back: whole, without its scheme, or a proxy's login."""
     login = urllib.parse.unquote(secret.partition("://")[2].rpartition("@")[0])
     encoded = base64.b64encode(login.encode()).decode()
-    found = (secret, secret.rpartition(" ")[2], encoded, login.partition(":")[2])
-    return tuple(one for one in found if len(one) > 3)
+    quoted = (json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1])
+    found = [secret, secret.rpartition(" ")[2], encoded, login.partition(":")[2], *quoted]
+    found += [urllib.parse.quote(secret, safe=""), urllib.parse.quote_plus(secret)]
+    return tuple(dict.fromkeys(one for one in found if len(one) > 3))
 
 
 # ── Readers · a value each ─────────────────────────────────────────────────────────────────────
@@ -2535,6 +2543,9 @@ class ServerOptions:
         _read_secret,
         "",
         "for the pages, from other machines (Basic, any user); loopback needs none when empty",
+    )
+    public_url: str = option(
+        _read_url, "", "where people reach the page, for alerts", '"https://desk.example.com/"'
     )
 
 
@@ -3502,6 +3513,8 @@ MIGRATIONS = (  # entry n brings a file of version n to n + 1; never change one 
         hook TEXT NOT NULL,
         state TEXT NOT NULL,
         reason TEXT NOT NULL DEFAULT '',
+        cause TEXT,                   -- what a person must settle; NULL: nothing, or another first
+        subject TEXT NOT NULL DEFAULT '',  -- of the ticket, where the webhook says it
         opens INTEGER NOT NULL,       -- 1: its answer brings the request id
         waits_for_id INTEGER NOT NULL,       -- 1: it cannot go without the request id
         may_have_happened INTEGER NOT NULL DEFAULT 0,  -- 1: an attempt may have been carried out
@@ -3524,8 +3537,9 @@ MIGRATIONS = (  # entry n brings a file of version n to n + 1; never change one 
     CREATE INDEX events_ticket ON events (ticket, rank, event) WHERE ticket IS NOT NULL;
     CREATE INDEX events_pending ON events (ticket, waits_for_id, rank, event)
         WHERE state = 'pending';
-    CREATE INDEX events_held ON events (ticket, may_have_happened, waits_for_id)
+    CREATE INDEX events_held ON events (ticket, may_have_happened, waits_for_id, cause)
         WHERE state = 'held';
+    CREATE INDEX events_cause ON events (cause, event, ticket, settled) WHERE cause IS NOT NULL;
     CREATE INDEX events_openings ON events (ticket, state, rank, event) WHERE opens = 1;
     CREATE INDEX events_open ON events (state, event)  -- OR, not IN: SQLite proves only that
         WHERE state = 'pending' OR state = 'held' OR state = 'failed';
@@ -3554,8 +3568,19 @@ MIGRATIONS = (  # entry n brings a file of version n to n + 1; never change one 
         reason TEXT NOT NULL,
         answer TEXT NOT NULL,         -- the beginning of what the ITSM said
         asked TEXT NOT NULL,          -- the look-up that was asked; '' for the event's own request
+        sent TEXT NOT NULL,           -- JSON: the request; '': as the last one before it
         PRIMARY KEY (event, attempt)
     ) WITHOUT ROWID;
+    CREATE TABLE acts (               -- what was done by hand
+        act INTEGER PRIMARY KEY,
+        event INTEGER,                -- NULL: it was about the ticket
+        ticket TEXT,
+        at REAL NOT NULL,             -- wall clock, epoch seconds
+        what TEXT NOT NULL,
+        who TEXT NOT NULL
+    );
+    CREATE INDEX acts_event ON acts (event) WHERE event IS NOT NULL;
+    CREATE INDEX acts_ticket ON acts (ticket) WHERE event IS NULL;
     CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
     CREATE TABLE counts (             -- hour 0: how many there are now, or were ever
         hour INTEGER NOT NULL,        -- epoch seconds / 3600: how many there were in it
@@ -4049,6 +4074,7 @@ class NewEvent(NamedTuple):
     opens: bool = False
     waits_for_id: bool = False
     stamp: float | None = None
+    subject: str = ""
     again: str = "ignore"  # from here on not kept
     used: str = ""  # what of the fields makes a difference to what is sent
 
@@ -4103,6 +4129,7 @@ class Attempt:
     reason: str
     answer: str = ""
     asked: str = ""  # the look-up that was asked; "": the event's own request
+    sent: str = ""  # the request as people may see it, in JSON
 
 
 class Verdict(NamedTuple):
@@ -4126,6 +4153,21 @@ class Pulse:
     beat: float = 0.0  # monotonic; when the watch over the deliveries last went round; 0: never
     next_probe: float = 0.0  # service clock
     reload: str = ""  # why the last reload was refused
+    delivered: int = 0  # events, since the start
+    beats: collections.deque[tuple[float, int]] = field(
+        default_factory=lambda: collections.deque(maxlen=60)
+    )  # of the last minute, a second apart: when (monotonic), and delivered then
+
+    def count_delivered(self) -> None:
+        """One more event was delivered."""
+        self.delivered += 1
+
+    def rate(self) -> float:
+        """Events delivered a minute, as in the last one; 0 where that is not known."""
+        if not self.beats or time.monotonic() - self.beats[0][0] < 5:
+            return 0.0
+        at, delivered = self.beats[0]
+        return 60 * (self.delivered - delivered) / (time.monotonic() - at)
 
 
 class SinceStart:
@@ -4267,15 +4309,294 @@ class Mappings:
         return [{**row, "kept": json.loads(row["kept"])} for row in rows]
 
 
-# ── Events: intake, line, outcomes, questions, a person's acts ─────────────────────────────────
+# ── Questions: what is asked of the file about events, tickets and mappings ────────────────────
 
 
 WAITS = "waits for the request id of its ticket; no opening event is pending"
+MOST_COUNTED = 10_000  # so many events or tickets are counted to say how many: beyond, "or more"
+
+
+class Questions:
+    """What is known of events, tickets and mappings; nothing is changed."""
+
+    def __init__(self, file: File) -> None:
+        self.file = file
+
+    @property
+    def counts(self) -> collections.Counter[str]:
+        """How many events are in each state."""
+        return collections.Counter({state: self.file.counted(state) for state in STATES})
+
+    # ── Questions · events ─────────────────────────────────────────────────────────────────────
+
+    CALLED = (  # the subject of an event's ticket
+        "CASE subject WHEN '' THEN coalesce((SELECT subject FROM events AS first WHERE"
+        " first.ticket = events.ticket AND opens = 1 AND subject != '' LIMIT 1), '')"
+        " ELSE subject END"
+    )
+
+    def page(
+        self,
+        state: str = "",
+        ticket: str = "",
+        kind: str = "",
+        since: float = 0.0,
+        before: int = 0,
+        limit: int = 50,
+        after: int = 0,
+        numbers: Sequence[int] | None = None,
+        reason: str = "",
+        cause: str = "",
+        for_you: bool = False,
+    ) -> list[dict[str, Any]]:
+        """Events without bodies, newest first, with `after` oldest first.
+
+        `since`: wall clock; `before`, `after`: event numbers; `numbers`: only these;
+        `reason`: text of theirs; `for_you`: only what a person must settle.
+        """
+        where = [
+            f"state = '{STATES[STATES.index(state)]}'" if state else "",  # literal, for the index
+            "ticket = :ticket" if ticket else "",
+            "kind = :kind" if kind else "",
+            "received >= :since" if since else "",
+            "event < :before" if before else "",
+            "event > :after" if after else "",
+            f"event IN ({', '.join(map(str, numbers))})" if numbers is not None else "",
+            "(cause = :reason OR instr(reason, :reason))" if reason else "",
+            "cause = :cause" if cause else "",
+            "cause IS NOT NULL" if for_you else "",
+        ]
+        return self.file.read(
+            "SELECT event, state, kind, hook, ticket, request_id, received, settled, reason,"
+            " attempts, CASE head WHEN event THEN due END AS due, repaired, may_have_happened,"
+            f" opens, cause, {self.CALLED} AS subject"
+            " FROM events LEFT JOIN tickets USING (ticket)"
+            f" WHERE {' AND '.join(filter(None, where)) or '1'}"
+            f" ORDER BY event {'ASC' if after else 'DESC'} LIMIT :limit",
+            ticket=ticket,
+            kind=kind,
+            since=since,
+            before=before,
+            limit=limit,
+            after=after,
+            reason=reason,
+            cause=cause,
+        )
+
+    def show(self, event: int) -> dict[str, Any] | None:
+        """Everything of one event, its attempts included."""
+        rows = self.file.read(
+            f"SELECT events.*, {self.CALLED} AS called, request_id,"
+            " CASE head WHEN event THEN due END AS due FROM events"
+            " LEFT JOIN tickets USING (ticket) WHERE event = :event",
+            event=event,
+        )
+        if not rows:
+            return None
+        called = rows[0].pop("called")
+        return {**rows[0], "subject": called, "attempts": self.attempts(event)}
+
+    def attempts(self, event: int) -> list[dict[str, Any]]:
+        """The attempts of an event, in their order."""
+        return self.file.read(
+            "SELECT attempt, at, duration, status, outcome, reason, answer, asked, sent"
+            " FROM attempts WHERE event = :event ORDER BY attempt",
+            event=event,
+        )
+
+    def acts(self, event: int | None, ticket: str | None) -> list[dict[str, Any]]:
+        """What was done by hand to an event and to its ticket: at, what, who, event."""
+        return self.file.read(
+            "SELECT * FROM (SELECT act, at, what, who, event FROM acts WHERE event = :event"
+            " UNION SELECT act, at, what, who, event FROM acts WHERE ticket = :ticket"
+            " AND event IS NULL) ORDER BY act LIMIT 200",
+            event=event,
+            ticket=ticket,
+        )
+
+    def line(self, ticket: str, after: int = 0, limit: int = -1) -> list[int]:
+        """The numbers of a ticket's events in its order, from the one after `after` on."""
+        rows = self.file.read(
+            "SELECT event FROM events WHERE ticket = :ticket AND (rank, event) >"
+            " (coalesce((SELECT rank FROM events WHERE event = :after), :after), :after)"
+            " ORDER BY rank, event LIMIT :limit",
+            ticket=ticket,
+            after=after,
+            limit=limit,
+        )
+        return [row["event"] for row in rows]
+
+    def before(self, event: int) -> list[int]:
+        """The number of the event before this one in its ticket's line, if any."""
+        rows = self.file.read(
+            "SELECT before.event FROM events JOIN events AS before"
+            " ON before.ticket = events.ticket"
+            " AND (before.rank, before.event) < (events.rank, events.event)"
+            " WHERE events.event = :event ORDER BY before.rank DESC, before.event DESC LIMIT 1",
+            event=event,
+        )
+        return [row["event"] for row in rows]
+
+    # ── Questions · mappings, ages ─────────────────────────────────────────────────────────────
+
+    def oldest(self, *states: str) -> dict[str, Any] | None:
+        """The oldest event in one of these states, pending and held if none: event, received."""
+        oldest = (
+            f"SELECT min(event) FROM events WHERE state = '{STATES[STATES.index(state)]}'"
+            for state in states or ("pending", "held")
+        )
+        rows = self.file.read(
+            f"SELECT event, received FROM events WHERE event IN ({' UNION ALL '.join(oldest)})"
+            " ORDER BY event LIMIT 1"
+        )
+        return rows[0] if rows else None
+
+    def near_end(self, give_up_after: float) -> list[int]:
+        """Of the oldest 1,000 pending events those that have a fifth of their time left."""
+        rows = self.file.read(
+            "SELECT event, born FROM events WHERE state = 'pending' ORDER BY event LIMIT 1000"
+        )
+        born_before = self.file.clock() - 0.8 * give_up_after
+        return [row["event"] for row in rows if row["born"] < born_before]
+
+    def last_received(self) -> float | None:
+        """When the last webhook came (wall clock)."""
+        rows = self.file.read("SELECT received FROM events ORDER BY event DESC LIMIT 1")
+        return rows[0]["received"] if rows else None
+
+    # ── Questions · what needs a person ────────────────────────────────────────────────────────
+
+    NEEDING = "(cause != :waits OR settled <= :held_before)"  # of what has a cause
+
+    def tickets_for_you(self, held_before: float) -> int:
+        """How many tickets need a person, at most MOST_COUNTED; unreadable webhooks among them.
+
+        `held_before`: what was held later for its opening does not yet (wall clock).
+        """
+        rows = self.file.read(
+            "SELECT count(DISTINCT coalesce(ticket, event)) AS tickets FROM (SELECT ticket, event"
+            f" FROM events WHERE cause IS NOT NULL AND {self.NEEDING} LIMIT {MOST_COUNTED})",
+            waits=WAITS,
+            held_before=held_before,
+        )
+        return rows[0]["tickets"]  # type: ignore[no-any-return]
+
+    def causes(self, held_before: float, limit: int, shown: int) -> list[dict[str, Any]]:
+        """Why tickets need a person: cause, events, tickets, first (numbers of the oldest).
+
+        What most wait for comes first. `limit`: causes that are looked at; of each cause `shown`
+        events are named and MOST_COUNTED are counted: no more is read.
+        """
+        causes = self.file.read(
+            "WITH RECURSIVE names (cause) AS (SELECT min(cause) FROM events WHERE cause > ''"
+            " UNION ALL SELECT (SELECT min(cause) FROM events WHERE events.cause > names.cause)"
+            " FROM names WHERE names.cause IS NOT NULL LIMIT :limit)"
+            " SELECT cause FROM names WHERE cause IS NOT NULL",
+            limit=limit + 1,  # the last one may be none
+        )
+        which = f"FROM events WHERE cause = :cause AND {self.NEEDING}"
+        for cause in causes:
+            given: dict[str, Any] = {
+                "cause": cause["cause"],
+                "waits": WAITS,
+                "held_before": held_before,
+            }
+            [counts] = self.file.read(
+                "SELECT count(*) AS events, count(DISTINCT coalesce(ticket, event)) AS tickets"
+                f" FROM (SELECT ticket, event {which} LIMIT {MOST_COUNTED})",
+                **given,
+            )
+            first = self.file.read(
+                f"SELECT event {which} ORDER BY event LIMIT :shown", shown=shown, **given
+            )
+            cause |= {**counts, "first": [row["event"] for row in first]}
+        needing = [cause for cause in causes[:limit] if cause["events"]]
+        return sorted(needing, key=lambda cause: (-cause["tickets"], cause["first"]))
+
+    def behind(self, ticket: str, most: int = 100) -> list[int]:
+        """The events of a ticket that are held and wait for another of it, or for its mapping."""
+        rows = self.file.read(
+            "SELECT event FROM events WHERE ticket = :ticket AND state = 'held'"
+            " AND may_have_happened = 0 AND cause IS NULL LIMIT :most",
+            ticket=ticket,
+            most=most,
+        )
+        return sorted(row["event"] for row in rows)
+
+    # ── Questions · search ─────────────────────────────────────────────────────────────────────
+
+    SEARCHED = 100_000  # events, the latest, whose subjects a search reads
+
+    def find(self, text: str, limit: int = 50) -> tuple[list[str], list[int]]:
+        """The tickets and the numbers of the events that `text` means.
+
+        A ticket, a request id and an event are meant by all of their id; where there is none, by
+        its beginning, or by words of the ticket's subject.
+        """
+        number = int(text) if re.fullmatch("[0-9]{1,18}", text) else -1
+        rows = self.file.read("SELECT event FROM events WHERE event = :number", number=number)
+        numbers = [row["event"] for row in rows]
+        tickets = self._tickets("ticket = :text", "request_id = :text", text=text, limit=limit)
+        if tickets or numbers or not text:
+            return tickets, numbers
+        begins = (f"{name} >= :text AND {name} < :end" for name in ("ticket", "request_id"))
+        tickets = self._tickets(*begins, text=text, end=f"{text}\U0010ffff", limit=limit)
+        words: dict[str, Any] = {f"word{n}": word for n, word in enumerate(text.split()[:8])}
+        rows = self.file.read(
+            "SELECT event FROM events WHERE event > (SELECT max(event) FROM events) - :most"
+            " AND subject != '' AND ticket IS NOT NULL"
+            f"{''.join(f' AND instr(lower(subject), lower(:{word}))' for word in words)}"
+            " ORDER BY event DESC LIMIT :limit",
+            most=self.SEARCHED,
+            limit=limit,
+            **words,
+        )
+        return tickets, [row["event"] for row in rows]
+
+    def _tickets(self, *conditions: str, **arguments: Any) -> list[str]:
+        """Tickets that fit one of the conditions: mapped, or seen in an event."""
+        each = (
+            f"SELECT * FROM (SELECT ticket FROM tickets WHERE {condition} LIMIT :limit)"
+            for condition in conditions
+        )
+        rows = self.file.read(f"{' UNION '.join(each)} LIMIT :limit", **arguments)
+        return [row["ticket"] for row in rows]
+
+    def latest_of(self, tickets: Sequence[str]) -> list[int]:
+        """The number of each ticket's latest event, where it has one still."""
+        rows = []
+        for ticket in tickets:
+            rows += self.file.read(
+                "SELECT event FROM events WHERE ticket = :ticket"
+                " ORDER BY rank DESC, event DESC LIMIT 1",
+                ticket=ticket,
+            )
+        return [row["event"] for row in rows]
+
+    def steps(self, ticket: str) -> list[dict[str, Any]]:
+        """Its events, duplicates apart: event, kind, state."""
+        return self.file.read(
+            "SELECT event, kind, state FROM events WHERE ticket = :ticket"
+            " AND state != 'ignored' ORDER BY rank, event",
+            ticket=ticket,
+        )
+
+
+# ── Events: intake, line, outcomes, a person's acts ────────────────────────────────────────────
+
+
+def cause_of(reason: str, ticket: str | None) -> str:
+    """What events of like reasons have in common: a reason without its ticket's id."""
+    if ticket and len(ticket) > 2:
+        reason = re.sub(rf"(?<!\w){re.escape(ticket)}(?!\w)", "\u2026", reason)
+    return reason[:300]
+
+
 PENDING = "state = 'pending'"
 OPENED = tuple(f"opens = 1 AND state = '{state}'" for state in ("pending", "held", "delivered"))
 
 
-class Events:
+class Events(Questions):
     """All that is known of tickets, on a file: their lines, and how their events move.
 
     Only the head of a ticket's line has a due time: it stands in the ticket's one row. Methods
@@ -4283,15 +4604,11 @@ class Events:
     """
 
     def __init__(self, file: File) -> None:
-        self.file, self.mappings = file, Mappings(file)
+        super().__init__(file)
+        self.mappings = Mappings(file)
         self.pulse, self.since_start = Pulse(), SinceStart()
         self.edits = 0  # how often a person changed events: what was read before is old then
         self.waiters = Waiters()
-
-    @property
-    def counts(self) -> collections.Counter[str]:
-        """How many events are in each state."""
-        return collections.Counter({state: self.file.counted(state) for state in STATES})
 
     # ── Events · the line of a ticket ──────────────────────────────────────────────────────────
 
@@ -4309,7 +4626,8 @@ class Events:
         for number, new in enumerate(news, first):
             values += (number, parent["rank"] if parent else number)
             values += (parent["event"] if parent else None, born, str(uuid.uuid4()))
-            values += (new.digest, *new[: len(KEPT)])
+            cause = cause_of(new.reason, new.ticket) if new.state == "failed" else None
+            values += (new.digest, cause, *new[: len(KEPT)])
             self.file.count(new.state)
             self.file.count("repaired", bool(new.repaired))
             if new.state == "failed":
@@ -4317,10 +4635,10 @@ class Events:
             duplicate = new.state == "ignored" and new.kind  # the others no rule wanted
             if new.ticket is not None and parent is None and not duplicate:
                 tickets += (new.ticket, number, number if due is not None else None, due)
-        row = f"({', '.join('?' * (6 + len(KEPT)))})"
+        row = f"({', '.join('?' * (7 + len(KEPT)))})"
         self.file.execute_row(
             "INSERT INTO events (event, rank, parent, born, idempotency_key, digest,"
-            f" {', '.join(KEPT)}) VALUES {', '.join([row] * len(news))}",
+            f" cause, {', '.join(KEPT)}) VALUES {', '.join([row] * len(news))}",
             values,
         )
         if tickets:
@@ -4338,7 +4656,7 @@ class Events:
 
     def _move(self, event: int, leaves: str, enters: str, reason: str, **columns: Any) -> bool:
         """Moves an event from one state to another; False where it was not in the first."""
-        columns = {"settled": time.time(), **columns}
+        columns = {"settled": time.time(), "cause": None, **columns}
         sets = "".join(f", {name} = :{name}" for name in columns)
         changed = self.file.execute(
             f"UPDATE events SET state = :enters, reason = :reason{sets}"
@@ -4357,6 +4675,8 @@ class Events:
             self.file.count(enters, hourly=True)
         if enters == "delivered":
             self.file.count_to("last_delivery", round(time.time() * 1000))
+        if enters == "delivered":
+            self.file.after_commit(self.pulse.count_delivered)
         if enters not in ("pending", "held"):
             self.file.after_commit(lambda: self.waiters.wake(event))
         return True
@@ -4369,8 +4689,8 @@ class Events:
         wait. Each question is answered from an index: the length of the line costs nothing.
         """
         line = self.file.row(
-            "SELECT request_id, head, EXISTS (SELECT 1 FROM events WHERE ticket = :ticket"
-            " AND state = 'held' AND may_have_happened = 0) AS held"
+            "SELECT request_id, head, EXISTS (SELECT 1 FROM events INDEXED BY events_held"
+            " WHERE ticket = :ticket AND state = 'held' AND may_have_happened = 0) AS held"
             " FROM tickets WHERE ticket = :ticket",
             ticket=ticket,
         )
@@ -4409,7 +4729,30 @@ class Events:
         if held and (opening or not barred):
             which = "1" if opening else "waits_for_id = 0"
             self._switch(ticket, "held", "pending", "", f"may_have_happened = 0 AND {which}")
+        if not opening:
+            self._name_held(ticket, bool(barred))
         return bool(barred)
+
+    def _name_held(self, ticket: str, barred: bool) -> None:
+        """Lets the first of what is held for the request id stand for all: a person is to map it.
+
+        None of them where the ticket's opening failed: that one stands for all.
+        """
+        held = "state = 'held' AND may_have_happened = 0"
+        causes = (
+            f"SELECT * FROM (SELECT event, cause FROM events WHERE ticket = :ticket AND {held}"
+            f" AND waits_for_id = {waits} ORDER BY cause DESC LIMIT 1)"
+            for waits in (0, 1)
+        )
+        sql = f"{' UNION ALL '.join(causes)} ORDER BY cause DESC LIMIT 1"
+        named = self.file.row(sql, ticket=ticket)
+        if named is None or (named["cause"] is None) == barred:
+            return
+        self.file.execute(
+            "UPDATE events SET cause = :cause WHERE event = :event",
+            cause=None if barred else WAITS,
+            event=named["event"] if barred else self._earliest(ticket, held),
+        )
 
     def _earliest(self, ticket: str | None, *conditions: str) -> int | None:
         """The first event of a ticket's line that fits one of the conditions, None for none.
@@ -4427,7 +4770,7 @@ class Events:
 
     def _switch(self, ticket: str, leaves: str, enters: str, reason: str, which: str) -> None:
         changed = self.file.execute(
-            "UPDATE events SET state = :enters, reason = :reason, settled = :now"
+            "UPDATE events SET state = :enters, reason = :reason, settled = :now, cause = NULL"
             f" WHERE ticket = :ticket AND state = '{leaves}' AND {which}",
             ticket=ticket,
             enters=enters,
@@ -4675,21 +5018,31 @@ class Events:
         return bool(self.file.execute(sql, due=due, event=event).rowcount)
 
     def _keep_attempt(self, event: int, number: int, attempt: Attempt) -> None:
+        if number > 1 and attempt.sent:  # what was sent before is kept once
+            before = self.file.row(
+                "SELECT sent FROM attempts WHERE event = :event AND attempt < :number"
+                " AND asked = :asked AND sent != '' ORDER BY attempt DESC LIMIT 1",
+                event=event,
+                number=number,
+                asked=attempt.asked,
+            )
+            if before and before["sent"] == attempt.sent:
+                attempt = replace(attempt, sent="")
         self.file.execute(
             "INSERT OR REPLACE INTO attempts VALUES (:event, :number, :at, :duration, :status,"
-            " :outcome, :reason, :answer, :asked)",
+            " :outcome, :reason, :answer, :asked, :sent)",
             event=event,
             number=number,
             **vars(attempt),
         )
         if number > 60:  # of a long outage the first and the last attempts are kept
             self.file.execute(
-                "DELETE FROM attempts WHERE event = :event AND attempt = :number",
+                "DELETE FROM attempts WHERE event = :event AND attempt = :number AND sent = ''",
                 event=event,
                 number=number - 50,
             )
 
-    def begin(self, event: Event, at: float) -> bool:
+    def begin(self, event: Event, at: float, request: str = "") -> bool:
         """Records durably that an attempt is about to be made; False: the event may not go now.
 
         Until its outcome is recorded it may have happened: a crash leaves it unclear.
@@ -4705,7 +5058,7 @@ class Events:
                 ticket=event.ticket,
             ).rowcount
             if changed:
-                sent = Attempt(at, 0.0, None, "sent", "on its way")
+                sent = Attempt(at, 0.0, None, "sent", "on its way", sent=request)
                 self._keep_attempt(event.event, number, sent)
             return bool(changed)
 
@@ -4725,12 +5078,14 @@ class Events:
             first_try = self.file.clock()
         if verdict.request_id:
             verdict = self._one_request_one_ticket(event, verdict)
-        columns = {
+        columns: dict[str, Any] = {
             "tries": verdict.tries,
             "attempts": event.attempts + len(attempts),
             "first_try": first_try,
             "may_have_happened": verdict.may_have_happened,
         }
+        if verdict.state in ("held", "failed"):
+            columns["cause"] = cause_of(verdict.reason, event.ticket)
         moved = any(  # held: an opening of its ticket has failed while it was on its way
             self._move(event.event, state, verdict.state, verdict.reason, **columns)
             for state in ("pending", "held")
@@ -4785,11 +5140,12 @@ class Events:
 
     def _forget_line(self, ticket: str | None) -> None:
         """Removes the row of a ticket that has neither event nor request id any more."""
-        self.file.execute(
-            "DELETE FROM tickets WHERE ticket = :ticket AND request_id IS NULL"
-            " AND NOT EXISTS (SELECT 1 FROM events WHERE ticket = :ticket)",
-            ticket=ticket,
-        )
+        gone = "NOT EXISTS (SELECT 1 FROM events WHERE ticket = :ticket)"
+        for sql in (
+            f"DELETE FROM tickets WHERE ticket = :ticket AND request_id IS NULL AND {gone}",
+            f"DELETE FROM acts WHERE ticket = :ticket AND event IS NULL AND {gone}",
+        ):
+            self.file.execute(sql, ticket=ticket)
 
     def retain(self, received_before: float, after: int, limit: int = 200) -> int:
         """Deletes settled events received before that, among the `limit` that follow `after`.
@@ -4809,7 +5165,7 @@ class Events:
             for row in old:
                 if row["state"] in ("delivered", "ignored", "dropped"):
                     self.file.count(row["state"], -1)
-                    for table in ("attempts", "events"):
+                    for table in ("attempts", "acts", "events"):
                         self.file.execute(
                             f"DELETE FROM {table} WHERE event = :event", event=row["event"]
                         )
@@ -4821,8 +5177,6 @@ class Events:
             return old[-1]["event"] if len(old) == limit else 0
 
         return self.file.write(operation)
-
-    # ── Events · questions ─────────────────────────────────────────────────────────────────────
 
     def wait(self, event: int, seconds: float, most: int) -> Receipt | None:
         """How `event` stands when it was settled, or after `seconds`.
@@ -4848,119 +5202,6 @@ class Events:
             self.waiters.quit(event, waiter)
         return Receipt(event, **rows[0]) if rows else None
 
-    def page(
-        self,
-        state: str = "",
-        ticket: str = "",
-        kind: str = "",
-        since: float = 0.0,
-        before: int = 0,
-        limit: int = 50,
-        after: int = 0,
-        numbers: Sequence[int] | None = None,
-    ) -> list[dict[str, Any]]:
-        """Events without bodies, newest first, with `after` oldest first.
-
-        `since`: wall clock; `before`, `after`: event numbers; `numbers`: only these.
-        """
-        where = [
-            f"state = '{STATES[STATES.index(state)]}'" if state else "",  # literal, for the index
-            "ticket = :ticket" if ticket else "",
-            "kind = :kind" if kind else "",
-            "received >= :since" if since else "",
-            "event < :before" if before else "",
-            "event > :after" if after else "",
-            f"event IN ({', '.join(map(str, numbers))})" if numbers is not None else "",
-        ]
-        return self.file.read(
-            "SELECT event, state, kind, hook, ticket, request_id, received, settled, reason,"
-            " attempts, CASE head WHEN event THEN due END AS due, repaired, may_have_happened"
-            " FROM events LEFT JOIN tickets USING (ticket)"
-            f" WHERE {' AND '.join(filter(None, where)) or '1'}"
-            f" ORDER BY event {'ASC' if after else 'DESC'} LIMIT :limit",
-            ticket=ticket,
-            kind=kind,
-            since=since,
-            before=before,
-            limit=limit,
-            after=after,
-        )
-
-    def show(self, event: int) -> dict[str, Any] | None:
-        """Everything of one event, its attempts included."""
-        rows = self.file.read(
-            "SELECT events.*, request_id, CASE head WHEN event THEN due END AS due"
-            " FROM events LEFT JOIN tickets USING (ticket) WHERE event = :event",
-            event=event,
-        )
-        if not rows:
-            return None
-        attempts = self.file.read(
-            "SELECT attempt, at, duration, status, outcome, reason, answer, asked FROM attempts"
-            " WHERE event = :event ORDER BY attempt",
-            event=event,
-        )
-        return {**rows[0], "attempts": attempts}
-
-    def line(self, ticket: str, after: int = 0, limit: int = -1) -> list[int]:
-        """The numbers of a ticket's events in its order, from the one after `after` on."""
-        rows = self.file.read(
-            "SELECT event FROM events WHERE ticket = :ticket AND (rank, event) >"
-            " (coalesce((SELECT rank FROM events WHERE event = :after), :after), :after)"
-            " ORDER BY rank, event LIMIT :limit",
-            ticket=ticket,
-            after=after,
-            limit=limit,
-        )
-        return [row["event"] for row in rows]
-
-    def oldest(self) -> dict[str, Any] | None:
-        """The oldest event that is pending or held: event, received."""
-        rows = self.file.read(
-            "SELECT event, received FROM events WHERE event IN ("
-            "SELECT min(event) FROM events WHERE state = 'pending' UNION ALL"
-            " SELECT min(event) FROM events WHERE state = 'held') ORDER BY event LIMIT 1"
-        )
-        return rows[0] if rows else None
-
-    def held_since(self) -> float | None:
-        """Since when the event waits for a person that does so longest (wall clock)."""
-        rows = self.file.read(
-            "SELECT min(coalesce(settled, received)) AS first FROM events WHERE state = 'held'"
-        )
-        return rows[0]["first"]  # type: ignore[no-any-return]
-
-    def near_end(self, give_up_after: float) -> list[int]:
-        """Of the oldest 1,000 pending events those that have a fifth of their time left."""
-        rows = self.file.read(
-            "SELECT event, born FROM events WHERE state = 'pending' ORDER BY event LIMIT 1000"
-        )
-        born_before = self.file.clock() - 0.8 * give_up_after
-        return [row["event"] for row in rows if row["born"] < born_before]
-
-    def last_received(self) -> float | None:
-        """When the last webhook came (wall clock)."""
-        rows = self.file.read("SELECT received FROM events ORDER BY event DESC LIMIT 1")
-        return rows[0]["received"] if rows else None
-
-    def find_tickets(self, text: str) -> list[str]:
-        """The tickets that `text` means: as a ticket, or as a request id."""
-        rows = self.file.read(
-            "SELECT :text AS ticket WHERE EXISTS (SELECT 1 FROM events WHERE ticket = :text)"
-            " UNION SELECT ticket FROM tickets WHERE ticket = :text"
-            " UNION SELECT ticket FROM tickets WHERE request_id = :text LIMIT 50",
-            text=text,
-        )
-        return [row["ticket"] for row in rows]
-
-    def steps(self, ticket: str) -> list[dict[str, Any]]:
-        """Its events, duplicates apart: event, kind, state."""
-        return self.file.read(
-            "SELECT event, kind, state FROM events WHERE ticket = :ticket"
-            " AND state != 'ignored' ORDER BY rank, event",
-            ticket=ticket,
-        )
-
     # ── Events · a person's acts ───────────────────────────────────────────────────────────────
 
     def _edit(self, operation: Callable[[], T]) -> T:
@@ -4972,25 +5213,60 @@ class Events:
 
         return self.file.write(counted)
 
-    def retry(self, event: int, new: NewEvent, force: bool) -> str:
-        """Puts an event back to pending as `new` has it now; "" or why that is refused."""
-        return self._edit(lambda: self._retry(event, new, force))
+    def _act(self, event: int | None, ticket: str | None, what: str, who: str) -> None:
+        self.file.execute(
+            "INSERT INTO acts (event, ticket, at, what, who)"
+            " VALUES (:event, :ticket, :at, :what, :who)",
+            event=event,
+            ticket=ticket,
+            at=time.time(),
+            what=what,
+            who=who,
+        )
 
-    def _retry(self, event: int, new: NewEvent, force: bool) -> str:
+    def retry(
+        self, news: Mapping[int, NewEvent], force: bool = False, who: str = ""
+    ) -> dict[int, str]:
+        """Puts events back to pending as they read now; those that are refused, with why."""
+        return self._edit(
+            lambda: {
+                number: refusal
+                for number, new in news.items()
+                if (refusal := self._retry(number, new, force, who))
+            }
+        )
+
+    def refusals(self, news: Mapping[int, NewEvent], force: bool = False) -> dict[int, str]:
+        """What `retry` would refuse, with why; nothing is done."""
+        return self.file.write(
+            lambda: {
+                number: refusal
+                for number, new in news.items()
+                if (refusal := self._why_not_retry(number, new, force)[1])
+            }
+        )
+
+    def _why_not_retry(self, event: int, new: NewEvent, force: bool) -> tuple[Any, str]:
+        """The event's row, and why it cannot be retried, or ""."""
         row = self.file.row(
             "SELECT event, parent, state, ticket, rank, may_have_happened FROM events"
             " WHERE event = :event",
             event=event,
         )
         if row is None:
-            return f"event {event} is not there"
+            return row, f"there is no event {event}"
         if row["state"] in ("pending", "delivered") or (
             row["state"] == "held" and not row["may_have_happened"]
         ):
-            return f"event {event} is {row['state']}: nothing to retry"
+            return row, f"event {event} is {row['state']}: nothing to retry"
         refusal = "" if force else self._out_of_order(row, new)
+        return row, f"{refusal}: --force sends it all the same" if refusal else ""
+
+    def _retry(self, event: int, new: NewEvent, force: bool, who: str) -> str:
+        row, refusal = self._why_not_retry(event, new, force)
         if refusal:
-            return f"{refusal}: --force sends it all the same"
+            return refusal
+        self._act(event, new.ticket, "retry", who)
         self._move(
             event,
             row["state"],
@@ -5000,6 +5276,7 @@ class Events:
             ticket=new.ticket,
             fields=new.fields,
             repaired=new.repaired,
+            subject=new.subject,
             digest=new.digest,
             opens=new.opens,
             waits_for_id=new.waits_for_id,
@@ -5045,7 +5322,7 @@ class Events:
             return f"event {number} would open ticket {ticket} a second time ({why})"
         return ""
 
-    def drop(self, event: int, why: str) -> str:
+    def drop(self, event: int, why: str, who: str = "") -> str:
         """Gives an event up; "" or why it cannot be dropped."""
 
         def operation() -> str:
@@ -5055,13 +5332,14 @@ class Events:
             if row["state"] not in ("pending", "held", "failed", "ignored"):
                 return f"event {event} is {row['state']}: nothing to drop"
             self._move(event, row["state"], "dropped", f"dropped by hand: {why}")
+            self._act(event, row["ticket"], "drop", who)
             if row["ticket"] is not None and row["state"] != "ignored":
                 self._arrange(row["ticket"])
             return ""
 
         return self._edit(operation)
 
-    def map(self, ticket: str, request_id: str) -> tuple[list[int], str]:
+    def map(self, ticket: str, request_id: str, who: str = "") -> tuple[list[int], str]:
         """Sets a ticket's request id by hand; the events that it freed, in order.
 
         And another ticket that has this request id already, "" for none. An opening that waits, or
@@ -5070,6 +5348,7 @@ class Events:
 
         def operation() -> tuple[list[int], str]:
             self.mappings.set(ticket, request_id, "hand", time.time())
+            self._act(None, ticket, f"map {request_id}", who)
             freed = self._settle_openings(ticket, "mapped by hand")
             return freed, self.mappings.other(ticket, request_id)
 
@@ -5114,13 +5393,13 @@ class Events:
 
         def operation() -> int:
             self.file.execute(
-                "UPDATE attempts SET answer = '', reason = '' WHERE event IN"
+                "UPDATE attempts SET answer = '', reason = '', sent = '' WHERE event IN"
                 f" (SELECT event FROM events WHERE {settled})",
                 ticket=ticket,
             )
             return self.file.execute(
                 "UPDATE events SET raw = X'', headers = '{}', sender = '', reason = '',"
-                f" fields = :fields WHERE {settled}",
+                f" subject = '', fields = :fields WHERE {settled}",
                 ticket=ticket,
                 fields=COMPACT.encode({"ticket_id": ticket}),
             ).rowcount
@@ -5128,6 +5407,427 @@ class Events:
         count = self._edit(operation)
         self.file.read("PRAGMA wal_checkpoint(TRUNCATE)")  # or the texts would stay in there
         return count
+
+
+# ── Words: what people read, in English and in Korean ──────────────────────────────────────────
+
+KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in Korean
+    "(in the last day; a helpdesk that does not repeat lost them)": (
+        "(최근 24시간; 헬프데스크가 다시 보내지 않으면 사라집니다)"
+    ),
+    "Actions": "작업",
+    "Address": "주소",
+    "After it go: {events}.": "이어서 전달할 이벤트: {events}.",
+    "all": "전체",
+    "All attempts": "전체 시도",
+    "All delivered": "모두 전달했습니다",
+    "all is well": "이상 없습니다",
+    "All others are delivered. Nothing needs you.": (
+        "나머지는 모두 전달했습니다. 확인할 것은 없습니다."
+    ),
+    "answered {status}": "응답 {status}",
+    "answered {status} with HTML instead of JSON: a login page or a proxy?": (
+        "응답 {status}, JSON이 아닌 HTML: 로그인 화면이나 프록시일 수 있습니다"
+    ),
+    "answered {status} without a request id where it should be": "응답 {status}, 요청 번호 없음",
+    "answered {status} without JSON": "응답 {status}, JSON 없음",
+    "answered {status}, but the answer may have been cut": "응답 {status}, 응답이 잘렸을 수 있음",
+    "answered {status}, {outcome} by rule {n} of `answers`": (
+        "응답 {status}, `answers` 규칙 {n}에 따라 {outcome}"
+    ),
+    "answered {status}: {why}": "응답 {status}: {why}",
+    "answers": "응답함",
+    "as of {time}": "{time} 기준",
+    "At": "시각",
+    "Attempt": "시도",
+    "attempt {n}": "시도 {n}",
+    "Attempts": "시도",
+    "Besides: {what}.": "그 밖에: {what}.",
+    "By hand": "수동 작업",
+    "by hand": "수동 작업",
+    "cannot be translated: {why}": "변환할 수 없음: {why}",
+    "connection refused": "연결 거부",
+    "Delivered": "전달",
+    "delivered": "전달",
+    "Deliveries": "전달 상태",
+    "Deliveries are paused": "전달을 멈췄습니다",
+    "Deliveries are paused by hand": "전달을 멈춰 둔 상태입니다",
+    "Deliveries go on": "전달을 다시 시작했습니다",
+    "does not answer": "응답 없음",
+    "Does the helpdesk still send them?": "헬프데스크가 웹훅을 보내고 있는지 확인하세요.",
+    "down": "응답 없음",
+    "Drop": "포기",
+    "Drop event {n}": "이벤트 {n} 포기",
+    "dropped": "포기",
+    "dropped by hand: {why}": "직접 포기: {why}",
+    "duplicate of event {n}": "이벤트 {n} 중복",
+    "duplicate of event {n}: the ticket is opened already": "이벤트 {n} 중복: 이미 접수된 티켓",
+    "Event": "이벤트",
+    "Event {n}": "이벤트 {n}",
+    "event {n}": "이벤트 {n}",
+    "Event {n} is given up": "이벤트 {n} 포기함",
+    "Event {n} is sent again": "이벤트 {n} 다시 보냄",
+    "Events": "이벤트",
+    "Events: {what}": "이벤트: {what}",
+    "Failed": "실패",
+    "failed": "실패",
+    "failed {n} times while others went through: {why}": (
+        "다른 티켓은 전달되는데 {n}번 실패: {why}"
+    ),
+    "field": "필드",
+    "Found for “{text}”": "“{text}” 검색 결과",
+    "From": "보낸 곳",
+    "from {sender}": "보낸 곳 {sender}",
+    "Give event {n} up?": "이벤트 {n}: 포기할까요?",
+    "given up after [retry] give_up_after: {why}": "[retry] give_up_after가 지나 포기: {why}",
+    "go on": "전달 중",
+    "held": "보류",
+    "Helpdesk": "헬프데스크",
+    "hook": "훅",
+    "Hour": "시간",
+    "ignored": "무시",
+    "In the last day; a helpdesk that does not repeat them has lost them.": (
+        "최근 24시간 기준입니다. 헬프데스크가 다시 보내지 않으면 사라집니다."
+    ),
+    "in the words of the ITSM": "ITSM이 보낸 그대로",
+    "It is kept, but not sent.": "기록은 남고, 보내지는 않습니다.",
+    "It is translated with today's configuration and sent.": (
+        "지금 설정으로 다시 변환해서 보냅니다."
+    ),
+    "it will soon be given up": "곧 포기할 이벤트입니다",
+    "Its events, in order": "이벤트 (순서대로)",
+    "Kind": "종류",
+    "last delivery": "마지막 전달",
+    "last delivery {ago} ago": "마지막 전달 {ago} 전",
+    "last webhook": "마지막 웹훅",
+    "Leave it": "그대로 두기",
+    "Let deliveries go on?": "전달을 다시 시작할까요?",
+    "Log in": "로그인이 필요합니다",
+    "Look into the ITSM: if the request is there, map it; if not, retry.": (
+        "ITSM에서 요청을 찾아보세요. 있으면 연결하고, 없으면 다시 보내세요."
+    ),
+    "look-up": "조회",
+    "Map": "연결",
+    "Map by hand": "직접 연결",
+    "Map the ticket to its request, or retry its opening where that was dropped.": (
+        "티켓을 ITSM 요청에 연결하거나, 포기한 접수 이벤트를 다시 보내세요."
+    ),
+    "Map ticket {ticket}": "티켓 {ticket} 연결",
+    "Map ticket {ticket} to request {request_id}?": (
+        "티켓 {ticket}: 요청 {request_id}에 연결할까요?"
+    ),
+    "Map ticket {ticket} to which request?": "티켓 {ticket}: 어느 요청에 연결할까요?",
+    "mapped by hand": "직접 연결함",
+    "mapped by import": "가져오기로 연결함",
+    "Mend it in the ITSM or in the configuration, then retry.": (
+        "ITSM이나 설정을 고친 뒤 다시 보내세요."
+    ),
+    "Mend the configuration where the reason says, reload it, then retry.": (
+        "위에 적힌 설정을 고쳐 다시 읽힌 뒤 다시 보내세요."
+    ),
+    "Mend the helpdesk's template or the hook's fields, then retry; or drop it.": (
+        "헬프데스크 템플릿이나 훅의 필드를 고친 뒤 다시 보내거나, 포기하세요."
+    ),
+    "Mend what stands against them, or raise [retry] give_up_after.": (
+        "막는 원인을 해결하거나 [retry] give_up_after를 늘리세요."
+    ),
+    "More reasons: all failed events": "다른 원인 더 보기: 실패한 이벤트 전체",
+    "needs you": "확인할 것",
+    "Neither a ticket, a request id or an event, nor how an id begins or words of a subject.": (
+        "티켓, 요청 번호, 이벤트 번호, 번호의 앞부분, 제목에서 모두 찾지 못했습니다."
+    ),
+    "newer": "다음 최신",
+    "newest": "최신",
+    "next": "다음",
+    "Next try": "다음 시도",
+    "Next try at {time}.": "다음 시도 {time}.",
+    "no answer in time": "제한 시간 안에 응답 없음",
+    "No attempt yet.": "아직 시도하지 않았습니다.",
+    "no delivery yet": "아직 전달 없음",
+    "No event fits.": "해당하는 이벤트가 없습니다.",
+    "No event yet.": "아직 이벤트가 없습니다.",
+    "No request id yet.": "아직 요청 번호가 없습니다.",
+    "no rule of hook {hook} matches": "훅 {hook}에 맞는 규칙이 없음",
+    "no ticket": "티켓 없음",
+    "No webhook came for {ago}": "{ago} 동안 웹훅이 없습니다",
+    "nobody can say whether it was done": "처리됐는지 알 수 없음",
+    "none": "없음",
+    "None is kept any more.": "남아 있는 이벤트가 없습니다.",
+    "none yet": "아직 없음",
+    "not asked yet": "아직 연결한 적 없음",
+    "Not for you": "권한이 없습니다",
+    "Not found": "찾을 수 없습니다",
+    "Not now": "지금은 처리할 수 없습니다",
+    "Not reached since: this is how it was at {time}. It is asked every 10 s.": (
+        "서버에 연결되지 않습니다. {time} 기준 화면이며, 10초마다 다시 연결합니다."
+    ),
+    "not repaired": "원문 그대로",
+    "not running": "멈춤",
+    "not running: webhooks are refused; its log says why, `check` what is wrong": (
+        "멈춤: 웹훅을 받지 않습니다. 까닭은 로그에, 잘못된 곳은 `check`에 나옵니다"
+    ),
+    "Nothing came yet": "아직 받은 웹훅이 없습니다",
+    "Nothing is called “{text}”": "“{text}”에 해당하는 것이 없습니다",
+    "Nothing needs you.": "확인할 것은 없습니다.",
+    "nothing yet": "아직 없음",
+    "Nothing: it cannot be translated: {why}": "없음: 변환할 수 없습니다: {why}",
+    "Nothing: it has no kind that is configured.": "없음: 설정에 없는 종류입니다.",
+    "older": "이전",
+    "oldest waiting": "오래된 대기",
+    "On their way": "전달 대기",
+    "On their way then: {events}.": "곧 전달할 것: {events}.",
+    "Outcome": "결과",
+    "Parts of the list": "목록 이동",
+    "Pause": "멈춤",
+    "paused": "멈춤",
+    "pending": "대기",
+    "previous": "이전",
+    "Raw body": "원문",
+    "raw body": "원문",
+    "Reason": "이유",
+    "Received": "받은 시각",
+    "received": "받음",
+    "refuses our credential": "인증 거부",
+    "Repaired": "고친 점",
+    "Request": "요청",
+    "Request id": "요청 번호",
+    "Resume": "다시 시작",
+    "Retry": "다시 보내기",
+    "Retry all {n}": "{n}건 모두 다시 보내기",
+    "Retry event {n}": "이벤트 {n} 다시 보내기",
+    "running": "동작 중",
+    "Search": "검색",
+    "Send event {n} again?": "이벤트 {n}: 다시 보낼까요?",
+    "Send {n} event again?|Send all {n} events again?": "이벤트 {n}건을 모두 다시 보낼까요?",
+    "service": "서비스",
+    "Settled": "처리 시각",
+    "Since": "받은 시각",
+    "Since {since} ({reason}). Nothing is lost: put the new one into {where}, then restart.": (
+        "{since}부터 ({reason}). 사라진 것은 없습니다. 새 인증 정보를 {where}에 넣고 다시 "
+        "시작하세요."
+    ),
+    "Since {since} ({reason}). Nothing is lost: put the new one into {where}.": (
+        "{since}부터 ({reason}). 사라진 것은 없습니다. 새 인증 정보를 {where}에 넣으세요."
+    ),
+    "Since {since} nothing is sent; webhooks are taken.": (
+        "{since}부터 보내지 않고 있습니다. 웹훅은 계속 받습니다."
+    ),
+    "Since {since}, {ago} ({reason}). Nothing is lost.": (
+        "{since}부터 {ago}째 ({reason}). 사라진 것은 없습니다."
+    ),
+    "Since {since}, {ago} ({reason}). Nothing is lost: deliveries go on by themselves.": (
+        "{since}부터 {ago}째 ({reason}). 사라진 것은 없으며, 응답하면 자동으로 이어서 전달합니다."
+    ),
+    "since {since}: `resume` goes on": "{since}부터: `resume`으로 다시 시작",
+    "since {since}: {reason}": "{since}부터: {reason}",
+    "since {time}": "{time}부터",
+    "since {time}, by hand": "{time}부터, 직접 연결",
+    "since {time}, by the ITSM": "{time}부터, ITSM이 알려 줌",
+    "since {time}, next try in {ago}": "{time}부터, {ago} 뒤 다시 시도",
+    "State": "상태",
+    "Status": "응답 코드",
+    "Stop deliveries?": "전달을 멈출까요?",
+    "That did not work": "처리하지 못했습니다",
+    "the body is neither JSON nor a form": "본문이 JSON도 폼도 아님",
+    "The disk is full": "디스크가 가득 찼습니다",
+    "The ITSM does not answer": "ITSM이 응답하지 않습니다",
+    "The ITSM refuses our credential": "ITSM이 인증 정보를 거부합니다",
+    "The last 24 hours": "최근 24시간",
+    "The last answer": "마지막 응답",
+    "The new configuration was refused": "새 설정을 적용하지 못했습니다",
+    "The old one goes on: {problem}": "이전 설정으로 동작합니다: {problem}",
+    "The oldest of what waits for you came {when}.": "가장 오래된 것은 {when}에 받았습니다.",
+    "the oldest {ago}": "가장 오래된 것 {ago} 전",
+    "the program ended while the request was on its way": "요청을 보내는 중에 프로그램이 종료됨",
+    "the ticket already has request id {request_id}": "이미 요청 번호 {request_id}에 연결된 티켓",
+    "Then wait for a mapping of the ticket: {events}.": (
+        "그러면 티켓을 연결할 때까지 기다리는 이벤트: {events}."
+    ),
+    "They are translated with today's configuration and sent: {what}.": (
+        "지금 설정으로 다시 변환해서 보냅니다: {what}."
+    ),
+    "Ticket": "티켓",
+    "Ticket {ticket}": "티켓 {ticket}",
+    "Ticket {ticket} is request {request_id} now": "티켓 {ticket}: 요청 {request_id}에 연결함",
+    "ticket {ticket}: no request id yet": "티켓 {ticket}: 아직 요청 번호 없음",
+    "ticket {ticket}: request {request_id} since {since} (by {origin})": (
+        "티켓 {ticket}: 요청 {request_id}, {since}부터 ({origin})"
+    ),
+    "Ticket, request id, event or subject": "티켓, 요청 번호, 이벤트, 제목",
+    "Times": "횟수",
+    "to do": "할 일",
+    "To the events": "이벤트 목록으로",
+    "Took": "걸린 시간",
+    "turned away": "거부한 요청",
+    "Turned away in the last day": "최근 24시간에 거부한 요청",
+    "unclear": "불확실",
+    "Until now it is request {request_id}.": "지금은 요청 {request_id}에 연결되어 있습니다.",
+    "up": "정상",
+    "waits for event {n}": "앞선 이벤트 {n} 대기",
+    "waits for event {n}, which failed": "실패한 이벤트 {n} 때문에 대기",
+    "Waits for it: {events}.": "이것을 기다리는 이벤트: {events}.",
+    "waits for the request id of its ticket; no opening event is pending": (
+        "티켓의 요청 번호를 기다림: 접수 이벤트가 없음"
+    ),
+    "Webhooks are refused until there is room on the disk.": (
+        "디스크에 공간이 생길 때까지 웹훅을 받지 못합니다."
+    ),
+    "Webhooks are still taken and wait; now {events}.": (
+        "웹훅은 계속 받아 쌓아 둡니다. 지금 {events}."
+    ),
+    "Webhooks go to {hooks}.": "웹훅 주소: {hooks}",
+    "What": "작업",
+    "What came": "받은 내용",
+    "What needs you": "확인할 것",
+    "What waits for it goes out: {events}.": "기다리던 이벤트를 보냅니다: {events}.",
+    "What was sent": "보낸 내용",
+    "What would be sent now": "지금 보낸다면",
+    "Who": "누가",
+    "Why": "이유",
+    "Wide: received. Narrow, within: delivered. Below the line: failed. In numbers": (
+        "넓은 막대: 받음, 안쪽 좁은 막대: 전달, 선 아래: 실패. 숫자로 보기"
+    ),
+    "yesterday {time}": "어제 {time}",
+    "{ago} ago": "{ago} 전",
+    "{event} of {received}": "{event}번 ({received})",
+    "{first} to {last}": "{first}~{last}",
+    "{first} to {last} of {total}": "전체 {total}건 중 {first}~{last}",
+    "{n} characters": "{n}자",
+    "{n} day|{n} days": "{n}일",
+    "{n} event is on its way|{n} events are on their way": "이벤트 {n}건을 전달하고 있습니다",
+    "{n} event is sent again|{n} events are sent again": "이벤트 {n}건을 다시 보냅니다",
+    "{n} event will soon be given up|{n} events will soon be given up": "곧 포기할 이벤트 {n}건",
+    "{n} event|{n} events": "{n}건",
+    "{n} h": "{n}시간",
+    "{n} min": "{n}분",
+    "{n} more of this reason": "같은 원인 {n}건 더 보기",
+    "{n} more waits for it|{n} more wait for it": "이어서 {n}건 대기",
+    "{n} or more": "{n} 이상",
+    "{n} reason|{n} reasons": "원인 {n}가지",
+    "{n} s": "{n}초",
+    "{n} ticket needs you|{n} tickets need you": "확인할 티켓 {n}건",
+    "{n} tickets need you, or more": "확인할 티켓 {n}건 이상",
+    "{n} ticket|{n} tickets": "티켓 {n}건",
+    "{n} webhook was turned away|{n} webhooks were turned away": "거부한 웹훅 {n}건",
+    "{rate} a minute, done in {ago}": "분당 {rate}건, 약 {ago} 뒤 완료",
+    "{received} received, {delivered} delivered, {failed} failed": (
+        "받음 {received}, 전달 {delivered}, 실패 {failed}"
+    ),
+    "{why}: it may have happened; `map` or `retry` decides": (
+        "{why}: 이미 처리됐을 수 있으니 연결하거나 다시 보내세요"
+    ),
+}
+
+
+REASONS = (  # those that are stored with an event, which people read
+    "waits for the request id of its ticket; no opening event is pending",
+    "duplicate of event {n}: the ticket is opened already",
+    "duplicate of event {n}",
+    "the ticket already has request id {request_id}",
+    "no rule of hook {hook} matches",
+    "mapped by hand",
+    "mapped by import",
+    "dropped by hand: {why}",
+    "cannot be translated: {why}",
+    "given up after [retry] give_up_after: {why}",
+    "failed {n} times while others went through: {why}",
+    "{why}: it may have happened; `map` or `retry` decides",
+    "nobody can say whether it was done",
+    "answered {status} without JSON",
+    "answered {status} without a request id where it should be",
+    "answered {status} with HTML instead of JSON: a login page or a proxy?",
+    "answered {status}, but the answer may have been cut",
+    "answered {status}, {outcome} by rule {n} of `answers`",
+    "answered {status}: {why}",
+    "answered {status}",
+    "connection refused",
+    "no answer in time",
+    "the body is neither JSON nor a form",
+    "the program ended while the request was on its way",
+)
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+@functools.cache
+def _patterns() -> list[tuple[str, re.Pattern[str]]]:
+    """For each of REASONS what it looks like."""
+    return [
+        (phrase, re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+?)", re.escape(phrase)), re.DOTALL))
+        for phrase in REASONS
+    ]
+
+
+class Say:
+    """Says a phrase in a person's language; the English one is its name.
+
+    `{name}` is filled in; where an English phrase stands twice, parted by |, the first is for one.
+    """
+
+    def __init__(self, language: str = "en") -> None:
+        self.language = language
+
+    def __call__(self, phrase: str, /, **values: Any) -> str:
+        """The phrase with its values."""
+        if self.language == "ko":
+            return KOREAN.get(phrase, phrase).format(**values)
+        one, _, many = phrase.partition("|")
+        return (many if many and values.get("n") != 1 else one).format(**values)
+
+    def state(self, state: str) -> str:
+        """A state; beside the Korean word the one that command line and log use."""
+        return f"{state} {self(state)}" if self.language == "ko" else state
+
+    def reason(self, reason: str) -> str:
+        """A reason of ours; the ITSM's and the helpdesk's words in it as they are."""
+        if self.language == "en":
+            return reason
+        for phrase, pattern in _patterns():
+            if match := pattern.fullmatch(reason):
+                values = match.groupdict()
+                if "why" in values:
+                    values["why"] = self.reason(values["why"])
+                return self(phrase, **values)
+        return reason
+
+    def counted(self, number: int) -> str:
+        """A number of what is counted no further than MOST_COUNTED."""
+        return f"{number:,}" if number < MOST_COUNTED else self("{n} or more", n=f"{number:,}")
+
+    def ago(self, seconds: float) -> str:
+        """A span of time: 40 s, 12 min, 5 h, 3 days."""
+        if seconds >= 2 * 86400:
+            return self("{n} day|{n} days", n=int(seconds // 86400))
+        if seconds >= 2 * 3600:
+            return self("{n} h", n=int(seconds // 3600))
+        if seconds >= 60:
+            return self("{n} min", n=int(seconds // 60))
+        return self("{n} s", n=max(0, int(seconds)))
+
+    def when(self, moment: float, clock: Clock, now: float, seconds: bool = False) -> str:
+        """A moment as people write it: today's without the date, any other with it."""
+        local, today = clock.local(moment), clock.local(now).date()
+        time_of_day = local.strftime("%H:%M:%S" if seconds else "%H:%M")
+        if local.date() == today:
+            return time_of_day
+        if local.date() == today - timedelta(days=1):
+            return self("yesterday {time}", time=local.strftime("%H:%M"))
+        if self.language == "ko":
+            day = f"{local.month}월 {local.day}일"
+            day = day if local.year == today.year else f"{local.year}년 {day}"
+        else:
+            day = f"{local.day} {MONTHS[local.month - 1]}"
+            day = day if local.year == today.year else f"{day} {local.year}"
+        return f"{day} {local.strftime('%H:%M')}"
+
+
+ENGLISH = Say()
+
+
+def language_of_terminal(environ: Mapping[str, str]) -> str:
+    """`ko` or `en`, by the variables of POSIX for messages."""
+    names = ("LC_ALL", "LC_MESSAGES", "LANG")
+    locale = next((environ[name] for name in names if environ.get(name)), "")
+    return "ko" if re.match("ko(?:[_.@-]|$)", locale) else "en"
 
 
 # ── Status: how it is, for people, monitoring and programs ─────────────────────────────────────
@@ -5150,6 +5850,11 @@ def _width(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
+def labelled(label: str, value: Any, width: int = 15) -> str:
+    """A line of a label and its value, the values of several below each other."""
+    return f"{label}{' ' * (width - _width(label))}{one_line(value)}"
+
+
 def as_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     """Rows as an aligned table."""
     lines = [list(columns)] + [[one_line(row.get(name)) for name in columns] for row in rows]
@@ -5163,35 +5868,6 @@ def as_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
 
 
 # ── Status · status ────────────────────────────────────────────────────────────────────────────
-
-
-def for_you(config: Config, events: Events, held_after: float) -> dict[str, str]:
-    """What needs a person now, by name, each with what to do; `held_after`: seconds."""
-    now, tasks = time.time(), {}
-    itsm = json.loads(events.file.fact("itsm") or "{}")
-    if itsm.get("why") == "credential":
-        rereads = config.credential.source not in ("credential", "env")
-        then = "it is read by itself" if rereads else "then restart"
-        tasks["credential"] = (
-            f"the ITSM refuses our credential ({itsm['reason']}): put the new one in place, {then}"
-        )
-    elif itsm and now - itsm["since"] > config.alert.after:
-        tasks["outage"] = f"the ITSM is down ({itsm['reason']}): deliveries go on when it is up"
-    if count := events.counts["failed"]:
-        tasks["failed"] = f"{count} failed: `events --state failed` says why; `retry` or `drop`"
-    held = events.held_since()
-    if held is not None and now - held >= held_after:
-        tasks["held"] = f"{events.counts['held']} held: `events --state held` says what for"
-    if count := len(events.near_end(config.retry.give_up_after)):
-        tasks["near_end"] = f"{count} will soon be given up: see [retry] give_up_after"
-    if problem := events.pulse.reload:
-        tasks["reload"] = f"the last reload was refused, the old configuration goes on: {problem}"
-    if events.file.full:
-        tasks["disk"] = "the disk is full: webhooks are refused until there is room"
-    last, silence = events.last_received(), config.alert.silence
-    if silence and last is not None and now - last > silence:
-        tasks["silence"] = f"no webhook came for {round((now - last) / 3600)} h: why not?"
-    return tasks
 
 
 TURNED_AWAY = "turned away"
@@ -5221,11 +5897,141 @@ def turned_away(events: Events) -> list[dict[str, Any]]:
     return rows
 
 
+class Trouble(NamedTuple):
+    """Something that is not as it should be: `warn` or `fail`, in a few words, and what to do."""
+
+    tone: str
+    word: str
+    todo: str
+
+
+CAUSES = 50  # that are looked at
+NOT_FOR_YOU = ("paused", "away")  # troubles that somebody wants, or that may be nothing
+
+
+def _itsm_trouble(
+    config: Config, itsm: Mapping[str, Any], paused: bool, say: Say
+) -> tuple[str, Trouble]:
+    """What is wrong with the ITSM, by name."""
+    reason = say.reason(itsm["reason"])
+    now, since = time.time(), say.when(itsm["since"], config.clock, time.time())
+    if itsm["why"] != "credential":
+        ago = say.ago(now - itsm["since"])
+        phrase = (
+            "Since {since}, {ago} ({reason}). Nothing is lost: deliveries go on by themselves."
+        )
+        if paused:
+            phrase = "Since {since}, {ago} ({reason}). Nothing is lost."
+        todo = say(phrase, since=since, ago=ago, reason=reason)
+        return "outage", Trouble("fail", say("The ITSM does not answer"), todo)
+    source = config.credential
+    where = source.name if source.source in ("file", "credential") else "itsm.authorization"
+    phrase = (
+        "Since {since} ({reason}). Nothing is lost: put the new one into {where}, then restart."
+    )
+    if source.source not in ("credential", "env"):
+        phrase = "Since {since} ({reason}). Nothing is lost: put the new one into {where}."
+    todo = say(phrase, since=since, reason=reason, where=where)
+    return "credential", Trouble("fail", say("The ITSM refuses our credential"), todo)
+
+
+def _tickets_trouble(
+    config: Config, events: Events, held_before: float, say: Say
+) -> Trouble | None:
+    """The tickets that a person must settle."""
+    if not (number := events.tickets_for_you(held_before)):
+        return None
+    oldest = min(cause["first"][0] for cause in events.causes(held_before, CAUSES, 1))
+    [row] = events.page(numbers=[oldest]) or [{"received": time.time()}]
+    since = say.when(row["received"], config.clock, time.time())
+    word = say("{n} ticket needs you|{n} tickets need you", n=number)
+    if number == MOST_COUNTED:
+        word = say("{n} tickets need you, or more", n=say.counted(number))
+    return Trouble("warn", word, say("The oldest of what waits for you came {when}.", when=since))
+
+
+def troubles(
+    config: Config, events: Events, held_after: float, outage_after: float, say: Say = ENGLISH
+) -> dict[str, Trouble]:
+    """All that is not as it should be, by name, the worst first.
+
+    `held_after`, `outage_after`: seconds for which it may be so before a person is told.
+    """
+    now, wrong, file = time.time(), dict[str, Trouble | None](), events.file
+    itsm, paused = json.loads(file.fact("itsm") or "{}"), file.fact("paused")
+    if file.full:
+        todo = say("Webhooks are refused until there is room on the disk.")
+        wrong["disk"] = Trouble("fail", say("The disk is full"), todo)
+    if itsm and (itsm["why"] == "credential" or now - itsm["since"] > outage_after):
+        name, trouble = _itsm_trouble(config, itsm, bool(paused), say)
+        wrong[name] = trouble
+    if paused:
+        since = say.when(float(paused), config.clock, now)
+        todo = say("Since {since} nothing is sent; webhooks are taken.", since=since)
+        wrong["paused"] = Trouble("warn", say("Deliveries are paused by hand"), todo)
+    wrong["tickets"] = _tickets_trouble(config, events, now - held_after, say)
+    if count := len(events.near_end(config.retry.give_up_after)):
+        word = say("{n} event will soon be given up|{n} events will soon be given up", n=count)
+        todo = say("Mend what stands against them, or raise [retry] give_up_after.")
+        wrong["near_end"] = Trouble("warn", word, todo)
+    if problem := events.pulse.reload:
+        todo = say("The old one goes on: {problem}", problem=problem)
+        wrong["reload"] = Trouble("warn", say("The new configuration was refused"), todo)
+    last, silence = events.last_received(), config.alert.silence
+    if silence and last is not None and now - last > silence:
+        word = say("No webhook came for {ago}", ago=say.ago(now - last))
+        wrong["silence"] = Trouble("warn", word, say("Does the helpdesk still send them?"))
+    if count := sum(row["count"] for row in turned_away(events)):
+        word = say("{n} webhook was turned away|{n} webhooks were turned away", n=count)
+        todo = say("In the last day; a helpdesk that does not repeat them has lost them.")
+        wrong["away"] = Trouble("warn", word, todo)
+    return {name: trouble for name, trouble in wrong.items() if trouble}
+
+
+def advice(event: Mapping[str, Any], say: Say) -> str:
+    """What a person may do about an event, in one sentence."""
+    if event["state"] in ("held", "failed") and event["may_have_happened"]:
+        return say("Look into the ITSM: if the request is there, map it; if not, retry.")
+    if event["state"] == "held":
+        return say("Map the ticket to its request, or retry its opening where that was dropped.")
+    if event["state"] == "failed" and event["ticket"] is None:
+        return say("Mend the helpdesk's template or the hook's fields, then retry; or drop it.")
+    if event["state"] == "failed" and not event["attempts"]:
+        return say("Mend the configuration where the reason says, reload it, then retry.")
+    if event["state"] == "failed":
+        return say("Mend it in the ITSM or in the configuration, then retry.")
+    return ""
+
+
+def _command(event: Mapping[str, Any], cause: Mapping[str, Any]) -> str:
+    """The command that settles all of a cause, or that shows what to decide."""
+    if event["state"] == "held" and not event["may_have_happened"]:
+        return f"hd-itsm map {shlex.quote(event['ticket'])} REQUEST"
+    if event["may_have_happened"]:
+        return f"hd-itsm show {event['event']}"
+    return f"hd-itsm retry --reason {shlex.quote(cause['cause'])}"
+
+
+def causes_now(config: Config, events: Events, say: Say, shown: int = 1) -> list[dict[str, Any]]:
+    """What needs a person, by cause: state, cause, tickets, events, advice, command, rows.
+
+    `rows`: its oldest events, at most `shown`.
+    """
+    causes = []
+    for cause in events.causes(time.time() - HELD_AFTER, CAUSES, shown):
+        rows = events.page(numbers=cause["first"], after=-1)
+        if rows:
+            words = {"advice": advice(rows[0], say), "command": _command(rows[0], cause)}
+            causes.append({**cause, **words, "state": rows[0]["state"], "rows": rows})
+    return causes
+
+
 def status_now(
     config: Config, events: Events, arguments: Mapping[str, Any] = MappingProxyType({})
 ) -> dict[str, Any]:
     """Counts by state, the oldest undelivered, the ITSM, and what needs a person."""
-    oldest, clock = events.oldest(), config.clock
+    oldest, clock, say = events.oldest(), config.clock, Say(arguments.get("language", "en"))
+    wrong = troubles(config, events, HELD_AFTER, config.alert.after, say)
     counts = {state: events.counts.get(state, 0) for state in STATES}
     itsm = json.loads(events.file.fact("itsm") or "{}")
     last, paused = events.file.counted("last_delivery") / 1000, events.file.fact("paused")
@@ -5246,36 +6052,61 @@ def status_now(
         "repaired": events.file.counted("repaired"),
         "turned_away": turned_away(events),
         "running": bool(events.pulse.beat),
-        "needs": list(for_you(config, events, held_after=HELD_AFTER).values()),
+        "needs": [
+            f"{trouble.word}. {trouble.todo}"
+            for name, trouble in wrong.items()
+            if name not in NOT_FOR_YOU
+        ],
+        "causes": [
+            {name: cause[name] for name in ("state", "cause", "tickets", "events", "command")}
+            for cause in causes_now(config, events, say)
+        ],
     }
 
 
 NOT_RUNNING = "not running: webhooks are refused; its log says why, `check` what is wrong"
 
 
-def status_as_text(status: Mapping[str, Any]) -> str:
+def status_as_text(status: Mapping[str, Any], say: Say = ENGLISH) -> str:
     """How it is, and what needs a person."""
     itsm, oldest = status["itsm"], status["oldest"]
-    why = f" since {itsm['since']}: {itsm['reason']}" if itsm["reason"] else ""
-    waiting = f"{oldest['event']} of {oldest['received']}" if oldest else "-"
-    lines = [
-        "  ".join(f"{state} {status['counts'][state]}" for state in STATES),
-        f"service        {'running' if status['running'] else NOT_RUNNING}",
-        f"ITSM           {itsm['state']}{why}",
-        f"oldest waiting {waiting}",
-        f"last webhook   {status['last_webhook'] or '-'}",
-        f"last delivery  {status['last_delivery'] or '-'}",
+    up = say("up") if itsm["state"] == "up" else say("down")
+    if itsm["reason"]:
+        reason = say.reason(itsm["reason"])
+        up += " " + say("since {since}: {reason}", since=itsm["since"], reason=reason)
+    waiting = say("{event} of {received}", **oldest) if oldest else "-"
+    rows = [
+        (say("service"), say("running") if status["running"] else say(NOT_RUNNING)),
+        ("ITSM", up),
+        (say("oldest waiting"), waiting),
+        (say("last webhook"), status["last_webhook"] or "-"),
+        (say("last delivery"), status["last_delivery"] or "-"),
     ]
     if status["paused"]:
-        lines.append(f"paused         since {status['paused']}: `resume` goes on")
-    lines += [f"needs you      {task}" for task in status["needs"]]
+        rows.append(
+            (say("paused"), say("since {since}: `resume` goes on", since=status["paused"]))
+        )
+    rows += [(say("needs you"), task) for task in status["needs"]]
+    lines = ["  ".join(f"{say.state(state)} {status['counts'][state]}" for state in STATES)]
+    lines += [labelled(label, value) for label, value in rows]
+    for cause in status["causes"]:
+        reason = one_line(say.reason(cause["cause"]))
+        lines.append(f"  {cause['tickets']} x {say.state(cause['state'])}: {reason}")
+        lines.append(f"      {one_line(cause['command'])}")
     for away in status["turned_away"]:
-        what = f"{away['count']} x {away['status'] or ''} {away['path']} from {away['from']}"
-        lines.append(f"turned away    {one_line(what)}: {one_line(away['reason'])}")
+        sender = say("from {sender}", sender=away["from"])
+        what = f"{away['count']} x {away['status'] or ''} {away['path']} {sender}"
+        lines.append(labelled(say("turned away"), f"{what}: {away['reason']}"))
     if status["turned_away"]:
-        lines.append("               (in the last day; a helpdesk that does not repeat lost them)")
-    elif status["running"] and not (status["needs"] or status["paused"] or itsm["state"] != "up"):
-        lines.append("all is well")
+        words = say("(in the last day; a helpdesk that does not repeat lost them)")
+        lines.append(labelled("", words))
+    elif (
+        status["running"]
+        and not status["needs"]
+        and not status["paused"]
+        and itsm["state"] == "up"
+    ):
+        lines.append(say("all is well"))
     return "\n".join(lines)
 
 
@@ -5415,10 +6246,23 @@ def openapi(config: Config) -> dict[str, Any]:
     }
 
 
-# ── Operations: what an operator asks and does; pure ───────────────────────────────────────────
+# ── Judging: what becomes of a webhook, now or when it is retried ──────────────────────────────
 
 
-# ── Operations · what becomes of a webhook ─────────────────────────────────────────────────────
+SUBJECTS = ("subject", "title", "summary")
+AS_SUBJECT = re.compile(r"(?i)(?:.*[._])?(?:subject|title|summary|short_?description|name)")
+
+
+def subject_of(kind: Kind, fields: Mapping[str, Any]) -> str:
+    """What people call the ticket: the field of such a name, or what the opening sends as such."""
+    names = list(SUBJECTS)
+    sent = kind.request.form or kind.request.body
+    if kind.opens and isinstance(sent, dict):
+        for key, leaf in sent.items():
+            if AS_SUBJECT.fullmatch(key):
+                names += [part.name for part in placeholders_in(leaf)]
+    values = (as_text(fields[name]) for name in names if present(fields.get(name)))
+    return one_line(next(values, ""))[:200].strip()
 
 
 def judge_kind(config: Config, base: NewEvent, fields: Mapping[str, Any]) -> NewEvent:
@@ -5434,6 +6278,7 @@ def judge_kind(config: Config, base: NewEvent, fields: Mapping[str, Any]) -> New
         used=repr(used),
         opens=kind.opens,
         waits_for_id=kind.waits_for_id and not kind.opens,
+        subject=subject_of(kind, fields),
         again=kind.again,
     )
     try:
@@ -5482,6 +6327,9 @@ def reread(config: Config, row: Mapping[str, Any]) -> NewEvent:
     zone, headers = config.clock.zone, json.loads(row["headers"])
     _, readings = read_webhooks(hook, row["raw"], headers, zone)
     return judge(config, hook, readings[0], base)
+
+
+# ── Operations: what an operator asks and does; pure ───────────────────────────────────────────
 
 
 # ── Operations · arguments ─────────────────────────────────────────────────────────────────────
@@ -5628,14 +6476,15 @@ class Argument:
 def read_arguments(
     known: Sequence[Argument], given: Mapping[str, Any], one_of: Sequence[str] = ()
 ) -> Arguments:
-    """All arguments, typed; of `one_of` exactly one is to be given. Raises WrongArgument."""
+    """All arguments, typed; of `one_of` the first or any others. Raises WrongArgument."""
     described = {argument.key: argument for argument in known}
     for key in given:
         if key not in described:
             raise WrongArgument(f"no argument {key!r}{_hint(key, described)}")
     values = {key: argument.value(given.get(key)) for key, argument in described.items()}
-    if one_of and sum(values[key] not in (None, []) for key in one_of) != 1:
-        names = " or ".join(described[key].shown for key in one_of)
+    chosen = [key for key in one_of if values[key] not in (None, [])]
+    if one_of and (not chosen or (chosen[0] == one_of[0] and chosen[1:])):
+        names = " or ".join(described[key].shown for key in one_of if described[key].help)
         raise WrongArgument(f"give {names}: one of them")
     return values
 
@@ -5681,13 +6530,23 @@ def whole_event(
     row = events.show(number)
     if row is None:
         raise Error(f"there is no event {number}; `events` lists them")
-    attempts = [{**each, "at": iso(each["at"], config.clock)} for each in row["attempts"]]
+    attempts = [
+        {
+            **each,
+            "at": iso(each["at"], config.clock),
+            "sent": json.loads(each["sent"]) if each["sent"] else None,
+        }
+        for each in row["attempts"]
+    ]
     event = event_as_json(config, events, row)
     event |= {"idempotency_key": row["idempotency_key"], "sender": row["sender"]}
     event |= {"delivery_id": row["delivery_id"], "parent": row["parent"]}
     event |= {"settled": iso(row["settled"], config.clock)}
     if bodies:
         event |= {"fields": json.loads(row["fields"]), "raw": raw_text(row["raw"])}
+    acts = events.acts(number, row["ticket"])
+    event["advice"] = advice(row, ENGLISH)
+    event["by_hand"] = [{**act, "at": iso(act["at"], config.clock)} for act in acts]
     return event | {"attempts": attempts}
 
 
@@ -5726,6 +6585,7 @@ def list_events(config: Config, events: Events, arguments: Arguments) -> dict[st
         arguments["since"] or 0.0,
         before,
         most + 1,
+        reason=arguments["reason"] or "",
     )
     if arguments["json"]:
         numbers = [row["event"] for row in rows[:most]]
@@ -5739,7 +6599,7 @@ def list_events(config: Config, events: Events, arguments: Arguments) -> dict[st
     return {"events": part, "next": following}
 
 
-def events_as_text(result: Mapping[str, Any]) -> str:
+def events_as_text(result: Mapping[str, Any], say: Say = ENGLISH) -> str:
     """A line for each event."""
     return as_table(result["events"], EVENT_COLUMNS) if result["events"] else "no such events"
 
@@ -5770,41 +6630,61 @@ def show_event_or_ticket(config: Config, events: Events, arguments: Arguments) -
     return {**result, "events": part, "next": following}
 
 
-SHOWN = (  # of an event, where there is anything to show
-    "ticket", "kind", "request_id", "hook", "received", "settled", "sender", "repaired", "next_try"
-)  # fmt: skip
+SHOWN = {  # of an event, where there is anything to show, with what people call it
+    "ticket": "Ticket",
+    "kind": "Kind",
+    "request_id": "Request id",
+    "hook": "hook",
+    "received": "Received",
+    "settled": "Settled",
+    "sender": "From",
+    "repaired": "Repaired",
+    "next_try": "Next try",
+}
 
 
-def event_as_text(event: Mapping[str, Any]) -> str:
-    """Everything that is given of an event."""
-    reason = f" ({one_line(event['reason'])})" if event["reason"] else ""
-    lines = [f"event {event['event']}: {event['state']}{reason}"]
-    lines += [f"  {name:<11}{one_line(event[name])}" for name in SHOWN if event.get(name)]
+def event_as_text(event: Mapping[str, Any], say: Say = ENGLISH) -> str:
+    """Everything that is given of an event; in English by the names that JSON has for it."""
+    reason = f" ({one_line(say.reason(event['reason']))})" if event["reason"] else ""
+    head = say("event {n}", n=event["event"])
+    lines = [f"{head}: {say.state(event['state'])}{reason}"]
+    for name, phrase in SHOWN.items():
+        if event.get(name):
+            label = name if say.language == "en" else say(phrase)
+            lines.append("  " + labelled(label, event[name], 11))
     for name, value in event.get("fields", {}).items():
-        lines.append(f"  field      {name} = {one_line(value)}")
+        lines.append("  " + labelled(say("field"), f"{name} = {one_line(value)}", 11))
     if "raw" in event:
-        lines += ["  raw body", *("    " + one_line(line) for line in event["raw"].splitlines())]
+        raw = ("    " + one_line(line) for line in event["raw"].splitlines())
+        lines += ["  " + say("raw body"), *raw]
     for attempt in event["attempts"]:
         answer = f": {one_line(attempt['answer'])}" if attempt["answer"] else ""
         lines.append(
-            f"  attempt {attempt['attempt']}  {attempt['at']}  {attempt['duration']:.3f} s"
-            f"  {attempt['outcome']} ({one_line(attempt['reason'])}){answer}"
+            f"  {say('attempt {n}', n=attempt['attempt'])}  {attempt['at']}"
+            f"  {attempt['duration']:.3f} s"
+            f"  {attempt['outcome']} ({one_line(say.reason(attempt['reason']))}){answer}"
         )
+    for act in event["by_hand"]:
+        done = f"{act['at']}  {act['what']} ({act['who']})"
+        lines.append("  " + labelled(say("by hand"), done, 11))
+    if event["advice"]:
+        lines.append("  " + labelled(say("to do"), say(event["advice"]), 11))
     return "\n".join(lines)
 
 
-def shown_as_text(result: Mapping[str, Any]) -> str:
+def shown_as_text(result: Mapping[str, Any], say: Say = ENGLISH) -> str:
     """An event, or a part of a ticket's timeline."""
     if "event" in result:
-        return event_as_text(result)
+        return event_as_text(result, say)
     lines, mapping = [""], result.get("mapping")  # a further part begins with an empty line
     if mapping:
-        request = f"request {mapping['request_id']} since {mapping['since']}"
         kept = "".join(f", {name} {one_line(value)}" for name, value in mapping["kept"].items())
-        lines = [f"ticket {result['ticket']}: {request} (by {mapping['origin']}){kept}", ""]
+        phrase = "ticket {ticket}: request {request_id} since {since} (by {origin})"
+        lines = [say(phrase, **{**mapping, "ticket": result["ticket"]}) + kept, ""]
     elif "ticket" in result:
-        lines = [f"ticket {result['ticket']}: no request id yet", ""]
-    return "\n".join([*lines, "\n\n".join(map(event_as_text, result["events"]))])
+        lines = [say("ticket {ticket}: no request id yet", ticket=result["ticket"]), ""]
+    events = (event_as_text(event, say) for event in result["events"])
+    return "\n".join([*lines, "\n\n".join(events)])
 
 
 # ── Operations · a person's acts ───────────────────────────────────────────────────────────────
@@ -5827,31 +6707,52 @@ def _exit_refused(result: Mapping[str, Any]) -> int:
     return 1 if result["refused"] else 0
 
 
-def _retry_one(config: Config, events: Events, number: int, force: bool, dry: bool) -> str:
-    row = events.show(number)
-    if row is None:
-        return f"there is no event {number}"
-    new = reread(config, row)
-    if new.state == "ignored":
-        return f"event {number}: {new.reason}"
-    if new.state == "failed":
-        return f"event {number} would fail again: {new.reason}"
-    return "" if dry else events.retry(number, new, force)
+def reread_all(
+    config: Config, events: Events, numbers: Sequence[int]
+) -> tuple[dict[int, NewEvent], dict[int, str]]:
+    """Events as they read now, and why those that would not go out again do not."""
+    news, refused = dict[int, NewEvent](), dict[int, str]()
+    for number in numbers:
+        row = events.show(number)
+        if row is None:
+            refused[number] = f"there is no event {number}"
+            continue
+        new = reread(config, row)
+        if new.state == "ignored":
+            refused[number] = f"event {number}: {new.reason}"
+        elif new.state == "failed":
+            refused[number] = f"event {number} would fail again: {new.reason}"
+        else:
+            news[number] = new
+    return news, refused
 
 
-def _in_state(
+def _that_fit(
     config: Config, events: Events, arguments: Arguments
-) -> tuple[list[int], Arguments | None]:
-    """Numbers of the next events that fit, oldest first, and the arguments to go on with."""
+) -> tuple[list[int], Arguments | None, dict[int, str]]:
+    """Numbers of the next events that fit, oldest first, the arguments to go on with, refusals.
+
+    By reason alone none that may have happened: that is decided one by one.
+    """
     rows = events.page(
-        arguments["state"],
+        arguments["state"] or "",
         kind=kind_of(config, events, arguments),
         since=arguments["since"] or 0.0,
         after=arguments["after"] or -1,  # 0 would be the newest ones
         limit=AT_ONCE,
+        reason=arguments["reason"] or "",
+        cause=arguments["cause"] or "",
+        for_you=not arguments["state"],
     )
-    numbers = [row["event"] for row in rows if (arguments["reason"] or "") in row["reason"]]
-    return numbers, {"after": rows[-1]["event"]} if len(rows) == AT_ONCE else None
+    unclear = {
+        row["event"]: f"event {row['event']} may have happened: look into the ITSM, then"
+        f" `retry {row['event']}` or `map`"
+        for row in rows
+        if row["may_have_happened"] and not arguments["state"]
+    }
+    numbers = [row["event"] for row in rows if row["event"] not in unclear]
+    following = {"after": rows[-1]["event"]} if len(rows) == AT_ONCE else None
+    return numbers, following, unclear
 
 
 def _of_these(numbers: Sequence[int]) -> tuple[list[int], Arguments | None]:
@@ -5862,21 +6763,23 @@ def _of_these(numbers: Sequence[int]) -> tuple[list[int], Arguments | None]:
 
 def retry_events(config: Config, events: Events, arguments: Arguments) -> dict[str, Any]:
     """Puts events back to pending, in the old order."""
-    dry, force = arguments["dry_run"], arguments["force"]
+    dry, force, refused = arguments["dry_run"], arguments["force"], dict[int, str]()
     if arguments["events"]:
         numbers, following = _of_these(arguments["events"])
     else:
-        numbers, following = _in_state(config, events, arguments)
-    retried, refused = [], []
-    for number in numbers:
-        if refusal := _retry_one(config, events, number, force, dry):
-            refused.append({"event": number, "reason": refusal})
-        else:
-            retried.append(number)
-    return {"retried": retried, "refused": refused, "dry_run": dry, "next": following}
+        numbers, following, refused = _that_fit(config, events, arguments)
+    news, unreadable = reread_all(config, events, numbers)
+    act = events.refusals if dry else functools.partial(events.retry, who=arguments["by"])
+    refused |= unreadable | (act(news, force) if news else {})
+    return {
+        "retried": [number for number in news if number not in refused],
+        "refused": [{"event": n, "reason": reason} for n, reason in sorted(refused.items())],
+        "dry_run": dry,
+        "next": following,
+    }
 
 
-def retried_as_text(result: Mapping[str, Any]) -> str:
+def retried_as_text(result: Mapping[str, Any], say: Say = ENGLISH) -> str:
     """Which events go out again, and which not and why."""
     word = "would be retried" if result["dry_run"] else "back to pending"
     retried = result["retried"]
@@ -5892,14 +6795,14 @@ def drop_events(config: Config, events: Events, arguments: Arguments) -> dict[st
     numbers, following = _of_these(arguments["events"])
     dropped, refused = [], []
     for number in numbers:
-        if refusal := events.drop(number, why):
+        if refusal := events.drop(number, why, arguments["by"]):
             refused.append({"event": number, "reason": refusal})
         else:
             dropped.append(number)
     return {"dropped": dropped, "refused": refused, "next": following}
 
 
-def dropped_as_text(result: Mapping[str, Any]) -> str:
+def dropped_as_text(result: Mapping[str, Any], say: Say = ENGLISH) -> str:
     """Which events were given up, and which not and why."""
     dropped = [f"dropped: {_numbers(result['dropped'])}"] if result["dropped"] else []
     return "\n".join([*dropped, *_refusals(result)])
@@ -5908,11 +6811,11 @@ def dropped_as_text(result: Mapping[str, Any]) -> str:
 def map_ticket(config: Config, events: Events, arguments: Arguments) -> dict[str, Any]:
     """Sets the request id of a ticket; what was held for it goes out."""
     ticket, request_id = arguments["ticket"], arguments["request_id"]
-    freed, other = events.map(ticket, request_id)
+    freed, other = events.map(ticket, request_id, arguments["by"])
     return {"ticket": ticket, "request_id": request_id, "freed": freed, "also": other or None}
 
 
-def mapped_as_text(result: Mapping[str, Any]) -> str:
+def mapped_as_text(result: Mapping[str, Any], say: Say = ENGLISH) -> str:
     """The mapping, and what follows from it."""
     freed = f"; goes out now: {_numbers(result['freed'])}" if result["freed"] else ""
     also = f"; ticket {result['also']} has that request id, too" if result["also"] else ""
@@ -5931,7 +6834,7 @@ def resume_deliveries(config: Config, events: Events, arguments: Arguments) -> d
     return {"paused": None}
 
 
-def paused_as_text(result: Mapping[str, Any]) -> str:
+def paused_as_text(result: Mapping[str, Any], say: Say = ENGLISH) -> str:
     """Whether deliveries go on."""
     if result["paused"]:
         return f"paused since {result['paused']}: webhooks are taken, nothing is sent"
@@ -5949,7 +6852,7 @@ def forget_ticket(config: Config, events: Events, arguments: Arguments) -> dict[
     return {"ticket": ticket, "forgotten": events.forget(ticket), "left": sorted(left)}
 
 
-def forgotten_as_text(result: Mapping[str, Any]) -> str:
+def forgotten_as_text(result: Mapping[str, Any], say: Say = ENGLISH) -> str:
     """How much was removed, and what was not."""
     text = f"ticket {result['ticket']}: the texts of {result['forgotten']} events are removed"
     left = f"; not yet settled, so left: {_numbers(result['left'])} (`drop` them first)"
@@ -5975,6 +6878,11 @@ def send_webhook(config: Config, events: Events, arguments: Arguments) -> dict[s
     return {"event": receipt.event, "state": receipt.state, "reason": receipt.reason}
 
 
+def sent_as_text(result: Mapping[str, Any], say: Say = ENGLISH) -> str:
+    """What became of a webhook that was sent by hand."""
+    return f"event {result['event']}: {say.state(result['state'])} {result['reason']}"
+
+
 # ── Operations · mappings and copies ───────────────────────────────────────────────────────────
 
 
@@ -5983,7 +6891,7 @@ def import_mappings(config: Config, events: Events, arguments: Arguments) -> dic
     return {"imported": events.import_mappings(arguments["rows"])}
 
 
-def imported_as_text(result: Mapping[str, Any]) -> str:
+def imported_as_text(result: Mapping[str, Any], say: Say = ENGLISH) -> str:
     """How many mappings were added."""
     return f"{result['imported']} mappings imported"
 
@@ -5996,7 +6904,7 @@ def export_mappings(config: Config, events: Events, arguments: Arguments) -> dic
     return {"mappings": mappings, "next": following}
 
 
-def mappings_as_text(result: Mapping[str, Any]) -> str:
+def mappings_as_text(result: Mapping[str, Any], say: Say = ENGLISH) -> str:
     """Mappings as lines of CSV; what is kept of a ticket is JSON, where anything is."""
     lines = io.StringIO()
     rows = [
@@ -6044,7 +6952,7 @@ def reconcile_tickets(config: Config, events: Events, arguments: Arguments) -> d
     return {"checked": len(arguments["tickets"]), **gaps}
 
 
-def gaps_as_text(result: Mapping[str, Any]) -> str:
+def gaps_as_text(result: Mapping[str, Any], say: Say = ENGLISH) -> str:
     """The tickets that are not as they should be, with what is missing."""
     lines = [f"{result['checked']} tickets compared"]
     for name in GAPS:
@@ -6085,15 +6993,15 @@ class Operation:
     name: str
     help: str
     function: Callable[[Config, Events, Arguments], dict[str, Any]]
-    as_text: Callable[[Mapping[str, Any]], str]
+    as_text: Callable[[Mapping[str, Any], Say], str]
     arguments: tuple[Argument, ...] = ()
-    one_of: tuple[str, ...] = ()  # keys of arguments of which exactly one is to be given
+    one_of: tuple[str, ...] = ()  # keys of arguments: the first is to be given, or others
     exit_code: Callable[[Mapping[str, Any]], int] = lambda result: 0
     long: str = ""  # the key of a list that is shown part by part, since it may be long
     creates: bool = False  # the file, where there is none yet
     wakes: bool = False  # something may be due afterwards
-    question: str = ""  # of the page, before it does it; "": no button of it
-    states: tuple[str, ...] = ()  # of an event, in which the page has a button for it
+    button: bool = False  # whether the page has one for it
+    asks: tuple[str, ...] = ()  # what the page's button says of what it is about
 
     def read(self, given: Mapping[str, Any]) -> Arguments:
         """Its arguments, typed. Raises WrongArgument."""
@@ -6101,11 +7009,14 @@ class Operation:
 
 
 RETRIED = ("failed", "ignored", "dropped", "held")  # states of which all events can be retried
+LANGUAGE = Argument("language", word_of("language", ("en", "ko")), default="en")
+BY = Argument("by", default="")  # who asks, kept with what is changed
 FOR_PROGRAMS = Argument("json", read_flag, default=False)  # for a program, which wants it all
 OF_KIND = Argument("--kind", read_text, "only events of this kind")
 RECEIVED_SINCE = Argument(
     "--since", read_since, 'received since: "2h", "7d", 2026-11-23', metavar="D"
 )
+WITH_REASON = Argument("--reason", read_text, "whose reason holds this text", metavar="TEXT")
 TICKET_ID = Argument("ticket", id_of, "the helpdesk's id", metavar="TICKET", required=True)
 
 OPERATIONS = {
@@ -6116,6 +7027,7 @@ OPERATIONS = {
             "counts, the ITSM, and what needs a person (exit 1)",
             status_now,
             status_as_text,
+            (LANGUAGE,),
             exit_code=lambda result: 1 if result["needs"] else 0,
         ),
         Operation(
@@ -6129,6 +7041,7 @@ OPERATIONS = {
                 ),
                 OF_KIND,
                 RECEIVED_SINCE,
+                WITH_REASON,
                 Argument("--ticket", id_of, "only events of this ticket", metavar="T"),
                 Argument("--limit", read_count, "at most so many (50)", metavar="N", default=50),
                 Argument("before", event_number, default=0),
@@ -6165,16 +7078,18 @@ OPERATIONS = {
                 ),
                 OF_KIND,
                 RECEIVED_SINCE,
-                Argument("--reason", read_text, "whose reason holds this text", metavar="TEXT"),
+                WITH_REASON,
+                Argument("cause"),
+                BY,
                 Argument("--dry-run", read_flag, "only count", default=False),
                 Argument("--force", read_flag, "even older than a delivered one", default=False),
                 Argument("after", event_number, default=0),
             ),
-            one_of=("events", "state"),
+            one_of=("events", "state", "reason", "cause"),
             exit_code=_exit_refused,
             wakes=True,
-            question="Send event {event} again, translated with today's configuration?",
-            states=("failed", "ignored", "dropped"),
+            button=True,
+            asks=("event", "cause"),
         ),
         Operation(
             "drop",
@@ -6188,28 +7103,34 @@ OPERATIONS = {
                 Argument(
                     "--why", read_text, "the reason, kept with the event", "TEXT", required=True
                 ),
+                BY,
             ),
             exit_code=_exit_refused,
             wakes=True,
-            question="Give event {event} up? It is kept, but not sent.",
-            states=("pending", "held", "failed"),
+            button=True,
+            asks=("event",),
         ),
         Operation(
             "map",
             "set a ticket's request id by hand; what was held for it goes out",
             map_ticket,
             mapped_as_text,
-            (TICKET_ID, Argument("request_id", id_of, "the ITSM's id", "REQUEST", required=True)),
+            (
+                TICKET_ID,
+                Argument("request_id", id_of, "the ITSM's id", "REQUEST", required=True),
+                BY,
+            ),
             creates=True,
             wakes=True,
-            question="Map ticket {ticket} to request {request_id}? What was held for it goes out.",
+            button=True,
+            asks=("ticket", "request_id"),
         ),
         Operation(
             "pause",
             "stop deliveries; webhooks are still taken",
             pause_deliveries,
             paused_as_text,
-            question="Stop deliveries? Webhooks are still taken and wait.",
+            button=True,
         ),
         Operation(
             "resume",
@@ -6217,7 +7138,7 @@ OPERATIONS = {
             resume_deliveries,
             paused_as_text,
             wakes=True,
-            question="Let deliveries go on?",
+            button=True,
         ),
         Operation(
             "forget",
@@ -6260,7 +7181,7 @@ OPERATIONS = {
             "send",
             "",
             send_webhook,
-            lambda result: f"event {result['event']}: {result['state']} {result['reason']}",
+            sent_as_text,
             (
                 Argument("hook", required=True),
                 Argument("body", required=True),
@@ -6272,7 +7193,7 @@ OPERATIONS = {
             "backup",
             "write a consistent copy of the file, while the service runs or not",
             copy_file,
-            lambda result: f"{result['bytes']} bytes to {result['file']}",
+            lambda result, say: f"{result['bytes']} bytes to {result['file']}",
             (Argument("name", copy_name, required=True),),
         ),
     )
@@ -6564,6 +7485,7 @@ class Door:
         self.config, self.events, self.wake, self.key = config, events, wake, key
         self.threads = max(2, config.server.threads)  # half of them may wait (Prefer), never all
         self.sparing = Sparing()
+        self.as_page: Callable[[int, str], bottle.HTTPResponse] | None = None  # see `problem`
         self.site = _Site()
         self.site.catchall = False  # what a handler lets out is Waitress' to log, in one line
         self.site.install(self.answered)
@@ -6596,7 +7518,7 @@ class Door:
                 if (path := environ["PATH_INFO"]) in self.hooks:
                     away = name_turned_away(503, str(self.caller(environ)), path, str(error))
                     self.events.file.count_soon(away)
-                return reply(503, {"error": str(error)}, Retry_After="30")
+                return self.problem(environ, 503, {"error": str(error)}, Retry_After="30")
 
         return answer
 
@@ -6609,7 +7531,22 @@ class Door:
         if error.event is not None:
             content["event"] = error.event
             error.headers["HD_ITSM_Event"] = str(error.event)
-        return reply(error.status, content, **error.headers)
+        return self.problem(environ, error.status, content, **error.headers)
+
+    def problem(
+        self, environ: Mapping[str, Any], status: int, content: Mapping[str, Any], **headers: str
+    ) -> bottle.HTTPResponse:
+        """What went wrong: a page for a person's browser, JSON for all others."""
+        path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
+        person = method in ("GET", "HEAD") or path.startswith("/act/")
+        wants = "text/html" in _header(environ, "Accept").lower()
+        if self.as_page is None or not (person and wants) or path in self.hooks:
+            return reply(status, content, **headers)
+        bottle.request.bind(environ)  # it may have been refused before Bottle met it
+        page = self.as_page(status, content["error"])
+        for name, value in headers.items():
+            page.set_header(name.replace("_", "-"), value)
+        return page
 
     def tell_refused(
         self, status: int, why: str, environ: Mapping[str, Any], kept: bool = False
@@ -6617,18 +7554,22 @@ class Door:
         """Counts a request that was turned away, and tells it in the log, though not each time."""
         self.events.since_start.count("refused", str(status))
         caller, path = self.caller(environ), environ["PATH_INFO"] or "a request"
+        if status in NO_ROUTE:  # alike, whether its body came with its head or later
+            why = f"{why}: {environ['REQUEST_METHOD']}"
         if not kept and (path in self.hooks or status not in (401, 403, 421)):  # maybe a webhook
             self.events.file.count_soon(name_turned_away(status, str(caller), path, why))
         more = self.sparing.line(f"{caller} {status}", time.monotonic())
         if more is not None:
             log.warning("%s from %s refused: %d %s%s", path[:200], caller, status, why, more)
 
-    def no_route(self, error: bottle.HTTPError) -> str:
+    def no_route(self, error: bottle.HTTPError) -> bottle.HTTPResponse:
         """A wrong address or method: told where it may be a helpdesk's webhook that is lost."""
         status, method = error.status_code, bottle.request.method
         if status == 405 or method in ("POST", "PUT", "PATCH"):
-            self.tell_refused(status, f"{NO_ROUTE[status]}: {method}", bottle.request.environ)
-        return self.site.default_error_handler(error)
+            self.tell_refused(status, NO_ROUTE[status], bottle.request.environ)
+        allowed = {"Allow": error.get_header("Allow")} if status == 405 else {}
+        said = {"error": NO_ROUTE[status]}
+        return self.problem(bottle.request.environ, status, said, **allowed)
 
     def caller(self, environ: Mapping[str, Any]) -> Ip:
         """The address that asks, behind a trusted proxy the one that this names."""
@@ -6934,221 +7875,330 @@ class Door:
         return response
 
 
-# ── Page: what a person sees in a browser ──────────────────────────────────────────────────────
+# ── Look: style, script and templates of the page ──────────────────────────────────────────────
 
 # Rendered here, nothing from outside, and it works without JavaScript.
 
-# ── Page · style and script ────────────────────────────────────────────────────────────────────
+# ── Look · style and script ────────────────────────────────────────────────────────────────────
 
 
 STYLE = """
 :root {
   color-scheme: light dark;
-  --ink: #1b1f24; --soft: #57606a; --line: #d0d7de; --bar: #7d8690;
-  --paper: #fff; --field: #f6f8fa; --link: #0550ae;
-  --ok: #116329; --okbg: #dafbe1;
-  --warn: #7d4e00; --warnbg: #fff8c5;
-  --bad: #a40e26; --badbg: #ffebe9;
+  --paper: #fff; --field: #f5f7f9; --line: #dfe3e8; --edge: #7f8892;
+  --ink: #1b1f24; --soft: #57606a; --link: #0550ae; --bar: #868f99;
+  --ok: #116329; --okbg: #e9f7ed;
+  --warn: #7d4e00; --warnbg: #fff7db;
+  --bad: #a40e26; --badbg: #fff0ee;
 }
 @media (prefers-color-scheme: dark) {
   :root {
-    --ink: #e6edf3; --soft: #9aa4af; --line: #3d444d; --bar: #808a95;
-    --paper: #0d1117; --field: #161b22; --link: #79b8ff;
-    --ok: #7ee787; --okbg: #0f2d18;
-    --warn: #f2cc60; --warnbg: #2e2504;
-    --bad: #ffa198; --badbg: #3c1114;
+    --paper: #0f1419; --field: #181e25; --line: #2b333c; --edge: #717b86;
+    --ink: #e3e9ef; --soft: #9aa5b1; --link: #7fb8fb; --bar: #6f7a86;
+    --ok: #7fdc90; --okbg: #10241a;
+    --warn: #f0cb63; --warnbg: #272009;
+    --bad: #ffa198; --badbg: #331518;
   }
 }
 * { box-sizing: border-box; }
+html { scroll-padding-top: 1rem; }
 body {
-  margin: 0 auto; max-width: 1100px; padding: 1rem;
+  margin: 0 auto; max-width: 1100px; padding: 0 1.25rem 4rem;
   background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", "Apple SD Gothic Neo", "Malgun Gothic",
+  font: 15px/1.55 system-ui, -apple-system, "Segoe UI", "Apple SD Gothic Neo", "Malgun Gothic",
     "Noto Sans KR", "Noto Sans CJK KR", sans-serif;
+  font-variant-numeric: tabular-nums;
+  word-break: keep-all; overflow-wrap: anywhere;
 }
-a { color: var(--link); }
-h1 { font-size: 1.25rem; margin: 0; }
-h2 { font-size: 1.05rem; margin: 2rem 0 .5rem; }
-h3 { font-size: 1rem; margin: 1rem 0 .3rem; }
-header {
-  display: flex; flex-wrap: wrap; gap: .75rem 1.5rem; align-items: center; margin-bottom: 1rem;
-}
-header form { margin-left: auto; }
-main { overflow-wrap: anywhere; }
-input, select, button {
-  font: inherit; color: inherit; background: var(--field); border: 1px solid var(--line);
-  border-radius: 6px; padding: .35rem .6rem; max-width: 100%;
+h1, h2, p, dl, dd, table, ol, ul, pre { margin: 0; padding: 0; }
+h1 { font-size: 1.5rem; line-height: 1.3; color: var(--tone, var(--ink)); }
+h2 { font-size: 1.125rem; }
+h1, h2, th, dd { font-weight: 600; }
+small, dt, thead th, .soft { font-size: .875rem; font-weight: 400; color: var(--soft); }
+section { margin-top: 2rem; }
+section > * + * { margin-top: .75rem; }
+a { color: var(--link); text-underline-offset: .15em; text-decoration-thickness: 1px; }
+:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; border-radius: 3px; }
+header, nav, form, .row { display: flex; flex-wrap: wrap; align-items: center; gap: .5rem 1rem; }
+header { justify-content: space-between; padding: 1rem 0 .5rem; }
+header p > a { font-weight: 600; color: var(--ink); text-decoration: none; }
+form { gap: .5rem; }
+input, button {
+  font: inherit; color: inherit; min-height: 2.25rem; max-width: 100%; padding: .25rem .75rem;
+  border: 1px solid var(--edge); border-radius: 6px; background: var(--paper);
 }
 button { cursor: pointer; }
-:focus-visible { outline: 3px solid var(--link); outline-offset: 1px; }
-.band { border: 1px solid; border-radius: 8px; padding: .8rem 1rem; margin: 0 0 1rem; }
-.band p { margin: 0; }
-.ok { color: var(--ok); background: var(--okbg); }
-.warn { color: var(--warn); background: var(--warnbg); }
-.fail { color: var(--bad); background: var(--badbg); }
-.note { color: var(--ink); background: var(--field); }
-.soft { color: var(--soft); }
-.actions { display: flex; flex-wrap: wrap; gap: .5rem; }
-.counts { display: flex; flex-wrap: wrap; gap: .5rem 1.25rem; padding: 0; list-style: none; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td {
-  text-align: left; vertical-align: top; padding: .5rem .6rem;
-  border-bottom: 1px solid var(--line);
+button:hover { background: var(--field); }
+.link {
+  min-height: 1.5rem; padding: 0; border: 0; background: none; color: var(--link);
+  text-decoration: underline; text-underline-offset: .15em; text-decoration-thickness: 1px;
 }
-th { font-weight: 600; color: var(--soft); }
-th, button, [data-label=event], [data-label=state], [data-label=kind] { overflow-wrap: normal; }
-.nowrap { white-space: nowrap; }
+.link:hover { background: none; }
+.state { padding: 1rem 1.5rem; border-radius: 10px; background: var(--field); }
+section.state { margin-top: .5rem; }
+.ok { --tone: var(--ok); background: var(--okbg); }
+.warn { --tone: var(--warn); background: var(--warnbg); }
+.fail { --tone: var(--bad); background: var(--badbg); }
+mark {
+  padding: .0625rem .375rem; border-radius: 4px; white-space: nowrap;
+  color: var(--tone, var(--soft));
+}
+mark:not([class]) { background: var(--field); }
+dl { display: grid; gap: .5rem 1.5rem; }
+.state > dl { grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); }
+.state > dl { padding-top: .75rem; border-top: 1px solid var(--line); }
+.state dd form { display: inline; }
+.state dd small { display: block; }
+.pairs { grid-template-columns: max-content minmax(0, 1fr); gap: .25rem 1.5rem; }
+.pairs > div { display: contents; }
+.pairs dd { font-weight: 400; }
+table { width: 100%; border-collapse: collapse; }
+th, td { padding: .375rem 1rem .375rem 0; text-align: left; vertical-align: baseline; }
+tr > :last-child { padding-right: 0; }
+tr { border-bottom: 1px solid var(--line); }
+tbody tr:hover { background: var(--field); }
+time, thead th, .event { white-space: nowrap; }
+.num { width: 1%; text-align: right; white-space: nowrap; }
+.do { width: 1%; text-align: right; white-space: nowrap; }
+.do form { display: inline; margin-left: .75rem; }
+.causes tbody th { padding: .75rem 0 .25rem; }
+.causes tbody th .row { justify-content: space-between; flex-wrap: nowrap; }
+.causes th small { display: block; }
+.causes td { padding-top: .125rem; padding-bottom: .125rem; }
+.causes tr:has(+ tr) { border-bottom-color: transparent; }
+nav a { padding: .25rem 0; white-space: nowrap; }
+nav [aria-current] { color: var(--ink); font-weight: 600; box-shadow: 0 2px var(--ink); }
+nav [aria-current] { text-decoration: none; }
+svg { display: block; width: 100%; height: 88px; }
+.received { fill: var(--bar); }
+.delivered { fill: var(--ok); }
+.failed { fill: var(--bad); }
+.axis { display: flex; list-style: none; }
+.axis li { flex: 1; }
 pre {
-  white-space: pre-wrap; overflow-wrap: anywhere; background: var(--field);
-  border: 1px solid var(--line); border-radius: 6px; padding: .7rem; margin: .3rem 0;
-  font-size: .9rem;
+  padding: .75rem 1rem; border-radius: 6px; background: var(--field);
+  white-space: pre-wrap; font-size: .875rem;
 }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1rem; margin: .5rem 0; }
-dt { color: var(--soft); }
-dd { margin: 0; overflow-wrap: anywhere; }
-svg { width: 100%; height: auto; border: 1px solid var(--line); border-radius: 6px; }
-svg text { fill: var(--soft); font-size: 11px; }
-.r { fill: var(--bar); }
-.d { fill: var(--ok); }
-.f { fill: var(--bad); }
-.key {
-  display: inline-block; width: .7em; height: .7em; margin-left: .5em; background: var(--bar);
-}
-.key.ok { background: var(--ok); }
-.key.fail { background: var(--bad); }
+.away { position: absolute; clip-path: inset(50%); width: 1px; height: 1px; overflow: hidden; }
+.skip { position: absolute; left: -99rem; padding: .5rem 1rem; background: var(--paper); }
+.skip:focus { left: 1rem; }
+[hidden] { display: none; }
 @media (max-width: 640px) {
-  header form { margin-left: 0; }
-  thead { position: absolute; left: -9999px; }
-  tr { display: block; border-bottom: 1px solid var(--line); padding: .5rem 0; }
-  td { display: flex; gap: .75rem; border: 0; padding: .2rem 0; }
-  td > * { min-width: 0; }
-  td::before { content: attr(data-label); color: var(--soft); flex: 0 0 6.5rem; }
+  body { padding: 0 1rem 3rem; }
+  header form, header label { flex: 1 0 100%; }
+  header input { flex: 1; min-width: 0; }
+  .state { padding: 1rem; }
+  .state > dl { grid-template-columns: 1fr 1fr; }
+  .pairs { grid-template-columns: minmax(0, 1fr); }
+  .pairs dd { margin-bottom: .5rem; }
+  .causes tbody th .row { flex-wrap: wrap; }
+  table:not(.grid), table:not(.grid) :is(tbody, td, th) { display: block; }
+  table:not(.grid) thead { display: none; }
+  table:not(.grid) :is(td, th) { width: auto; padding: 0; text-align: left; }
+  table:not(.grid) tr { display: flex; flex-wrap: wrap; gap: .125rem .75rem; padding: .5rem 0; }
+  table:not(.grid) .wide, .causes tbody th { flex: 1 0 100%; }
+  table:not(.grid) .do { margin-left: auto; }
   td:empty { display: none; }
-  .nowrap { white-space: normal; }
-  dl { grid-template-columns: 1fr; }
 }
 """
 
 SCRIPT = """
-// Shows what is new every ten seconds, but never while a person is busy with the page.
+// Shows what is new every ten seconds, in its place, but not while a person types or selects.
 
 function changed(field) {
-  if (field.tagName != "SELECT") {
-    return field.type != "hidden" && field.value != field.defaultValue;
-  }
-  var options = [].slice.call(field.options);
-  var given = options.filter(function (option) { return option.defaultSelected; })[0];
-  var first = given || options[0];
-  return first && !first.selected;
+  return field.type != "hidden" && field.value != field.defaultValue;
 }
 
 function busy() {
   var active = document.activeElement;
-  var fields = document.querySelectorAll("input, select, textarea");
   return document.hidden
     || String(getSelection())
-    || document.querySelector("details[open]")
-    || active && /^(A|INPUT|SELECT|TEXTAREA|BUTTON|SUMMARY)$/.test(active.tagName)
-    || [].some.call(fields, changed);
+    || active && active.tagName == "INPUT" && active.closest("main")
+    || [].some.call(document.querySelectorAll("input"), changed);
 }
 
-setInterval(function () { if (!busy()) location.reload(); }, 10000);
+function named(element) {
+  return element && element.tagName + " " + (element.getAttribute("aria-label")
+    || element.textContent) + " " + (element.getAttribute("href") || "");
+}
+
+function show(fresh) {
+  if (fresh.querySelector("style").textContent != document.querySelector("style").textContent) {
+    location.reload();  // another program: all of it is new
+    return;
+  }
+  var focused = named(document.activeElement);
+  var open = [].map.call(document.querySelectorAll("details[open] > summary"), named);
+  document.title = fresh.title;
+  ["#now", "#lost", "main"].forEach(function (part) {
+    document.querySelector(part).replaceWith(fresh.querySelector(part));
+  });
+  document.querySelectorAll("main a, main button, main summary").forEach(function (element) {
+    if (element.tagName == "SUMMARY" && open.indexOf(named(element)) >= 0) {
+      element.parentNode.open = true;
+    }
+    if (named(element) == focused && document.activeElement == document.body) {
+      element.focus({preventScroll: true});
+    }
+  });
+}
+
+function renew() {
+  if (busy()) return;
+  fetch(location.href, {cache: "no-store", signal: AbortSignal.timeout(9000)})
+    .then(function (answer) {
+      if (!answer.ok) throw answer.status;
+      return answer.text();
+    })
+    .then(function (text) {
+      if (!busy()) show(new DOMParser().parseFromString(text, "text/html"));
+    })
+    .catch(function () { document.querySelector("#lost").hidden = false; });
+}
+
+history.replaceState(null, "", location.href.replace(/[?&]done=[0-9a-f]+/, ""));
+if (document.querySelector("main[data-renews]")) {
+  setInterval(renew, 10000);
+  document.addEventListener("visibilitychange", renew);
+}
 """
 
-# ── Page · templates ───────────────────────────────────────────────────────────────────────────
+# ── Look · templates ───────────────────────────────────────────────────────────────────────────
 
 FRAME = """<!doctype html>
-<html lang="en">
+<html lang="{{say.language}}">
   <head>
     <meta charset="utf-8">
-    <meta name="viewport" content="width=device-width">
+    <meta name="viewport" content="width=device-width, initial-scale=1">
     <title>{{title}}</title>
     <style>{{!style}}</style>
   </head>
   <body>
+    % if lists:
+    <a class="skip" href="#events">{{say('To the events')}}</a>
+    % end
     <header>
-      <h1><a href="/">hd_itsm</a></h1>
+      <p>
+        <a href="/">hd_itsm</a>
+        <small id="now">{{say('as of {time}', time=now)}}</small>
+        <small id="lost" role="alert" hidden>{{lost}}</small>
+      </p>
       <form action="/search" method="get" role="search">
-        <label>
-          Ticket or request id
-          <input name="q" required maxlength="200" value="{{q}}">
-        </label>
-        <button>Search</button>
+        <label for="q" class="soft">{{say('Ticket, request id, event or subject')}}</label>
+        <input id="q" name="q" type="search" required maxlength="200" value="{{q}}">
+        <button>{{say('Search')}}</button>
       </form>
     </header>
-    <main>
-      % if notice:
-      <div class="band note" role="status">
-        <p>{{notice}}</p>
-      </div>
-      % end
+    % if notice:
+    <div class="state note" role="status">
+      <p>{{notice}}</p>
+    </div>
+    % end
+    <main{{!' data-renews' if renews else ''}}>
       {{!body}}
     </main>
-    % if refresh:
     <script>{{!script}}</script>
-    % end
   </body>
 </html>
 """
 
 # What several templates share. A cell has no blank in it: on a phone an empty one is not shown.
 PARTS = """
+% def at(moment, seconds=True):
+<time datetime="{{iso(moment)}}" title="{{iso(moment)}}">{{when(moment, seconds)}}</time>
+% end
 % def heads(*names):
   <thead>
     <tr>
       % for name in names:
-      <th scope="col">{{name}}</th>
+      <th scope="col">{{say(name)}}</th>
       % end
     </tr>
   </thead>
 % end
-% def cell(label, text):
-      <td data-label="{{label}}">{{text}}</td>
+% def state_mark(state, unclear=False):
+<mark{{!tone_of(state)}}>{{shape_of(state)}} {{say.state('unclear' if unclear else state)}}</mark>
 % end
-% def time_cell(label, text):
-      <td data-label="{{label}}" class="nowrap">{{text}}</td>
-% end
-% def link_cell(label, address, text):
-      <td data-label="{{label}}"><a href="{{address}}">{{text}}</a></td>
-% end
-% def event_cell(number):
-  % link_cell('event', f'/events/{number}', number)
-% end
-% def ticket_cell(ticket):
-  % if ticket:
-    % link_cell('ticket', address(ticket), ticket)
+% def ticket_link(row):
+  % if row['ticket']:
+<a href="{{address(row['ticket'])}}">{{row['ticket']}}</a>
   % else:
-    % cell('ticket', '')
+<span class="soft">{{say('no ticket')}}</span>
+  % end
+<span lang="ko">{{row['subject']}}</span>
+% end
+% def event_link(row):
+{{row['kind'] or ''}} <a href="/events/{{row['event']}}">{{row['event']}}</a>
+% end
+% def buttons(offers, style=''):
+  % for offer in offers:
+<form action="/confirm/{{offer.verb}}" method="get">
+  % for name, value in offer.fields.items():
+  <input type="hidden" name="{{name}}" value="{{value}}">
+  % end
+  <button{{!style}} aria-label="{{offer.name}}">{{offer.word}}</button>
+</form>
   % end
 % end
-% def buttons(event, names):
-  % for name in names:
-<form action="/confirm/{{name}}" method="get">
-  <input type="hidden" name="event" value="{{event}}">
-  <button>{{name}}</button>
-</form>
+% def listed(rows):
+<table>
+  % heads('Received', 'Ticket', 'Event', 'State', 'Request id')
+  <tbody>
+    % for row in rows:
+    <tr>
+      <td>
+        % at(row['received'])
+      </td>
+      <td class="wide">
+        % ticket_link(row)
+      </td>
+      <td class="event">
+        % event_link(row)
+      </td>
+      <td>
+        % state_mark(row['state'])
+        <small>{{say.reason(row['reason']) if row['state'] != 'delivered' else ''}}</small>
+      </td>
+      <td>{{row['request_id'] or ''}}</td>
+    </tr>
+    % end
+  </tbody>
+</table>
+% end
+% def by_hand(acts):
+  % if acts:
+<section>
+  <h2>{{say('By hand')}}</h2>
+  <table>
+    % heads('At', 'What', 'Who')
+    <tbody>
+      % for act in acts:
+      <tr>
+        <td>
+          % at(act['at'])
+        </td>
+        <td>{{act['what']}}</td>
+        <td>{{act['who']}}</td>
+      </tr>
+      % end
+    </tbody>
+  </table>
+</section>
   % end
 % end
 % def history(attempts):
 <table>
-  % heads('attempt', 'at', 'seconds', 'status', 'outcome', 'answer')
+  % heads('Attempt', 'At', 'Took', 'Status', 'Outcome')
   <tbody>
     % for attempt in attempts:
     <tr>
-      % cell('attempt', attempt['attempt'])
-      % time_cell('at', attempt['at'])
-      % cell('seconds', f"{attempt['duration']:.3f}")
-      % cell('status', attempt['status'] or '')
-      % cell('outcome', attempt['outcome'])
-      <td data-label="answer">
-        {{attempt['reason']}}
-        % if attempt['answer']:
-        <details>
-          <summary>the ITSM's own words</summary>
-          <pre>{{attempt['answer']}}</pre>
-        </details>
-        % end
+      <td>{{attempt['attempt']}}</td>
+      <td>
+        % at(attempt['at'])
       </td>
+      <td>{{f"{attempt['duration'] or 0:.3f}"}} s</td>
+      <td>{{attempt['status'] or say('none')}}</td>
+      <td>{{attempt['outcome']}} <small>{{say.reason(attempt['reason'])}}</small></td>
     </tr>
     % end
   </tbody>
@@ -7159,278 +8209,403 @@ PARTS = """
 HOME = (
     PARTS
     + """
-<div class="band {{band}}" role="status">
-  <p><strong>{{word}}</strong> {{sentence}}</p>
-</div>
-<div class="actions">
-  <form action="/confirm/{{pausing}}" method="get">
-    <button>{{pausing}}</button>
-  </form>
-</div>
-% if needs:
-<h2 id="needs">What needs you</h2>
-<table aria-labelledby="needs">
-  % heads('event', 'ticket', 'kind', 'since', 'reason', 'what to do', 'actions')
-  <tbody>
-    % for row in needs:
-    <tr>
-      % event_cell(row['event'])
-      % ticket_cell(row['ticket'])
-      % cell('kind', row['kind'] or '')
-      % time_cell('since', row['received'][:16].replace('T', ' '))
-      % cell('reason', f"{row['state']}: {row['reason']}")
-      % cell('what to do', row['advice'])
-      <td data-label="actions">
-        <span class="actions">
-          % buttons(row['event'], row['actions'])
-        </span>
-      </td>
-    </tr>
+% if not filtered:
+<section class="state {{head.tone}}">
+  <h1>{{head.shape}} {{head.word}}</h1>
+  <p>{{head.sentence}}</p>
+  <dl>
+    % for name, value, more in facts:
+    <div>
+      <dt>{{name}}</dt>
+      <dd>{{value}} <small>{{more}}</small></dd>
+    </div>
     % end
-  </tbody>
-</table>
-% if more:
-<p class="soft">
-  There are more: <a href="/?state=failed">all failed</a>, <a href="/?state=held">all held</a>.
-</p>
+    <div>
+      <dt>{{say('Deliveries')}}</dt>
+      <dd>
+        {{say('paused') if paused else say('go on')}}
+        % buttons([pausing], ' class="link"')
+        <small>{{say('since {time}', time=when(paused)) if paused else ''}}</small>
+      </dd>
+    </div>
+  </dl>
+</section>
 % end
-% end
-<h2 id="day">The last 24 hours</h2>
-<svg viewBox="0 0 960 156" role="img" aria-labelledby="day">
-  <title>received, delivered and failed per hour</title>
-  % for place, hour in enumerate(hours):
-  % left = 12 + place * 39
-  % for bar, name in enumerate(('received', 'delivered', 'failed')):
-  % height, x = round(110 * hour[name] / peak), left + bar * 11
-  <rect class="{{name[0]}}" x="{{x}}" y="{{130 - height}}" width="10" height="{{height}}">
-    <title>{{hour['label']}}: {{hour[name]}} {{name}}</title>
-  </rect>
-  % end
-  % if place % 3 == 0:
-  <text x="{{left}}" y="148">{{hour['label']}}</text>
-  % end
-  % end
-</svg>
-<p class="soft">
-  Bars from left to right:
-  <span class="key"></span> received,
-  <span class="key ok"></span> delivered,
-  <span class="key fail"></span> failed;
-  the highest is {{peak}} an hour.
-</p>
-<details>
-  <summary>The same in numbers</summary>
-  <table>
-    % heads('hour', 'received', 'delivered', 'failed')
-    <tbody>
-      % for hour in hours:
+% if causes:
+<section>
+  <h2 id="needs">{{say('What needs you')}} <small>{{needing}}</small></h2>
+  <table class="causes" aria-labelledby="needs">
+    <thead class="away">
       <tr>
-        % cell('hour', hour['label'])
-        % cell('received', hour['received'])
-        % cell('delivered', hour['delivered'])
-        % cell('failed', hour['failed'])
+        % for name in ('Ticket', 'Event', 'Since', 'Actions'):
+        <th scope="col">{{say(name)}}</th>
+        % end
+      </tr>
+    </thead>
+    % for cause in causes:
+    <tbody>
+      <tr>
+        <th scope="rowgroup" colspan="4">
+          <div class="row">
+            <span>
+              % state_mark(cause['state'], cause['unclear'])
+              {{say.reason(cause['cause'])}}
+              <small>{{cause['count']}}. {{cause['advice']}}</small>
+            </span>
+            % buttons(cause['offers'])
+          </div>
+        </th>
+      </tr>
+      % for row in cause['rows']:
+      <tr>
+        <td class="wide">
+          % ticket_link(row)
+          <small>{{row['behind']}}</small>
+        </td>
+        <td class="event">
+          % event_link(row)
+        </td>
+        <td class="num">
+          % at(row['received'], False)
+        </td>
+        <td class="do">
+          % buttons(row['offers'], ' class="link"')
+        </td>
+      </tr>
+      % end
+      % if cause['more']:
+      <tr>
+        <td colspan="4"><a href="{{cause['address']}}">{{cause['more']}}</a></td>
+      </tr>
+      % end
+    </tbody>
+    % end
+  </table>
+  % if further:
+  <p><a href="/?state=failed#events">{{say('More reasons: all failed events')}}</a></p>
+  % end
+</section>
+% end
+% if away:
+<section>
+  <h2 id="away">{{say('Turned away in the last day')}}</h2>
+  <table aria-labelledby="away">
+    % heads('Times', 'Status', 'Address', 'From', 'Reason')
+    <tbody>
+      % for row in away:
+      <tr>
+        <td>{{row['count']}}</td>
+        <td>{{row['status'] or ''}}</td>
+        <td>{{row['path']}}</td>
+        <td>{{row['from']}}</td>
+        <td>{{row['reason']}}</td>
       </tr>
       % end
     </tbody>
   </table>
-</details>
-<h2>Events</h2>
-<ul class="counts">
-  % for state, count in counts.items():
-  <li><a href="/?state={{state}}">{{state}}</a> {{count}}</li>
-  % end
-  <li><a href="/">all</a></li>
-</ul>
-<form action="/" method="get" class="actions">
-  % for name, values in (('state', counts), ('kind', kinds)):
-  <label>
-    {{name}}
-    <select name="{{name}}">
-      <option value="">any</option>
-      % for value in values:
-      <option{{' selected' if value == chosen[name] else ''}}>{{value}}</option>
-      % end
-    </select>
-  </label>
-  % end
-  <button>Show</button>
-</form>
-% if rows:
-<table>
-  % heads('event', 'received', 'ticket', 'kind', 'state', 'attempts', 'request id', 'reason')
-  <tbody>
-    % for row in rows:
-    % day, moment = row['received'][:10], row['received'][11:19]
-    <tr>
-      % event_cell(row['event'])
-      <td data-label="received" class="nowrap">
-        <time title="{{row['received']}}" datetime="{{row['received']}}">
-          {{moment if day == today else day}}
-        </time>
-      </td>
-      % ticket_cell(row['ticket'])
-      % cell('kind', row['kind'] or '')
-      % cell('state', row['state'])
-      % cell('attempts', row['attempts'])
-      % cell('request id', row['request_id'] or '')
-      % cell('reason', row['reason'])
-    </tr>
-    % end
-  </tbody>
-</table>
-<p>
-  % if newer:
-  <a href="{{same}}">newest</a>
-  <a href="{{same}}&amp;before={{newer}}">newer</a>
-  % end
-  % if older:
-  <a href="{{same}}&amp;before={{rows[-1]['event']}}">older</a>
-  % end
-</p>
-% elif any(chosen.values()):
-<p class="soft">No event fits: <a href="/">all</a>.</p>
-% else:
-<p class="soft">No events yet. The hooks listen at {{', '.join(hooks)}}.</p>
+</section>
 % end
+% if hours:
+<section>
+  <h2 id="day">{{say('The last 24 hours')}} <small>{{day}}</small></h2>
+  <div>
+    <svg viewBox="0 0 240 56" preserveAspectRatio="none" role="img" aria-labelledby="day">
+      % for hour in hours:
+      <g>
+        <title>{{hour['label']}}: {{hour['words']}}</title>
+        % for name, bar in hour['bars']:
+        <path class="{{name}}" d="{{bar}}"/>
+        % end
+      </g>
+      % end
+    </svg>
+    <ol class="axis soft" aria-hidden="true">
+      % for hour in hours[::3]:
+      <li>{{hour['label']}}</li>
+      % end
+    </ol>
+  </div>
+  <details>
+    <summary class="soft">{{legend}}</summary>
+    <table class="grid">
+      % heads('Hour', 'Received', 'Delivered', 'Failed')
+      <tbody>
+        % for hour in hours:
+        <tr>
+          <td>{{hour['label']}}</td>
+          % for count in hour['counts']:
+          <td class="num">{{count}}</td>
+          % end
+        </tr>
+        % end
+      </tbody>
+    </table>
+  </details>
+</section>
+% end
+<section id="events">
+  % if filtered:
+  <h1>{{title}}</h1>
+  % else:
+  <h2>{{say('Events')}}</h2>
+  % end
+  % for label, choices in filters:
+  <nav aria-label="{{label}}">
+    <span class="soft">{{label}}</span>
+    % for word, where, chosen in choices:
+    <a href="{{where}}"{{!' aria-current="true"' if chosen else ''}}>{{word}}</a>
+    % end
+  </nav>
+  % end
+  % if rows:
+  % listed(rows)
+  <nav aria-label="{{say('Parts of the list')}}">
+    <span class="soft">{{part}}</span>
+    % for word, where in pages:
+    <a href="{{where}}">{{word}}</a>
+    % end
+  </nav>
+  % else:
+  <p class="soft">{{nothing}}</p>
+  % end
+</section>
 """
 )
 
 TICKET = (
     PARTS
     + """
-<h2>Ticket {{ticket}}</h2>
-% if mapping:
-<p>
-  Request <strong>{{mapping['request_id']}}</strong> since {{mapping['since']}}, by
-  {{mapping['origin']}}.
-</p>
-% else:
-<p>No request id yet.</p>
-% end
-<form action="/confirm/map" method="get" class="actions">
-  <input type="hidden" name="ticket" value="{{ticket}}">
-  <label>
-    Request id
-    <input name="request_id" required maxlength="200">
-  </label>
-  <button>Map by hand</button>
-</form>
-% for event in events:
-<h2>
-  <a href="/events/{{event['event']}}">Event {{event['event']}}</a>:
-  {{event['kind'] or 'no kind'}}, {{event['state']}}
-</h2>
-<p>{{event['received']}}: {{event['reason']}} {{event['waits']}}</p>
-% if event['attempts']:
-  % history(event['attempts'])
-% end
-% end
+<section class="state {{tone}}">
+  <h1>{{say('Ticket {ticket}', ticket=ticket)}}</h1>
+  % if subject:
+  <p lang="ko">{{subject}}</p>
+  % end
+  % if mapping:
+  <p>
+    {{say('Request')}} <strong>{{mapping['request_id']}}</strong>
+    <small>
+      {{since}}
+    </small>
+  </p>
+  % else:
+  <p>{{say('No request id yet.')}}</p>
+  % end
+  <form action="/confirm/map" method="get">
+    <input type="hidden" name="ticket" value="{{ticket}}">
+    <label for="request_id">{{say('Request id')}}</label>
+    <input id="request_id" name="request_id" required maxlength="200">
+    <button>{{say('Map by hand')}}</button>
+  </form>
+</section>
+<section>
+  <h2 id="line">{{say('Its events, in order')}}</h2>
+  % if events:
+  <table aria-labelledby="line">
+    % heads('Received', 'Event', 'State', 'Attempts', 'Actions')
+    <tbody>
+      % for row in events:
+      <tr>
+        <td>
+          % at(row['received'])
+        </td>
+        <td class="event">
+          % event_link(row)
+        </td>
+        <td class="wide">
+          % state_mark(row['state'], row['unclear'])
+          {{row['waits'] or say.reason(row['reason'])}}
+        </td>
+        <td>
+          % for attempt in row['attempts']:
+          <div>
+            % at(attempt['at'])
+            <small>
+              {{say.reason(attempt['reason'])}}, {{f"{attempt['duration'] or 0:.2f}"}} s
+            </small>
+          </div>
+          % end
+        </td>
+        <td class="do">
+          % buttons(row['offers'], ' class="link"')
+        </td>
+      </tr>
+      % end
+    </tbody>
+  </table>
+  % else:
+  <p class="soft">{{say('None is kept any more.')}}</p>
+  % end
+</section>
+% by_hand(acts)
 """
 )
 
 EVENT = (
     PARTS
     + """
-<h2>Event {{event['event']}}: {{event['state']}}</h2>
-<div class="band {{band}}">
-  <p>{{event['reason'] or 'nothing stands against it'}}. {{advice}}</p>
-</div>
-<div class="actions">
-  % buttons(event['event'], actions)
-</div>
-<h2>What came</h2>
-<dl>
-  <dt>received</dt>
-  <dd>{{event['received']}} from {{event['sender']}}</dd>
-  <dt>hook</dt>
-  <dd>{{event['hook']}}</dd>
-  <dt>kind</dt>
-  <dd>{{event['kind'] or '-'}}</dd>
-  <dt>ticket</dt>
-  % if event['ticket']:
-  <dd><a href="{{address(event['ticket'])}}">{{event['ticket']}}</a></dd>
-  % else:
-  <dd>-</dd>
-  % end
-  <dt>request id</dt>
-  <dd>{{event['request_id'] or '-'}}</dd>
-  <dt>repaired</dt>
-  <dd>{{event['repaired'] or 'no'}}</dd>
-</dl>
-<h3>Fields</h3>
-<dl>
-  % for name, value in fields.items():
-  <dt>{{name}}</dt>
-  % if len(value) > 400:
-  <dd>
-    <details>
-      <summary>{{value[:100]}} ({{len(value)}} characters)</summary>
-      <pre>{{value}}</pre>
-    </details>
-  </dd>
-  % else:
-  <dd>{{value}}</dd>
-  % end
-  % end
-</dl>
+% def whole(value, most=400):
+  % if len(value) > most:
 <details>
-  <summary>Raw body ({{len(event['raw'])}} characters)</summary>
-  <pre>{{event['raw']}}</pre>
+  <summary>{{value[:100]}} ({{say('{n} characters', n=len(value))}})</summary>
+  <pre>{{value}}</pre>
 </details>
-<h2>What we send</h2>
-% if 'problem' in preview:
-<p>{{preview['problem']}}</p>
-% else:
-<p>As it would be rendered now:</p>
-<pre>{{preview['method']}} {{preview['url']}}
-% for name, value in preview['headers'].items():
+  % else:
+{{value}}
+  % end
+% end
+% def request(sent):
+<pre>{{sent['method']}} {{sent['url']}}
+% for name, value in sent['headers'].items():
 {{name}}: {{value}}
 % end
 
-{{preview['body']}}</pre>
+{{sent['body']}}</pre>
 % end
-<h2>What was answered</h2>
-% if event['attempts']:
-  % history(event['attempts'])
-% else:
-<p class="soft">No attempt yet.</p>
+<section class="state {{tone}}">
+  <h1>{{shape_of(event['state'])}} {{title}}: {{say.state(event['state'])}}</h1>
+  % if event['reason']:
+  <p><strong>{{say.reason(event['reason'])}}</strong></p>
+  % end
+  <p>{{advice}}</p>
+  % if offers:
+  <div class="row">
+    % buttons(offers)
+  </div>
+  % end
+  <dl>
+    <div>
+      <dt>{{say('Ticket')}}</dt>
+      <dd>
+        % ticket_link(event)
+        <small>
+          % for word, number in neighbours:
+          <a href="/events/{{number}}">{{word}}</a>
+          % end
+        </small>
+      </dd>
+    </div>
+    <div>
+      <dt>{{say('Kind')}}</dt>
+      <dd>{{event['kind'] or say('none')}} <small>{{say('hook')}} {{event['hook']}}</small></dd>
+    </div>
+    <div>
+      <dt>{{say('Received')}}</dt>
+      <dd>
+        % at(event['received'])
+        <small>{{say('from {sender}', sender=event['sender'])}}, {{repaired}}</small>
+      </dd>
+    </div>
+    <div>
+      <dt>{{say('Request id')}}</dt>
+      <dd>{{event['request_id'] or say('none yet')}}</dd>
+    </div>
+  </dl>
+</section>
+% if answer:
+<section>
+  <h2>{{say('The last answer')}} <small>{{say('in the words of the ITSM')}}</small></h2>
+  <pre>{{answer}}</pre>
+</section>
 % end
+<section>
+  <h2>{{say('What came')}}</h2>
+  <dl class="pairs">
+    % for name, value in fields.items():
+    <div>
+      <dt>{{name}}</dt>
+      <dd>
+        % whole(value)
+      </dd>
+    </div>
+    % end
+  </dl>
+  <details>
+    <summary>{{say('Raw body')}} ({{say('{n} characters', n=len(raw))}})</summary>
+    <pre>{{raw}}</pre>
+  </details>
+</section>
+% if sent:
+<section>
+  <h2>{{say('What was sent')}} <small>{{sent['words']}}</small></h2>
+  % request(sent)
+</section>
+% end
+% if preview:
+<section>
+  <h2>{{say('What would be sent now')}}</h2>
+  % if 'problem' in preview:
+  <p>{{preview['problem']}}</p>
+  % else:
+  % request(preview)
+  % end
+</section>
+% end
+<section>
+  <h2>{{say('All attempts')}}</h2>
+  % if attempts:
+  % history(attempts)
+  % for earlier in before:
+  <details>
+    <summary>{{say('What was sent')}}: {{earlier['words']}}</summary>
+    % request(earlier)
+  </details>
+  % end
+  % else:
+  <p class="soft">{{say('No attempt yet.')}}</p>
+  % end
+</section>
+% by_hand(acts)
 """
 )
 
-SEARCH = """
-<h2>Search</h2>
-% if tickets:
-<ul>
-  % for ticket in tickets:
-  <li><a href="{{address(ticket)}}">{{ticket}}</a></li>
+SEARCH = (
+    PARTS
+    + """
+<section id="events">
+  <h1>{{title}}</h1>
+  % if tickets:
+  <ul>
+    % for ticket in tickets:
+    <li><a href="{{address(ticket)}}">{{ticket}}</a></li>
+    % end
+  </ul>
   % end
-</ul>
-% else:
-<p>No such ticket or request id was seen.</p>
-% end
+  % if rows:
+  % listed(rows)
+  % end
+  % if not rows and not tickets:
+  <p>{{asked}}</p>
+  % end
+</section>
 """
+)
 
 CONFIRM = """
-<h2>{{sentence}}</h2>
-<form action="/act/{{verb}}" method="post" class="actions">
-  <input type="hidden" name="seal" value="{{seal}}">
-  % for name, value in fields.items():
-  <input type="hidden" name="{{name}}" value="{{value}}">
+<section class="state warn">
+  <h1>{{question}}</h1>
+  % for line in lines:
+  <p>{{line}}</p>
   % end
-  % if verb == 'drop':
-  <label>
-    Why
-    <input name="why" required maxlength="300">
-  </label>
-  % end
-  <button>{{verb}}</button>
-  <a href="{{back}}">Leave it</a>
-</form>
+  <form action="/act/{{verb}}" method="post">
+    <input type="hidden" name="seal" value="{{seal}}">
+    % for name, value in fields.items():
+    <input type="hidden" name="{{name}}" value="{{value}}">
+    % end
+    % for name, label in blanks:
+    <label for="{{name}}">{{label}}</label>
+    <input id="{{name}}" name="{{name}}" required maxlength="200">
+    % end
+    <button>{{word}}</button>
+    <a href="{{back}}">{{say('Leave it')}}</a>
+  </form>
+</section>
 """
 
 PROBLEM = """
-<p>{{problem}}</p>
+<section class="state warn">
+  <h1>{{title}}</h1>
+  <p>{{problem}}</p>
+</section>
 """
 
 _template = functools.lru_cache(maxsize=None)(bottle.SimpleTemplate)  # compiled when first shown
@@ -7444,76 +8619,209 @@ def _hash(text: str) -> str:
     return "'sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() + "'"
 
 
-# ── Page · words ───────────────────────────────────────────────────────────────────────────────
+# ── Page: what a person sees in a browser ──────────────────────────────────────────────────────
 
 
-def ago(seconds: float) -> str:
-    """A span of time for people: 40 s, 12 min, 5 h, 3 days."""
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size or (seconds >= size and unit != "days"):
-            return f"{int(seconds // size)} {unit}"
-    return f"{max(0, int(seconds))} s"
-
-
-def summary(config: Config, events: Events) -> tuple[str, str, str]:
-    """(band, word, sentence): is all well?"""
-    now, counts = time.time(), events.counts
-    oldest, last = events.oldest(), events.file.counted("last_delivery") / 1000
-    itsm, paused = json.loads(events.file.fact("itsm") or "{}"), events.file.fact("paused")
-    waiting = counts["pending"] + counts["held"]
-    wait = "event waits" if waiting == 1 else "events wait"
-    line = f"{waiting} {wait}, the oldest {ago(now - oldest['received'])}." if oldest else ""
-    if paused:
-        return "warn", "\u25b2 Paused", f"by hand since {iso(float(paused), config.clock)}. {line}"
-    if itsm:
-        since = config.clock.local(itsm["since"]).strftime("%H:%M")
-        if itsm["why"] == "credential":
-            source = config.credential
-            where = (
-                source.name if source.source in ("file", "credential") else "itsm.authorization"
-            )
-            words = f"since {since}. Nothing is lost; put the new one into {where}. {line}"
-            return "fail", "\u25a0 The ITSM refuses our credential", words
-        probe = ago(events.pulse.next_probe - events.file.clock())
-        words = f"since {since} ({itsm['reason']}). {line} Next try in {probe}."
-        return "fail", "\u25a0 The ITSM does not answer", words
-    needs = for_you(config, events, held_after=HELD_AFTER)
-    if needs:
-        count = counts["failed"] + counts["held"]
-        need = "event needs" if count == 1 else "events need"
-        word = f"\u25b2 {count} {need} you." if count else "\u25b2 Something needs you:"
-        others = [text for name, text in needs.items() if name not in ("failed", "held")]
-        return "warn", word, "; ".join(others or ["What to do stands beside each"]) + "."
-    received = events.last_received()
-    told = f"Last webhook {ago(now - received)} ago" if received else "No webhook came yet"
-    told += f", last delivery {ago(now - last)} ago." if last else "."
-    return "ok", "\u25cf " + (f"{waiting} on their way." if waiting else "All delivered."), told
-
-
-def advice(event: Mapping[str, Any], unclear: bool) -> str:
-    """What a person may do about an event, in one sentence."""
-    if unclear and event["state"] in ("held", "failed"):
-        return "Look into the ITSM: if the request is there, map the ticket to it; if not, retry."
-    if event["state"] == "held":
-        return "Retry the ticket's opening event, or map the ticket to its request."
-    if event["state"] == "failed":
-        return "Mend what the reason names, then retry; or drop it."
-    if event["state"] == "pending" and event.get("next_try"):
-        return f"Next try at {event['next_try'][11:19]}."
-    return ""
-
-
-# ── Page · pages and buttons ───────────────────────────────────────────────────────────────────
-
-
-def actions(event: Mapping[str, Any], unclear: bool) -> list[str]:
-    """The operations that make sense in an event's state."""
-    names = [each.name for each in OPERATIONS.values() if event["state"] in each.states]
-    return ["retry", *names] if event["state"] == "held" and unclear else names
-
+# ── Page · how it is ───────────────────────────────────────────────────────────────────────────
 
 ROWS = 50  # events on a page
-NOTHING = {"received": 0, "delivered": 0, "failed": 0}  # of an hour
+CAUSES_SHOWN = 12  # and of each CAUSE_ROWS events
+CAUSE_ROWS = 3
+BACKLOG = 20  # events, from which it is said how fast they go
+SHAPES = {"ok": "\u25cf", "warn": "\u25b2", "fail": "\u25a0", "": "\u25cb"}  # not colour alone
+TONES = {"delivered": "ok", "held": "warn", "failed": "fail"}  # of states
+
+
+class Headline(NamedTuple):
+    """How it is: tone, in a few words, and one sentence that names what else is not right."""
+
+    tone: str
+    word: str
+    sentence: str
+
+    @property
+    def shape(self) -> str:
+        """What says the tone without a colour."""
+        return SHAPES[self.tone]
+
+
+def headline(config: Config, events: Events, say: Say) -> Headline:
+    """Is all well? The worst first."""
+    wrong = [*troubles(config, events, HELD_AFTER, 0.0, say).values()]
+    pending = events.counts["pending"]
+    if wrong:
+        others = [trouble.word for trouble in wrong[1:]]
+        besides = say("Besides: {what}.", what=", ".join(others)) if others else ""
+        return Headline(wrong[0].tone, wrong[0].word, f"{wrong[0].todo} {besides}".strip())
+    if events.last_received() is None:
+        hooks = ", ".join(hook.path for hook in config.hooks.values())
+        return Headline("", say("Nothing came yet"), say("Webhooks go to {hooks}.", hooks=hooks))
+    if pending:
+        word = say("{n} event is on its way|{n} events are on their way", n=pending)
+        return Headline("ok", word, say("All others are delivered. Nothing needs you."))
+    return Headline("ok", say("All delivered"), say("Nothing needs you."))
+
+
+Fact = tuple[str, str, str]  # its name, its value, and more of it
+
+
+def _itsm_fact(config: Config, events: Events, say: Say) -> Fact:
+    """Whether the ITSM answers."""
+    now, itsm = time.time(), json.loads(events.file.fact("itsm") or "{}")
+    last = events.file.counted("last_delivery") / 1000
+    ago = say.ago(now - last) if last else ""
+    more = say("last delivery {ago} ago", ago=ago) if last else say("no delivery yet")
+    if not itsm:
+        return "ITSM", say("answers") if last else say("not asked yet"), more
+    value = say("refuses our credential" if itsm["why"] == "credential" else "does not answer")
+    probe = max(0.0, events.pulse.next_probe - events.file.clock())
+    since = say.when(itsm["since"], config.clock, now)
+    phrase = "since {time}" if events.file.fact("paused") else "since {time}, next try in {ago}"
+    return "ITSM", value, f"{say(phrase, time=since, ago=say.ago(probe))}; {more}"
+
+
+def _waiting_fact(config: Config, events: Events, say: Say) -> Fact:
+    """What is on its way to the ITSM; while a backlog drains, how fast."""
+    number, oldest = events.counts["pending"], events.oldest("pending")
+    more = ""
+    if oldest:
+        more = say("the oldest {ago}", ago=say.ago(time.time() - oldest["received"]))
+    if (rate := events.pulse.rate()) and number >= BACKLOG and not events.file.fact("itsm"):
+        left = say.ago(60 * number / rate)
+        more += "; " + say("{rate} a minute, done in {ago}", rate=round(rate), ago=left)
+    return say("On their way"), say("{n} event|{n} events", n=number), more
+
+
+def facts_now(config: Config, events: Events, say: Say) -> list[Fact]:
+    """What always stands there: the ITSM, the helpdesk, what is on its way."""
+    last = events.last_received()
+    came = say("{ago} ago", ago=say.ago(time.time() - last)) if last else say("nothing yet")
+    helpdesk = say("Helpdesk"), came, say("last webhook") if last else ""
+    waiting = _waiting_fact(config, events, say)
+    return [_itsm_fact(config, events, say), helpdesk, waiting]
+
+
+def hours_now(config: Config, events: Events, say: Say) -> list[dict[str, Any]]:
+    """The last 24 hours as bars (paths of SVG), also those in which nothing happened."""
+    first, names = int(time.time()) // 3600 - 23, ("received", "delivered", "failed")
+    rows = events.file.hours(first)
+    counts = [[rows.get(hour, {}).get(n, 0) for n in names] for hour in range(first, first + 24)]
+    peak = max(1, *(count for row in counts for count in row))
+    hours = []
+    for place, row in enumerate(counts):
+        high = [round(40 * row[0] / peak, 1), round(40 * row[1] / peak, 1)]
+        low = round(11 * row[2] / peak, 1)
+        left = 10 * place + 1
+        bars = [
+            f"M{left} 42v-{high[0]}h8v{high[0]}",
+            f"M{left + 2} 42v-{high[1]}h4v{high[1]}",
+            f"M{left} 44v{max(low, 2 * bool(row[2]))}h8V44",
+        ]
+        label = config.clock.local((first + place) * 3600.0).strftime("%H:00")
+        words = (f"{count} {say(name)}" for count, name in zip(row, names, strict=True))
+        bars_of = list(zip(names, bars, strict=True))
+        hours.append({"label": label, "counts": row, "bars": bars_of, "words": ", ".join(words)})
+    return hours
+
+
+# ── Page · what can be done ────────────────────────────────────────────────────────────────────
+
+
+class Offer(NamedTuple):
+    """A button: its operation, what it sends along, its word, and its name for who hears it."""
+
+    verb: str
+    fields: Mapping[str, Any]
+    word: str
+    name: str
+
+
+LARGE = 65536  # bytes of a body that is not read again only to know whether to offer a retry
+
+
+def retriable(config: Config, events: Events, rows: Sequence[Mapping[str, Any]]) -> set[int]:
+    """Of these events those that would go out again."""
+    states = ("failed", "ignored", "dropped")
+    numbers = [
+        row["event"]
+        for row in rows
+        if row["state"] in states or (row["state"] == "held" and row["may_have_happened"])
+    ]
+    news, _ = reread_all(config, events, numbers)
+    return set(news).difference(events.refusals(news) if news else ())
+
+
+def offers_of(row: Mapping[str, Any], can_retry: bool, say: Say) -> list[Offer]:
+    """What can be done about an event, the least harm first."""
+    event, unclear, offers = row["event"], row["may_have_happened"], list[Offer]()
+    held = row["state"] == "held"
+    open_still = (held and not unclear) or (unclear and row["opens"])
+    if row["ticket"] and row["state"] in ("held", "failed") and open_still:
+        name = say("Map ticket {ticket}", ticket=row["ticket"])
+        offers.append(Offer("map", {"ticket": row["ticket"]}, say("Map"), name))
+    if can_retry:
+        name = say("Retry event {n}", n=event)
+        offers.append(Offer("retry", {"event": event}, say("Retry"), name))
+    if row["state"] in ("pending", "held", "failed"):
+        offers.append(Offer("drop", {"event": event}, say("Drop"), say("Drop event {n}", n=event)))
+    return offers
+
+
+def _ending_soon(config: Config, events: Events, say: Say) -> list[dict[str, Any]]:
+    """What will soon be given up, as a cause."""
+    numbers = events.near_end(config.retry.give_up_after)
+    if not numbers:
+        return []
+    rows = events.page(numbers=numbers[:CAUSE_ROWS], after=-1)
+    cause = {"cause": say("it will soon be given up"), "state": "pending", "rows": rows}
+    words = {"advice": say("Mend what stands against them, or raise [retry] give_up_after.")}
+    return [{**cause, **words, "events": len(numbers), "tickets": len(numbers)}] if rows else []
+
+
+def needs_now(config: Config, events: Events, say: Say) -> list[dict[str, Any]]:
+    """What needs a person, by cause, each with its oldest events and what can be done."""
+    causes = causes_now(config, events, say, CAUSE_ROWS)[:CAUSES_SHOWN]
+    causes += _ending_soon(config, events, say)
+    rows = [row for cause in causes for row in cause["rows"]]
+    can_retry = retriable(config, events, rows)
+    for cause in causes:
+        cause["unclear"] = cause["rows"][0]["may_have_happened"]
+        for row in cause["rows"]:
+            row["offers"] = offers_of(row, row["event"] in can_retry, say)
+            behind = events.behind(row["ticket"]) if row["ticket"] and row["opens"] else []
+            if cause["cause"] == WAITS:
+                behind = events.behind(row["ticket"])
+            row["behind"] = ""
+            if behind:
+                row["behind"] = say("{n} more waits for it|{n} more wait for it", n=len(behind))
+        number, tickets, left = (
+            cause["events"],
+            cause["tickets"],
+            cause["events"] - len(cause["rows"]),
+        )
+        cause["count"] = say("{n} ticket|{n} tickets", n=tickets)
+        cause["more"] = say("{n} more of this reason", n=left) if left else ""
+        cause["address"] = f"/?{urllib.parse.urlencode({'cause': cause['cause']})}#events"
+        together = not cause["unclear"] and cause["rows"][0]["event"] in can_retry and number > 1
+        name = say("Retry all {n}", n=number)
+        offer = Offer("retry", {"cause": cause["cause"]}, name, f"{name}: {cause['cause']}")
+        cause["offers"] = [offer] if together else []
+    return causes
+
+
+# ── Page · pages ───────────────────────────────────────────────────────────────────────────────
+
+
+def language_of(accepted: str) -> str:
+    """`ko` or `en`, whichever an Accept-Language (RFC 9110 12.5.4) likes more."""
+    liking = {"ko": 0.0, "en": 0.0}
+    for part in accepted.lower().split(","):
+        match = re.match(r"\s*(ko|en)\b[^;]*(?:;\s*q=([0-9.]{1,5}))?\s*$", part)
+        with contextlib.suppress(ValueError):
+            if match:
+                quality = float(match[2] or 1)
+                liking[match[1]] = max(liking[match[1]], quality)
+    return "ko" if liking["ko"] > liking["en"] else "en"
 
 
 def ticket_address(ticket: str) -> str:
@@ -7527,12 +8835,21 @@ def redirect(where: str) -> bottle.HTTPResponse:
     return reply(303, {}, Location=where, Cache_Control="no-store")
 
 
+def laid_out(text: str) -> str:
+    """JSON with a line for each value, any other text as it is."""
+    try:
+        return json.dumps(json.loads(text), ensure_ascii=False, indent=2)
+    except (ValueError, RecursionError):
+        return text
+
+
 class Pages:
-    """The status page and what its buttons do, with the same verbs as the command line."""
+    """The status page and what its buttons do, with the same operations as the command line."""
 
     def __init__(self, door: Door) -> None:
         self.door, self.config, self.events = door, door.config, door.events
         self.seal = hmac.new(door.key.encode(), b"page", "sha256").hexdigest()
+        self.notices: dict[str, str] = {}  # what actions did, until it was said once
         for path, page in (
             ("/", self.home),
             ("/events/<event>", self.event),
@@ -7545,6 +8862,12 @@ class Pages:
         door.site.route(
             "/act/<verb>", "POST", functools.partial(self.guarded, self.act), by_head=self.by_head
         )
+        door.as_page = self.problem
+
+    @property
+    def say(self) -> Say:
+        """The language of who asks."""
+        return Say(language_of(_header(bottle.request.environ, "Accept-Language")))
 
     def guarded(self, page: Callable[..., Any], **named: Any) -> bottle.HTTPResponse:
         """Lets a person in, and no other site; then the page. Raises Refused."""
@@ -7554,7 +8877,13 @@ class Pages:
         except (Refused, FileError):
             raise
         except (Error, ValueError, KeyError) as error:
-            return self.page("Not found", PROBLEM, status=404, problem=str(error))
+            return self.problem(404, str(error))
+
+    def problem(self, status: int, why: str) -> bottle.HTTPResponse:
+        """What went wrong, as a page."""
+        phrases = {401: "Log in", 403: "Not for you", 404: "Not found", 503: "Not now"}
+        title = self.say(phrases[status]) if status in phrases else self.say("That did not work")
+        return self.page(title, PROBLEM, status=status, problem=why)
 
     def by_head(self, environ: Mapping[str, Any]) -> bool:
         """From the machine itself without a password where none is set; else only with it.
@@ -7571,104 +8900,151 @@ class Pages:
         return False
 
     def page(
-        self, title: str, template: str, status: int = 200, refresh: bool = False, **named: Any
+        self,
+        title: str,
+        template: str,
+        status: int = 200,
+        renews: bool = False,
+        tab: str = "",
+        **named: Any,
     ) -> bottle.HTTPResponse:
-        """A whole page, with the headers that keep other sites and caches out."""
-        notice = bottle.request.query.getunicode("notice", "")[:300]
+        """A whole page, with the headers that keep other sites and caches out.
+
+        `tab`: what stands on the browser's tab, where that is not the title.
+        """
+        say, clock, now = self.say, self.config.clock, time.time()
+        named |= {
+            "say": say,
+            "title": title,
+            "address": ticket_address,
+            "iso": lambda moment: iso(moment, clock),
+            "when": lambda moment, seconds=False: say.when(moment, clock, now, seconds),
+            "shape_of": lambda state: SHAPES[TONES.get(state, "")],
+            "tone_of": lambda state: f' class="{TONES[state]}"' if state in TONES else "",
+        }
+        query, time_of_day = bottle.request.query, clock.local(now).strftime("%H:%M:%S")
         text = _render(
             FRAME,
-            title=title,
+            say=say,
+            title=f"{tab or title} - hd_itsm",
             style=STYLE,
             script=SCRIPT,
-            body=_render(template, address=ticket_address, **named),
-            notice=notice if bottle.request.query.get("sealed") == self.stamp(notice) else "",
-            refresh=refresh,
-            q=bottle.request.query.getunicode("q", ""),
+            body=_render(template, **named),
+            notice=self.notices.pop(query.get("done", ""), ""),
+            renews=renews,
+            lists="rows" in named,
+            now=time_of_day,
+            lost=say(
+                "Not reached since: this is how it was at {time}. It is asked every 10 s.",
+                time=time_of_day,
+            ),
+            q=query.getunicode("q", ""),
         )
         policy = f"default-src 'none'; style-src {_hash(STYLE)}; script-src {_hash(SCRIPT)}"
-        policy += "; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+        policy += "; connect-src 'self'; form-action 'self'; frame-ancestors 'none'"
+        policy += "; base-uri 'none'"
         response = reply(status, text, Cache_Control="no-store", Content_Security_Policy=policy)
         response.set_header("Content-Type", "text/html; charset=utf-8")
         response.set_header("X-Content-Type-Options", "nosniff")
         response.set_header("Referrer-Policy", "same-origin")
         return response
 
-    def stamp(self, text: str) -> str:
-        """Proves that a notice is ours and not a link's."""
-        return hmac.new(self.seal.encode(), text.encode(), "sha256").hexdigest()[:16]
-
     def home(self) -> bottle.HTTPResponse:
-        """Is all well, what needs me, what happened?"""
-        query = bottle.request.query
-        chosen: dict[str, Any] = {name: query.getunicode(name, "") for name in ("state", "kind")}
-        same = urllib.parse.urlencode(chosen)
-        before = query.get("before", "")
-        chosen["before"] = int(before) if re.fullmatch("[0-9]{1,15}", before) else 0
-        some = self.events.page(**chosen, limit=ROWS + 1)
-        rows = [event_as_json(self.config, self.events, row) for row in some]
-        band, word, sentence = summary(self.config, self.events)
-        needs, hours = self.needs(), self.hours()
+        """Is all well, what needs me, what happened? With a filter only the events that fit."""
+        query, say = bottle.request.query, self.say
+        chosen = {name: query.getunicode(name, "") for name in ("state", "kind", "cause")}
+        if chosen["state"] not in ("", *STATES):
+            raise Error(f"there is no state {chosen['state'][:40]!r}")
+        places = (query.get(name, "") for name in ("before", "from"))
+        before, first = (int(p) if re.fullmatch("[0-9]{1,15}", p) else 0 for p in places)
+        listed = self.listed(chosen, before, max(first, 1))
+        if any(chosen.values()) or before:
+            what = [say.state(chosen["state"])] if chosen["state"] else []
+            what += [say.reason(chosen[name]) for name in ("kind", "cause") if chosen[name]]
+            title = say("Events: {what}", what=", ".join(what) or say("all"))
+            return self.page(
+                title,
+                HOME,
+                renews=not before,
+                filtered=True,
+                causes=(),
+                away=(),
+                hours=(),
+                **listed,
+            )
+        head, config, events = headline(self.config, self.events, say), self.config, self.events
+        causes = needs_now(config, events, say)
+        paused = events.file.fact("paused")
+        verb, word = ("resume", say("Resume")) if paused else ("pause", say("Pause"))
+        hours = hours_now(config, events, say)
+        sums = [sum(hour["counts"][n] for hour in hours) for n in range(3)]
+        phrase = "{received} received, {delivered} delivered, {failed} failed"
         return self.page(
-            "hd_itsm",
+            head.word,
             HOME,
-            refresh=not before,
-            band=band,
-            word=word,
-            sentence=sentence,
-            pausing="resume" if self.events.file.fact("paused") else "pause",
-            needs=needs[:ROWS],
-            more=len(needs) > ROWS,
+            renews=True,
+            tab=f"{head.shape} {head.word}",
+            filtered=False,
+            head=head,
+            facts=facts_now(config, events, say),
+            paused=float(paused) if paused else 0.0,
+            pausing=Offer(verb, {}, word, word),
+            causes=causes,
+            further=len(events.causes(time.time(), CAUSES_SHOWN + 1, 1)) > CAUSES_SHOWN,
+            needing=say("{n} reason|{n} reasons", n=len(causes)),
+            away=turned_away(events),
             hours=hours,
-            peak=max(1, *(hour[name] for hour in hours for name in NOTHING)),
-            counts={state: self.events.counts[state] for state in STATES},
-            kinds=list(self.config.kinds),
-            chosen=chosen,
-            same=f"/?{same}",
-            newer=self.newer(chosen, rows),
-            older=len(rows) > ROWS,
-            rows=rows[:ROWS],
-            today=self.config.clock.local(time.time()).date().isoformat(),
-            hooks=[hook.path for hook in self.config.hooks.values()],
+            legend=say(
+                "Wide: received. Narrow, within: delivered. Below the line: failed. In numbers"
+            ),
+            day=say(phrase, received=sums[0], delivered=sums[1], failed=sums[2]),
+            **listed,
         )
 
-    def needs(self) -> list[dict[str, Any]]:
-        """The events that need a person, each with advice and actions; one more than fit."""
-        ending = self.events.near_end(self.config.retry.give_up_after)[: ROWS + 1]
-        rows = [
-            *self.events.page("failed", limit=ROWS + 1),
-            *(self.events.page("pending", numbers=ending) if ending else ()),
-            *self.events.page("held", limit=ROWS + 1),
-        ]
-        needs = []
-        for row in rows:
-            event = event_as_json(self.config, self.events, row)
-            event["advice"] = advice(event, row["may_have_happened"])
-            if row["state"] == "pending":
-                event["advice"] = "It is given up soon, see [retry] give_up_after."
-            event["actions"] = actions(event, row["may_have_happened"])
-            needs.append(event)
-        return needs
+    def listed(self, chosen: Mapping[str, str], before: int, first: int) -> dict[str, Any]:
+        """The list of events: those that fit, what else can be chosen, and the ways on.
 
-    def newer(self, chosen: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> int:
-        """Before which event the page with what is newer than these rows begins; 0 for none."""
-        if not chosen["before"]:
-            return 0
-        last = rows[0]["event"] if rows else chosen["before"] - 1
-        newer = self.events.page(chosen["state"], kind=chosen["kind"], after=last, limit=ROWS)
-        return newer[-1]["event"] + 1 if newer else 0
+        `first`: the place of the first row among all that fit.
+        """
+        say, counts = self.say, self.events.counts
+        page = functools.partial(
+            self.events.page, chosen["state"], kind=chosen["kind"], cause=chosen["cause"]
+        )
+        rows = page(before=before, limit=ROWS + 1)
+        same = {name: value for name, value in chosen.items() if value}
 
-    def hours(self) -> list[dict[str, Any]]:
-        """The last 24 hours, also those in which nothing happened."""
-        first = int(time.time()) // 3600 - 23
-        rows = self.events.file.hours(first)
-        return [
-            {
-                **NOTHING,
-                **rows.get(hour, {}),
-                "label": self.config.clock.local(hour * 3600.0).strftime("%H:00"),
-            }
-            for hour in range(first, first + 24)
+        def where(**other: Any) -> str:
+            query = {name: value for name, value in (same | other).items() if value}
+            return f"/?{urllib.parse.urlencode(query)}#events" if query else "/#events"
+
+        alone = set(same) <= {"state"}
+        total = counts[chosen["state"]] if same else sum(counts[state] for state in STATES)
+        last = first + min(len(rows), ROWS) - 1
+        phrase = "{first} to {last} of {total}" if alone else "{first} to {last}"
+        pages = []
+        if before:
+            pages.append((say("newest"), where()))
+            newer = page(after=rows[0]["event"] if rows else before - 1, limit=ROWS)
+            if newer:
+                onward = {"before": newer[-1]["event"] + 1, "from": max(1, first - ROWS)}
+                pages.append((say("newer"), where(**onward)))
+        if len(rows) > ROWS:
+            onward = {"before": rows[ROWS - 1]["event"], "from": first + ROWS}
+            pages.append((say("older"), where(**onward)))
+        states = [(say("all"), where(state="", cause=""), not chosen["state"])] + [
+            (f"{say.state(s)} {counts[s]}", where(state=s, cause=""), s == chosen["state"])
+            for s in STATES
         ]
+        kinds = [(say("all"), where(kind=""), not chosen["kind"])] + [
+            (kind, where(kind=kind), kind == chosen["kind"]) for kind in self.config.kinds
+        ]
+        return {
+            "rows": rows[:ROWS],
+            "filters": ((say("State"), states), (say("Kind"), kinds)),
+            "part": say(phrase, first=first, last=last, total=total),
+            "pages": pages,
+            "nothing": say("No event fits." if same or before else "No event yet."),
+        }
 
     def event_row(self, text: str) -> dict[str, Any]:
         """The event of that number. Raises Error where there is none."""
@@ -7678,26 +9054,92 @@ class Pages:
         return row
 
     def event(self, event: str) -> bottle.HTTPResponse:
-        """One event: state and reason, what came, what we send, what was answered."""
-        row = self.event_row(event)
-        whole = whole_event(self.config, self.events, row["event"])
+        """One event: state and reason, what can be done, what was answered, what came."""
+        say, row = self.say, self.event_row(event)
+        number, fields = row["event"], json.loads(row["fields"])
+        can_retry = number in retriable(self.config, self.events, [row])
+        attempts = row["attempts"]
+        answers = [attempt["answer"] for attempt in attempts if attempt["answer"]]
+        requests, preview = self.requests(attempts), self.preview(row)
+        sent = next((each for each in reversed(requests) if not each["asked"]), None)
+        if sent and all(sent[name] == preview.get(name) for name in ("method", "url", "body")):
+            preview = {}
         return self.page(
-            f"Event {row['event']}",
+            say("Event {n}", n=number),
             EVENT,
-            refresh=whole["state"] == "pending",
-            event=whole,
-            band={"failed": "fail", "held": "warn", "delivered": "ok"}.get(whole["state"], "note"),
-            advice=advice(whole, row["may_have_happened"]),
-            actions=actions(whole, row["may_have_happened"]),
-            fields={name: as_text(value) for name, value in whole["fields"].items()},
-            preview=self.preview(row),
+            renews=row["state"] == "pending",
+            tab=f"{SHAPES[TONES.get(row['state'], '')]} {say('Event {n}', n=number)}",
+            event=row,
+            tone=TONES.get(row["state"], ""),
+            advice=self.advice(row),
+            offers=offers_of(row, can_retry, say),
+            neighbours=self.neighbours(row),
+            attempts=attempts,
+            answer=laid_out(answers[-1]) if answers else "",
+            fields={name: as_text(value) for name, value in fields.items()},
+            raw=raw_text(row["raw"]),
+            repaired=row["repaired"] or say("not repaired"),
+            sent=sent,
+            before=[each for each in requests if each is not sent],
+            preview=preview,
+            acts=self.events.acts(number, row["ticket"]),
         )
+
+    def requests(self, attempts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The requests that were sent, each once, with the attempt that began with it."""
+        say = self.say
+        return [
+            {
+                **json.loads(attempt["sent"]),
+                "asked": attempt["asked"],
+                "words": say("attempt {n}", n=attempt["attempt"])
+                + (f", {say('look-up')} {attempt['asked']}" if attempt["asked"] else ""),
+            }
+            for attempt in attempts
+            if attempt["sent"]
+        ]
+
+    def advice(self, row: Mapping[str, Any]) -> str:
+        """What a person may do about an event, and what waits for it."""
+        say = self.say
+        words = [advice(row, say)]
+        if row["state"] == "pending" and row["due"] is not None:
+            due = time.time() + max(0.0, row["due"] - self.events.file.clock())
+            when = say.when(due, self.config.clock, time.time(), seconds=True)
+            words.append(say("Next try at {time}.", time=when))
+        if row["state"] == "held" and row["cause"] is None and not row["may_have_happened"]:
+            failed = self.events.page("failed", row["ticket"], limit=AT_ONCE)
+            openings = [each["event"] for each in failed if each["opens"]]
+            words += [say("waits for event {n}, which failed", n=n) + "." for n in openings[-1:]]
+        if waiting := self.waiting(row):
+            names = ", ".join(map(str, waiting[:20]))
+            words.append(say("Waits for it: {events}.", events=names))
+        return " ".join(filter(None, words))
+
+    def waiting(self, row: Mapping[str, Any]) -> list[int]:
+        """The events of its ticket that wait for this one."""
+        if not row["ticket"] or row["state"] not in ("pending", "held", "failed"):
+            return []
+        if row["state"] == "failed" and not row["opens"]:
+            return []
+        line = self.events.line(row["ticket"], row["event"], 100)
+        waiting = self.events.page(numbers=line)
+        return sorted(each["event"] for each in waiting if each["state"] in ("pending", "held"))
+
+    def neighbours(self, row: Mapping[str, Any]) -> list[tuple[str, int]]:
+        """The events before and after it in its ticket's line."""
+        if not row["ticket"]:
+            return []
+        after = self.events.line(row["ticket"], row["event"], 1)
+        before = self.events.before(row["event"])
+        words = [(self.say("previous"), number) for number in before]
+        return words + [(self.say("next"), number) for number in after]
 
     def preview(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The request as it would be sent now, or a problem."""
         kind = self.config.kinds.get(row["kind"])
         if kind is None:
-            return {"problem": "Nothing: it has no kind that is configured."}
+            return {"problem": self.say("Nothing: it has no kind that is configured.")}
         fields = json.loads(row["fields"])
         request_id = row["request_id"] or ("REQUEST-ID" if kind.waits_for_id else None)
         scope = self.config.scope(
@@ -7712,76 +9154,238 @@ class Pages:
         try:
             return kind.request.render(scope).as_json()
         except Untranslatable as error:
-            return {"problem": f"Nothing: it cannot be translated: {error}."}
+            why = str(error)
+            return {"problem": self.say("Nothing: it cannot be translated: {why}", why=why)}
 
     def ticket(self, ticket: str = "") -> bottle.HTTPResponse:
-        """A ticket's mapping and the timeline of its events."""
+        """A ticket's mapping and its events in their order, with what waits for what."""
+        say, events = self.say, self.events
         ticket = ticket or bottle.request.query.getunicode("ticket", "")
-        numbers = self.events.line(ticket)[-AT_ONCE:]
-        line = ticket_as_json(self.config, self.events, ticket, numbers)
-        if not numbers and line["mapping"] is None:
+        numbers, mapping = events.line(ticket)[-AT_ONCE:], events.mappings.get(ticket)
+        if not numbers and mapping is None:
             raise Error(f"ticket {ticket} was never seen: no event and no mapping")
-        ahead = None
-        for event in line["events"]:
-            event["waits"] = ""
-            if event["state"] in ("pending", "held"):
-                if ahead:
-                    event["waits"] = f"Waits for event {ahead}."
-                ahead = event["event"]
-        return self.page(f"Ticket {ticket}", TICKET, **line)
+        rows = {row["event"]: row for row in events.page(numbers=numbers, limit=-1)}
+        line = [rows[number] for number in numbers if number in rows]
+        can_retry, ahead = retriable(self.config, events, line), dict[str, Any]()
+        for row in line:
+            row["unclear"] = row["may_have_happened"] and row["state"] in ("held", "failed")
+            row["attempts"] = events.attempts(row["event"])
+            row["offers"] = offers_of(row, row["event"] in can_retry, say)
+            row["waits"] = self.waits(row, ahead)
+            if row["state"] in ("pending", "held") or (row["state"] == "failed" and row["opens"]):
+                ahead = row
+        tones = [TONES.get(row["state"], "") for row in line]
+        since = ""
+        if mapping:
+            phrase = (
+                "since {time}, by hand"
+                if mapping["origin"] != "itsm"
+                else "since {time}, by the ITSM"
+            )
+            moment = say.when(mapping["since"], self.config.clock, time.time())
+            since = say(phrase, time=moment)
+        return self.page(
+            say("Ticket {ticket}", ticket=ticket),
+            TICKET,
+            ticket=ticket,
+            subject=next((row["subject"] for row in line if row["subject"]), ""),
+            tone=next(
+                (tone for tone in ("fail", "warn") if tone in tones), "ok" if mapping else ""
+            ),
+            mapping=mapping,
+            since=since,
+            events=line,
+            acts=events.acts(None, ticket),
+        )
+
+    def waits(self, row: Mapping[str, Any], ahead: Mapping[str, Any]) -> str:
+        """What an event waits for, in words; `ahead`: the one before it that is not settled."""
+        if row["state"] not in ("pending", "held") or not ahead or row["may_have_happened"]:
+            return ""
+        phrase = "waits for event {n}, which failed"
+        if ahead["state"] != "failed":
+            phrase = "waits for event {n}"
+        return self.say(phrase, n=ahead["event"])
 
     def search(self) -> bottle.HTTPResponse:
-        """To the ticket that was meant, by its own id or by its request id."""
-        text = bottle.request.query.getunicode("q", "").strip()
-        tickets = self.events.find_tickets(text)
-        if len(tickets) == 1:
+        """To the ticket that was meant, or the events that may be meant."""
+        say, text = self.say, bottle.request.query.getunicode("q", "").strip()
+        tickets, numbers = self.events.find(text)
+        if len(tickets) == 1 and not numbers:
             return redirect(ticket_address(tickets[0]))
-        return self.page("Search", SEARCH, status=200 if tickets else 404, tickets=tickets)
+        latest = self.events.latest_of(tickets)
+        rows = self.events.page(numbers=[*numbers, *latest])
+        listed = {row["ticket"] for row in rows}
+        title = say("Nothing is called \u201c{text}\u201d", text=text)
+        if rows or tickets:
+            title = say("Found for \u201c{text}\u201d", text=text)
+        return self.page(
+            title,
+            SEARCH,
+            status=200 if rows or tickets else 404,
+            rows=rows,
+            asked=say(
+                "Neither a ticket, a request id or an event, nor how an id begins or words of a"
+                " subject."
+            ),
+            tickets=[ticket for ticket in tickets if ticket not in listed],
+        )
+
+    # ── Page · buttons ─────────────────────────────────────────────────────────────────────────
 
     def action(self, verb: str) -> Operation:
         """The operation behind a button. Raises Error where there is none."""
         operation = OPERATIONS.get(verb)
-        if operation is None or not operation.question:
+        if operation is None or not operation.button:
             raise Error(f"there is no action {verb}")
         return operation
 
     def confirm(self, verb: str) -> bottle.HTTPResponse:
-        """Asks once, saying what the action will do."""
-        operation = self.action(verb)
-        fields = {
-            name: bottle.request.query.getunicode(name, "")
-            for name in re.findall(r"\{(\w+)\}", operation.question)
-        }
-        back = "/"
-        if "event" in fields:
-            back = f"/events/{self.event_row(fields['event'])['event']}"
-        elif "ticket" in fields:
-            back = ticket_address(operation.read(fields)["ticket"])
-        sentence = re.sub(r"\{(\w+)\}", lambda match: fields[match[1]], operation.question)
+        """Asks once, saying what the action will do, to what, and what follows."""
+        operation, query, say = self.action(verb), bottle.request.query, self.say
+        given = {name: query.getunicode(name, "") for name in operation.asks if name in query}
+        back, blanks = "/", list[tuple[str, str]]()
+        if verb in ("pause", "resume"):
+            question, lines = self.about_deliveries(verb)
+        elif verb == "map":
+            ticket = operation.read({"request_id": "-", **given})["ticket"]
+            back, (question, lines) = ticket_address(ticket), self.about_mapping(given)
+            blanks = [] if "request_id" in given else [("request_id", say("Request id"))]
+        elif given.get("cause"):
+            question, lines = self.about_cause(given["cause"])
+        else:
+            row = self.event_row(given.get("event", ""))
+            back, (question, lines) = f"/events/{row['event']}", self.about_event(verb, row)
+            blanks = [("why", say("Why"))] if verb == "drop" else []
         return self.page(
-            verb, CONFIRM, sentence=sentence, verb=verb, fields=fields, back=back, seal=self.seal
+            question,
+            CONFIRM,
+            question=question,
+            lines=lines,
+            verb=verb,
+            word=say(verb.capitalize()),
+            fields=given,
+            blanks=blanks,
+            back=back,
+            seal=self.seal,
         )
+
+    def about_deliveries(self, verb: str) -> tuple[str, list[str]]:
+        """The question before deliveries stop or go on, and what follows."""
+        waiting = self.say("{n} event|{n} events", n=self.events.counts["pending"])
+        if verb == "resume":
+            line = self.say("On their way then: {events}.", events=waiting)
+            return self.say("Let deliveries go on?"), [line]
+        line = self.say("Webhooks are still taken and wait; now {events}.", events=waiting)
+        return self.say("Stop deliveries?"), [line]
+
+    def about_mapping(self, given: Mapping[str, str]) -> tuple[str, list[str]]:
+        """The question before a ticket is mapped by hand, and what follows."""
+        say, ticket = self.say, given["ticket"]
+        question = say("Map ticket {ticket} to which request?", ticket=ticket)
+        if "request_id" in given:
+            question = say("Map ticket {ticket} to request {request_id}?", **given)
+        rows = self.events.page(ticket=ticket, limit=AT_ONCE)
+        lines = [row["subject"] for row in rows if row["subject"]][:1]
+        if mapping := self.events.mappings.get(ticket):
+            request_id = mapping["request_id"]
+            lines.append(say("Until now it is request {request_id}.", request_id=request_id))
+        waiting = sorted(row["event"] for row in rows if row["state"] in ("pending", "held"))
+        if waiting:
+            names = ", ".join(map(str, waiting[:20]))
+            lines.append(say("What waits for it goes out: {events}.", events=names))
+        return question, lines
+
+    def about_cause(self, cause: str) -> tuple[str, list[str]]:
+        """The question before all events of a cause go out again. Raises Error for none."""
+        say, causes = self.say, self.events.causes(time.time(), CAUSES, 1)
+        of_it = next((each for each in causes if each["cause"] == cause), None)
+        if of_it is None:
+            raise Error("no event has this reason any more")
+        tickets = say("{n} ticket|{n} tickets", n=of_it["tickets"])
+        lines = [
+            say.reason(cause),
+            say("They are translated with today's configuration and sent: {what}.", what=tickets),
+        ]
+        return say("Send {n} event again?|Send all {n} events again?", n=of_it["events"]), lines
+
+    def about_event(self, verb: str, row: Mapping[str, Any]) -> tuple[str, list[str]]:
+        """The question before an event goes out again or is given up, and what follows."""
+        say, number = self.say, row["event"]
+        waiting = ", ".join(map(str, self.waiting(row)[:20]))
+        ticket = (
+            say("Ticket {ticket}", ticket=row["ticket"]) if row["ticket"] else say("no ticket")
+        )
+        lines = [f"{ticket} {row['subject']}".strip()]
+        if row["reason"]:
+            lines.append(f"{say.state(row['state'])}: {say.reason(row['reason'])}")
+        if verb == "retry":
+            question = say("Send event {n} again?", n=number)
+            lines.append(say("It is translated with today's configuration and sent."))
+            phrase = "After it go: {events}."
+        else:
+            question = say("Give event {n} up?", n=number)
+            lines.append(say("It is kept, but not sent."))
+            phrase = "Then wait for a mapping of the ticket: {events}."
+            phrase = phrase if row["opens"] else "After it go: {events}."
+        return question, lines + ([say(phrase, events=waiting)] if waiting else [])
 
     def act(self, verb: str) -> bottle.HTTPResponse:
         """Carries an action out and says what it did."""
         environ, form = bottle.request.environ, bottle.request.forms
         self.own_page(environ, form.getunicode("seal", ""))
         operation, back = self.action(verb), "/"
-        names = {"ticket", "request_id", "why"} & {each.key for each in operation.arguments}
+        names = {"ticket", "request_id", "why", "cause"}
+        names &= {each.key for each in operation.arguments}
         given: dict[str, Any] = {name: form.getunicode(name, "") for name in names}
-        if operation.states:
+        if "events" in {each.key for each in operation.arguments} and not given.get("cause"):
             given["events"] = [self.event_row(form.getunicode("event", ""))["event"]]
             back = f"/events/{given['events'][0]}"
         elif "ticket" in given:
             back = ticket_address(given["ticket"])
-        result = operation.function(self.config, self.events, operation.read(given))
+        done, refused = 0, list[str]()
+        caller = self.door.caller(environ)
+        known = {each.key for each in operation.arguments}
+        by = {"by": f"{caller}, on the page"} if "by" in known else {}
+        following: Mapping[str, Any] | None = {}
+        while following is not None:
+            arguments = operation.read({**given, **by, **following})
+            result = operation.function(self.config, self.events, arguments)
+            following = result.get("next")
+            done += len(result.get("retried", ()))
+            refused += [each["reason"] for each in result.get("refused", ())]
         self.door.wake()
-        notice = f"{verb}: done"
-        if result.get("refused"):
-            notice = result["refused"][0]["reason"]
-        log.info("%s %s from the page, by %s: %s", verb, given, self.door.caller(environ), notice)
-        query = urllib.parse.urlencode({"notice": notice, "sealed": self.stamp(notice)})
-        return redirect(f"{back}{'&' if '?' in back else '?'}{query}")
+        said = "; ".join(refused[:3]) or "done"
+        log.info("%s %s from the page, by %s: %s", verb, given, caller, said)
+        words = [self.done(verb, given, done)] if done or not refused else []
+        words += [reason.partition(": --force")[0] for reason in refused[:3]]
+        return redirect(self.with_notice(back, ". ".join(words)))
+
+    def done(self, verb: str, given: Mapping[str, Any], done: int) -> str:
+        """What an action did, in words."""
+        say, event = self.say, given.get("events", [0])[0]
+        if verb == "retry" and given.get("cause"):
+            return say("{n} event is sent again|{n} events are sent again", n=done)
+        if verb == "map":
+            names = {name: given[name] for name in ("ticket", "request_id")}
+            return say("Ticket {ticket} is request {request_id} now", **names)
+        phrases = {
+            "retry": "Event {n} is sent again",
+            "drop": "Event {n} is given up",
+            "pause": "Deliveries are paused",
+            "resume": "Deliveries go on",
+        }
+        return say(phrases[verb], n=event)
+
+    MOST_NOTICES = 100
+
+    def with_notice(self, where: str, notice: str) -> str:
+        """The address with what the page there says once."""
+        token = secrets.token_hex(8)
+        while len(self.notices) >= self.MOST_NOTICES:
+            self.notices.pop(next(iter(self.notices)), None)
+        self.notices[token] = notice
+        return f"{where}{'&' if '?' in where else '?'}done={token}"
 
     def own_page(self, environ: Mapping[str, Any], seal: str) -> None:
         """Refuses a POST that does not come from a page of ours."""
@@ -8571,6 +10175,40 @@ class Outcome(NamedTuple):
     kept: Mapping[str, Any] = MappingProxyType({})  # further values of the answer
     retry_after: float = 0.0  # seconds the ITSM asked for
     may_have_happened: bool = False
+    said: str = ""  # of its words those that are meant for people
+
+
+SAYING = re.compile(r"(?i)mess?age|msg|error|detail|descr|reason|title|cause|text|fault|remark")
+CODE = re.compile(r"(?i)(?:code|errno|number)$")
+
+
+def _leaves(tree: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Key and text of every leaf; what stands in a list has the list's key."""
+    if isinstance(tree, dict):
+        for name, branch in tree.items():
+            yield from _leaves(branch, name)
+    elif isinstance(tree, list):
+        for branch in tree:
+            yield from _leaves(branch, key)
+    elif isinstance(tree, str | int) and not isinstance(tree, bool):
+        yield key, as_text(tree).strip()
+
+
+def own_words(text: str) -> str:
+    """What an ITSM says to people: message and code out of its JSON; any other text as it is."""
+    try:
+        leaves = [(key, said) for key, said in _leaves(json.loads(text)) if said]
+    except (ValueError, RecursionError):
+        return text
+    said = [said for key, said in leaves if SAYING.search(key) and not CODE.search(key)]
+    sentences = [each for each in said if " " in each] or said
+    if not sentences:
+        return text
+    codes = [code for key, code in leaves if CODE.search(key) and code not in sentences]
+    codes += [each for each in said if each not in sentences]
+    told = "; ".join(dict.fromkeys(sentences[:3]))
+    brief = ", ".join(dict.fromkeys(code for code in codes if len(code) < 40))
+    return f"{told} ({brief})" if brief else told
 
 
 def retry_after(value: str, now: float) -> float:
@@ -8833,8 +10471,8 @@ class Memory:
 class Inquiry:
     """The questions of one attempt for one event, all within its deadline.
 
-    `tell` makes an attempt of each answer: (when it began (epoch, monotonic), answer, outcome,
-    look-up) -> None.
+    `tell` makes an attempt of each answer: (when it began (epoch, monotonic), request, answer,
+    outcome, look-up) -> None.
     """
 
     def __init__(
@@ -8842,7 +10480,7 @@ class Inquiry:
         wire: Wire,
         memory: Memory,
         deadline: float,
-        tell: Callable[[tuple[float, float], Answer, Outcome, str], None],
+        tell: Callable[[tuple[float, float], Request, Answer, Outcome, str], None],
     ) -> None:
         self.wire, self.memory, self.deadline, self.tell = wire, memory, deadline, tell
         self._used: list[tuple[Any, Any]] = []  # what was remembered or asked: key, value
@@ -8860,7 +10498,7 @@ class Inquiry:
         name = "later" if outcome.name == "unclear" else outcome.name  # a question hurts nobody
         words = "" if name == "delivered" else outcome.words
         outcome = outcome._replace(name=name, reason=reason, words=words, may_have_happened=False)
-        self.tell(began, answer, outcome, lookup.name)
+        self.tell(began, request, answer, outcome, lookup.name)
         return outcome, message
 
     def values(self, lookup: Lookup, request: Request, scope: Scope) -> tuple[Any, Message]:
@@ -9140,13 +10778,20 @@ class Alerts:
 
     def look(self) -> bool:
         """Tells what is new and what is over; False where it could not. Raises FileError."""
-        now = for_you(self.config, self.events, held_after=self.config.alert.after)
+        after = self.config.alert.after
+        wrong = troubles(self.config, self.events, after, after)
+        now = {
+            name: f"{trouble.word}. {trouble.todo}"
+            for name, trouble in wrong.items()
+            if name not in NOT_FOR_YOU
+        }
         told: dict[str, str] = json.loads(self.events.file.fact("told") or "{}")
         lines = [text for name, text in now.items() if name not in told]
         lines += [f"over: {text}" for name, text in told.items() if name not in now]
         if not lines:
             return True
-        if not self.tell(f"hd_itsm on {socket.gethostname()}: " + "; ".join(lines)):
+        where = f" {url}" if (url := self.config.server.public_url) else ""
+        if not self.tell(f"hd_itsm on {socket.gethostname()}: {'; '.join(lines)}{where}"):
             return False
         self.events.file.keep_facts(told=json.dumps(now))
         return True
@@ -9193,6 +10838,10 @@ class Worker(threading.Thread):
                 self.gate.done(event.ticket)
 
 
+MOST_SENT = 16384  # characters that are kept of a request's body
+SECRET_IN_BODY = re.compile(  # what stands beside a name that tells it, in JSON or in a form
+    r"""(?i)((?:passw|secret|token|api.?key)\w*(?:"\s*:\s*"|=))(?:[^"\\&]|\\.)+"""
+)
 MAY_HAVE = "it may have happened; `map` or `retry` decides"
 
 
@@ -9320,7 +10969,7 @@ class Delivery:
         for again in (True, False):
             try:
                 request = kind.request.render(scope)
-                if careful and not self.events.begin(event, time.time()):
+                if careful and not self.events.begin(event, time.time(), self._as_sent(request)):
                     return None
                 outcome = self._attempt(inquiry, event, kind, request)
             except Unanswered as error:
@@ -9343,18 +10992,38 @@ class Delivery:
             log.exception("event %d: a fault of this program over the answer", event.event)
             reason = "a fault of this program over the answer (see the log)"
             outcome = Outcome("unclear", reason, may_have_happened=True)
-        outcome = outcome._replace(words=self._masked(outcome.words))
-        inquiry.tell(began, answer, outcome, "")
+        said = self._masked(own_words(outcome.words))
+        outcome = outcome._replace(words=self._masked(outcome.words), said=said)
+        inquiry.tell(began, request, answer, outcome, "")
         return outcome
 
     def _masked(self, words: str) -> str:
         """Words of the ITSM without our secrets, cut to what is kept of them."""
         return self.memory.mask(self.config.mask(words))[:500]
 
+    def _as_sent(self, request: Request) -> str:
+        """A request as it is kept with its attempt: nobody's secret in it, and bounded."""
+        sent = request.as_json()
+
+        def hide(text: str) -> str:
+            return self.memory.mask(self.config.mask(text))
+
+        body = SECRET_IN_BODY.sub(r"\1***", hide(sent["body"]))
+        kept = {
+            "method": sent["method"],
+            "url": hide(sent["url"])[:2000],
+            "headers": {name: hide(value)[:500] for name, value in sent["headers"].items()},
+            "body": body[:MOST_SENT],
+        }
+        if len(body) > MOST_SENT:
+            kept["body"] += f" (and {len(body) - MOST_SENT} more characters)"
+        return COMPACT.encode(kept)
+
     def _tell_attempt(
         self,
         attempts: list[Attempt],
         began: tuple[float, float],
+        request: Request,
         answer: Answer,
         outcome: Outcome,
         asked: str,
@@ -9363,7 +11032,10 @@ class Delivery:
         seconds, words = time.monotonic() - began[1], self._masked(outcome.words)
         self.events.since_start.attempt(outcome.name, seconds)
         name, reason = outcome.name, outcome.reason
-        attempts.append(Attempt(began[0], seconds, answer.status, name, reason, words, asked))
+        sent = self._as_sent(request)
+        attempts.append(
+            Attempt(began[0], seconds, answer.status, name, reason, words, asked, sent)
+        )
 
     def _verified(
         self, inquiry: Inquiry, lookup: Lookup, scope: Scope, outcome: Outcome
@@ -9382,7 +11054,7 @@ class Delivery:
                 where = ".".join(step.name for step in condition.path)
                 reason = f"{outcome.reason}, but it was not done: {where} is"
                 words = self._masked(there or "not there")
-                return outcome._replace(name="failed", reason=reason, words=words)
+                return outcome._replace(name="failed", reason=reason, words=words, said="")
         return outcome
 
     def _knock(self, inquiry: Inquiry, event: Event, scope: Scope) -> bool:
@@ -9435,7 +11107,8 @@ class Delivery:
         evidence = outcome.name in ("later", "unclear") and self._evidence(event, now)
         if not evidence:  # else it speaks of the ticket, not of the ITSM
             self.gate.hear(outcome, event.ticket)
-        said = f"{outcome.reason}: {outcome.words}" if outcome.words else outcome.reason
+        words = outcome.said or outcome.words
+        said = f"{outcome.reason}: {words}" if words else outcome.reason
         if outcome.name == "delivered":
             return self._delivered(kind, outcome)
         if outcome.name == "failed":
@@ -9543,6 +11216,7 @@ class Delivery:
         if turn % 4 == 0:
             self.events.last_received()  # the file answers, or the beat stops here
             self.events.pulse.beat = now
+            self.events.pulse.beats.append((now, self.events.pulse.delivered))
             self._credential_renewed()
         if turn % 40 == 0:
             self.events.file.keep_reserve()
@@ -9733,6 +11407,14 @@ def find_service(store_path: str) -> RunningService | None:
         return None
 
 
+def _user() -> str:
+    """Who runs this."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # an account without a name
+        return f"user {os.getuid()}" if os.name == "posix" else "somebody"
+
+
 class Operator:
     """Has operations done: by the running service, or on the file itself where none runs."""
 
@@ -9754,6 +11436,8 @@ class Operator:
     def parts(self, name: str, given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """The parts of an operation's result, each asked for when it is wanted. Raises Error."""
         operation, more = OPERATIONS[name], dict(given)
+        if BY in operation.arguments:
+            more["by"] = f"{_user()}, by command"
         while True:
             part = self._carry_out(operation, operation.read(more))
             following = part.pop("next", None)
@@ -10275,6 +11959,7 @@ class Call:
     ) -> None:
         self.arguments, self.options, self.environ = arguments, options, environ
         self.as_json, self.commands = as_json, commands
+        self.say = ENGLISH if as_json else Say(language_of_terminal(environ))
 
     def config(self, complete: bool = False) -> Config:
         """The configuration; `complete` as for `load_config`. Raises ConfigError."""
@@ -10343,25 +12028,27 @@ def _print_parts(call: Call, operation: Operation, parts: Iterator[dict[str, Any
     """Prints a result that may be long part by part, so that never all of it is in memory."""
     first, key = next(parts), operation.long
     if key not in first:
-        call.emit(first, operation.as_text(first))
+        call.emit(first, operation.as_text(first, call.say))
     elif call.as_json:
         rest = (part[key] for part in itertools.chain([first], parts))
         head = {name: value for name, value in first.items() if name != key}
         _print_list(head, key, itertools.chain.from_iterable(rest))
     else:
         for part in itertools.chain([first], parts):
-            print(operation.as_text(part))
+            print(operation.as_text(part, call.say))
 
 
 def carry_out(operation: Operation, call: Call) -> int:
     """A command that is an operation and nothing else."""
     with Operator(call.config(), operation.creates) as operator:
-        parts = operator.parts(operation.name, call.arguments)
+        language = call.say.language if LANGUAGE in operation.arguments else ""
+        given = {**call.arguments, **({"language": language} if language else {})}
+        parts = operator.parts(operation.name, given)
         if operation.long:
             _print_parts(call, operation, parts)
             return 0
         result = _joined(parts)
-    call.emit(result, operation.as_text(result))
+    call.emit(result, operation.as_text(result, call.say))
     return operation.exit_code(result)
 
 
@@ -10804,7 +12491,7 @@ def command_backup(call: Call) -> int:
         os.close(handle)
         with contextlib.suppress(OSError):
             os.unlink(copy)
-    call.emit(result, OPERATIONS["backup"].as_text(result))
+    call.emit(result, OPERATIONS["backup"].as_text(result, call.say))
     return 0
 
 

@@ -23,7 +23,16 @@ LONG_LIMIT = 300  # seconds a slow test may take; for the others see pyproject.t
 MOST_WORKERS = 8
 
 # What of the environment would change what the program does or says
-FOREIGN = ("HD_ITSM_CONFIG", "PYTHON", "LISTEN_", "NOTIFY_", "WATCHDOG_", "CREDENTIALS_")
+FOREIGN = (
+    "HD_ITSM_CONFIG",
+    "PYTHON",
+    "LISTEN_",
+    "NOTIFY_",
+    "WATCHDOG_",
+    "CREDENTIALS_",
+    "LC_",
+    "LANG",
+)
 OURS = ("PYTHONPYCACHEPREFIX",)
 
 
@@ -37,6 +46,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in list(os.environ):
         if name.startswith(FOREIGN) and name not in OURS:
             del os.environ[name]
+    os.environ["LANG"] = "C.UTF-8"
     if named(config):
         config.option.markexpr = ""
 

@@ -383,7 +383,9 @@ def test_an_event_needs_a_person_only_when_it_is_held_for_longer_than_a_minute(
     service.start()
     run = service.cli("status")
     assert run.code == 1
-    assert "needs you      1 held" in run.out
+    assert "needs you      1 ticket needs you" in run.out
+    assert "  1 x held: waits for the request id" in run.out
+    assert "      hd-itsm map A REQUEST\n" in run.out
     assert service.post("itsm_new", opening("A"), wait=10).state == "delivered"
     until(lambda: service.cli("status").code == 0, "nothing needs a person any more")
 

@@ -78,6 +78,7 @@ max_body = 1048576
 stop_after = 10
 trusted_proxy = []           # addresses whose X-Forwarded-For is believed
 admin_password = ""          # status page from other machines; loopback needs none when empty
+public_url = ""              # the page's address, for alerts
 
 [access]                     # any configured means admits a webhook; several may be set
 token = ""                   # Authorization: Bearer, X-Webhook-Token or the password of Basic

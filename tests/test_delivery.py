@@ -513,7 +513,8 @@ class Works:
         until(lambda: found() == counts, f"{counts}", seconds)
 
     def retry(self, event: int) -> str:
-        refusal = self.events.retry(event, hd_itsm.reread(self.config, self.row(event)), False)
+        new = hd_itsm.reread(self.config, self.row(event))
+        refusal = self.events.retry({event: new}).get(event, "")
         self.delivery.wake()
         return refusal
 

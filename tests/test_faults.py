@@ -1135,7 +1135,8 @@ def told(folder: Path, program: Path = PROGRAM) -> list[str]:
 
     with Itsm() as phone, Itsm(decide=decide) as itsm:
         alert = {"url": phone.url + "/secret-of-the-chat", "after": "1s"}
-        rig, book = Rig(folder, bookkept(itsm.url, alert=alert), program), Book()
+        server = {"public_url": "https://desk.example.com/hd"}
+        rig, book = Rig(folder, bookkept(itsm.url, alert=alert, server=server), program), Book()
         rig.start()
         itsm.stop()
 
@@ -1146,7 +1147,7 @@ def told(folder: Path, program: Path = PROGRAM) -> list[str]:
                 findings.append(f"told: {word!r} not {count} times")
 
         pour(rig, book, [ticket() for _ in range(4)], steps=2)
-        hear("down")
+        hear("The ITSM does not answer")
         until(lambda: rig.health()["oldest_age"] >= 3, "the outage goes on")
         rig.restart()
         until(lambda: rig.health()["oldest_age"] >= 6, "the outage goes on")
@@ -1156,13 +1157,15 @@ def told(folder: Path, program: Path = PROGRAM) -> list[str]:
         hear("over")
         refusing = ticket()
         rig.step(refusing, 0)
-        hear("failed")
+        hear("1 ticket needs you")
         number = rig.events("--state", "failed")[0]["event"]
         assert rig.cli("drop", number, "--why", "nobody needs it").code == 0
         hear("over", 2)
         rig.kill()
         texts = [one.json()["text"] for one in phone.requests]
-        marks = ["down", "over", "failed", "over"]
+        marks = ["The ITSM does not answer", "over", "1 ticket needs you", "over"]
+        if not all(text.endswith(" https://desk.example.com/hd") for text in texts):
+            findings.append(f"address: {texts}")
         if len(texts) != len(marks) or any(m not in t for m, t in zip(marks, texts, strict=False)):
             findings.append(f"told: {texts}")
         secrets = ["itsm-password", "aXRzbTppdHNtLXBhc3N3b3Jk", rig.token, "secret-of-the-chat"]
