@@ -1188,7 +1188,9 @@ def test_control_an_incident_told_again_and_again_is_found(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["refused", "silence", "500", "301"])
+@pytest.mark.parametrize(
+    "mode", ["refused", "silence", "500", "301", "huge", "gzip-bomb", "endless-chunks"]
+)
 def test_an_alert_address_that_takes_nothing_changes_nothing_else(
     mode: str, tmp_path: Path
 ) -> None:
@@ -1208,10 +1210,12 @@ def test_an_alert_address_that_takes_nothing_changes_nothing_else(
                 phone.wait_for(1)
             else:
                 until(lambda: rig.lines("alert address"), "it tried to tell")
+            before = faultlib.memory(rig.pid, "VmHWM")
             began = monotonic()
             pour(rig, book, [ticket() for _ in range(10)], steps=2)
             rig.drained(5)
             assert monotonic() - began < 4
+            assert faultlib.memory(rig.pid, "VmHWM") < before + (20 << 20)
             began = monotonic()
             assert rig.stop() == 0
             assert monotonic() - began < 4
