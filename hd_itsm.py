@@ -13304,6 +13304,12 @@ keep_for = "expires_in"
 url = "https://itsm.example.com/users?email={value}"
 value = "result.0.sys_id"
 keep_for = "1h"
+
+What an answer brings besides the id is kept with the mapping (a kind's keep = { number =
+"result.number" }) and names it in later templates as {number}; `show --ticket`, `export` and
+`import` have it. `explain --ask` asks the look-ups of one webhook for real and says what each
+gave; `check` asks for tokens, says until when they are good, and asks the others, where they are a
+GET, for an id that nobody has: what is found then needs a `when`.
 """
 
 READING = f"""\
@@ -13322,7 +13328,19 @@ Duplicates. An event equal to its ticket's latest one, in kind and in every fiel
 opened again, closed are three. So is a second opening of a ticket, unless the first failed (or
 `again = "send"`). A delivery number in `webhook-id`, `Idempotency-Key` or the header named by
 `delivery_id` replaces the comparison of fields where it is present; it counts within its ticket
-and kind.
+and kind. `delivery_id` may be a path of the body, too; "none" is for a sender whose header says
+nothing.
+
+Lists. `each = "events"` (or "*", where the body is the list) makes every element a webhook of its
+own, up to 1000: stored in one transaction, answered together with all numbers and states. The
+answer is 400 only where all of them failed; what is in the list of `HD-ITSM-State` is kept.
+Desks. `desk = "facility"` keeps the tickets of two helpdesks apart that number theirs alike:
+`show --ticket facility:17`, while {{ticket_id}} stays 17 and {{desk}} is there.
+Order. `order = "updated_at"` (a number or a date) ignores what is older than the ticket's latest
+event, but never an opening; without a value there is no order.
+Trials. `challenge = "challenge"` (or "@query:validationToken", "@header:NAME") sends its text back
+where it is present and the caller is admitted, and stores nothing. GET, HEAD and OPTIONS say what
+the hook is.
 
 Dates are read by time.date_formats, then as ISO 8601, as seconds or milliseconds since 1970,
 and in these forms, all from 1990 to 2100; UTC, GMT, Z or an offset may stand behind any of
