@@ -29,7 +29,7 @@ Look, Page) and delivering are siblings that meet only in the file.
   Events         intake, line, outcomes, a person's acts: every other statement
   Words          what people read, in English and in Korean
   Status         how it is, for people, monitoring and programs
-  Judging        what becomes of a webhook, now or when it is retried
+  Judging        a webhook to what is to be stored, now or when it is retried
   Operations     what an operator asks and does, alike for command line, control and page
   Door           admit, read, store, answer
   Look           style, script and templates of the page
@@ -201,8 +201,9 @@ KINDS: dict[str, dict[str, Any]] = {
     },
 }
 
-# HTTP status -> outcome, and whether the request may have happened all the same; first row that
-# matches. `credential`: everything waits, no ticket is to blame. What no row knows means "later":
+# HTTP status -> outcome, and whether the request may have happened all the same; the first row
+# that matches, after the rules of `answers`. 400 to 499 are all that no row above names: 409, 422.
+# `credential`: everything waits, no ticket is to blame. What no row knows means "later":
 # a wrong "failed" needs a person, a wrong "later" time.
 ANSWERS: tuple[tuple[int, int, str, bool], ...] = (
     (200, 299, "delivered", True),
@@ -3502,7 +3503,11 @@ FATAL = tuple(  # SQLite's errors after which only a new start knows what is on 
 RESERVE = 4 << 20  # bytes kept aside, so that outcomes can still be recorded on a full disk
 SMALL_FILE = 256 << 20  # bytes up to which every start checks the whole file
 
-MIGRATIONS = (  # entry n brings a file of version n to n + 1; never change one that was released
+# Entry n brings a file of version n to n + 1; never change one that was released. A new column of
+# events: ALTER TABLE in a new entry; then NewEvent (or `_insert`) writes it, Event and `due` bring
+# it to Delivery, `page` and `whole_event` to people; see whether `_retry`, `_follow` and `forget`
+# have to know it.
+MIGRATIONS = (
     """
     CREATE TABLE events (
         event INTEGER PRIMARY KEY,    -- its number: 1, 2, 3
@@ -4075,7 +4080,7 @@ class NewEvent(NamedTuple):
     waits_for_id: bool = False
     stamp: float | None = None
     subject: str = ""
-    again: str = "ignore"  # from here on not kept
+    again: str = "ignore"
     used: str = ""  # what of the fields makes a difference to what is sent
 
     @property
@@ -4085,7 +4090,9 @@ class NewEvent(NamedTuple):
         return hashlib.sha256(f"{self.kind or self.hook}\0".encode() + what).digest()
 
 
-KEPT = NewEvent._fields[:-2]  # columns of the same names
+GIVEN = ("event", "rank", "parent", "born", "idempotency_key", "digest", "cause")  # by Events
+NOT_KEPT = ("again", "used")  # stand last in NewEvent
+KEPT = tuple(name for name in NewEvent._fields if name not in NOT_KEPT)  # columns of that name
 
 
 class Receipt(NamedTuple):
@@ -4227,7 +4234,7 @@ class Waiters:
             if not self._waiters[event]:
                 del self._waiters[event]
 
-    def wake(self, event: int) -> None:
+    def tell(self, event: int) -> None:
         """Lets those look who wait for this event."""
         with self._lock:
             for waiter in self._waiters.get(event, ()):
@@ -4635,10 +4642,10 @@ class Events(Questions):
             duplicate = new.state == "ignored" and new.kind  # the others no rule wanted
             if new.ticket is not None and parent is None and not duplicate:
                 tickets += (new.ticket, number, number if due is not None else None, due)
-        row = f"({', '.join('?' * (7 + len(KEPT)))})"
+        columns = (*GIVEN, *KEPT)
+        row = f"({', '.join('?' * len(columns))})"
         self.file.execute_row(
-            "INSERT INTO events (event, rank, parent, born, idempotency_key, digest,"
-            f" cause, {', '.join(KEPT)}) VALUES {', '.join([row] * len(news))}",
+            f"INSERT INTO events ({', '.join(columns)}) VALUES {', '.join([row] * len(news))}",
             values,
         )
         if tickets:
@@ -4678,7 +4685,7 @@ class Events(Questions):
         if enters == "delivered":
             self.file.after_commit(self.pulse.count_delivered)
         if enters not in ("pending", "held"):
-            self.file.after_commit(lambda: self.waiters.wake(event))
+            self.file.after_commit(lambda: self.waiters.tell(event))
         return True
 
     def _arrange(self, ticket: str) -> None:
@@ -4865,7 +4872,11 @@ class Events(Questions):
         return Receipt(self._insert([new]), new.state, new.reason, None)
 
     def _duplicate(self, new: NewEvent, line: Any) -> tuple[int | None, str]:
-        """The event that a webhook repeats, if any, and the reason to ignore it ("" for none)."""
+        """The event that a webhook repeats, if any, and the reason to ignore it ("" for none).
+
+        In this order: the ticket is opened already; it is older than the latest (`order`); it has
+        a delivery id that was there, or without one all that is sent is as in the latest.
+        """
         if new.opens and new.again == "ignore":
             if number := self._earliest(new.ticket, *OPENED):
                 return number, f"duplicate of event {number}: the ticket is opened already"
@@ -5249,7 +5260,8 @@ class Events(Questions):
     def _why_not_retry(self, event: int, new: NewEvent, force: bool) -> tuple[Any, str]:
         """The event's row, and why it cannot be retried, or ""."""
         row = self.file.row(
-            "SELECT event, parent, state, ticket, rank, may_have_happened FROM events"
+            "SELECT event, parent, state, ticket, rank, may_have_happened, delivery_id, stamp"
+            " FROM events"
             " WHERE event = :event",
             event=event,
         )
@@ -5278,6 +5290,8 @@ class Events(Questions):
             repaired=new.repaired,
             subject=new.subject,
             digest=new.digest,
+            delivery_id=new.delivery_id or row["delivery_id"],
+            stamp=row["stamp"] if new.stamp is None else new.stamp,
             opens=new.opens,
             waits_for_id=new.waits_for_id,
             may_have_happened=False,
@@ -6246,7 +6260,7 @@ def openapi(config: Config) -> dict[str, Any]:
     }
 
 
-# ── Judging: what becomes of a webhook, now or when it is retried ──────────────────────────────
+# ── Judging: a webhook to what is to be stored; duplicates are known in Events ─────────────────
 
 
 SUBJECTS = ("subject", "title", "summary")
@@ -6329,7 +6343,7 @@ def reread(config: Config, row: Mapping[str, Any]) -> NewEvent:
     return judge(config, hook, readings[0], base)
 
 
-# ── Operations: what an operator asks and does; pure ───────────────────────────────────────────
+# ── Operations: what an operator asks and does, without HTTP and terminal ──────────────────────
 
 
 # ── Operations · arguments ─────────────────────────────────────────────────────────────────────
@@ -6504,7 +6518,7 @@ def raw_text(raw: bytes) -> str:
 
 
 def event_as_json(config: Config, events: Events, row: Mapping[str, Any]) -> dict[str, Any]:
-    """An event's row in the words of SPEC section 2."""
+    """An event's row in the names that `--json` has."""
     event = {
         "event": row["event"],
         "state": row["state"],
@@ -10226,7 +10240,7 @@ def retry_after(value: str, now: float) -> float:
 
 
 def read_answer(rules: Sequence[Rule], answer: Answer, message: Message, now: float) -> Outcome:
-    """What an answer means: a rule's word, else the table's. `now`: epoch seconds.
+    """What an answer means: the first rule's word, else that of ANSWERS. `now`: epoch seconds.
 
     What neither knows means "later". An answer that was cut is never a success.
     """
@@ -10306,7 +10320,10 @@ def _kept_values(kind: Kind, message: Message) -> dict[str, Any]:
 
 
 def decide(kind: Kind, answer: Answer, now: float) -> Outcome:
-    """The one author of outcomes. `now`: epoch seconds."""
+    """What an answer to an event's own request means: rules, ANSWERS, what the kind asks.
+
+    The one author of that; `now`: epoch seconds.
+    """
     message = answer.message()
     outcome = read_answer(kind.answers, answer, message, now)
     outcome = outcome._replace(kept=_kept_values(kind, message))
@@ -10628,8 +10645,8 @@ class Gate:
 
     `_changed` guards all of it and is held for moments only, never during SQL or HTTP; the file's
     lock is never taken while it is held. Workers without work wait on it. Who takes an event wakes
-    one more where the page holds more; `wake`, a result that was recorded, an opened breaker and
-    `stop` notify too.
+    one more where the page holds more; `wake`, a breaker that moved, `probe_now` and `stop` notify
+    too, and `tick` for what becomes due by itself. `done` wakes nobody: its own worker looks next.
     """
 
     PAGE = 64  # due events read at a time: memory stays flat whatever the backlog
@@ -12038,7 +12055,7 @@ def _print_parts(call: Call, operation: Operation, parts: Iterator[dict[str, Any
             print(operation.as_text(part, call.say))
 
 
-def carry_out(operation: Operation, call: Call) -> int:
+def run_operation(operation: Operation, call: Call) -> int:
     """A command that is an operation and nothing else."""
     with Operator(call.config(), operation.creates) as operator:
         language = call.say.language if LANGUAGE in operation.arguments else ""
@@ -13290,6 +13307,12 @@ fails. A refused login waits like a refused credential, a login server that is d
 that is down. A request id that another ticket has is never taken: the event is held, and names
 both.
 
+What an answer brings besides the id is kept with the mapping (a kind's keep = { number =
+"result.number" }) and names it in later templates as {number}; `show --ticket`, `export` and
+`import` have it. `explain --ask` asks the look-ups of one webhook for real and says what each
+gave; `check` asks for tokens, says until when they are good, and asks the others, where they are a
+GET, for an id that nobody has: what is found then needs a `when`.
+
 [itsm]
 authorization = "Bearer {token}"   # a look-up alone; asked anew after a 401, and before it ends
 
@@ -13304,12 +13327,6 @@ keep_for = "expires_in"
 url = "https://itsm.example.com/users?email={value}"
 value = "result.0.sys_id"
 keep_for = "1h"
-
-What an answer brings besides the id is kept with the mapping (a kind's keep = { number =
-"result.number" }) and names it in later templates as {number}; `show --ticket`, `export` and
-`import` have it. `explain --ask` asks the look-ups of one webhook for real and says what each
-gave; `check` asks for tokens, says until when they are good, and asks the others, where they are a
-GET, for an id that nobody has: what is found then needs a `when`.
 """
 
 READING = f"""\
@@ -13326,10 +13343,10 @@ text of 1 to {MAX_ID} characters; 4182, "4182" and 4182.0 are one. Masks left in
 Duplicates. An event equal to its ticket's latest one, in kind and in every field that its kind
 (or a kind `then` it) sends, is `ignored`; the latest is also one that no rule wanted: closed,
 opened again, closed are three. So is a second opening of a ticket, unless the first failed (or
-`again = "send"`). A delivery number in `webhook-id`, `Idempotency-Key` or the header named by
-`delivery_id` replaces the comparison of fields where it is present; it counts within its ticket
-and kind. `delivery_id` may be a path of the body, too; "none" is for a sender whose header says
-nothing.
+`again = "send"`). What was dropped, or failed before it was sent, makes no duplicate. A delivery
+number in `webhook-id`, `Idempotency-Key` or the header named by `delivery_id` replaces the
+comparison of fields where it is present; it counts within its ticket and kind. `delivery_id` may
+be a path of the body, too; "none" is for a sender whose header says nothing.
 
 Lists. `each = "events"` (or "*", where the body is the list) makes every element a webhook of its
 own, up to 1000: stored in one transaction, answered together with all numbers and states. The
@@ -13714,7 +13731,7 @@ def _of_operation(name: str, function: Callable[[Call], int] | None = None) -> C
     return Command(
         name,
         operation.help,
-        function or functools.partial(carry_out, operation),
+        function or functools.partial(run_operation, operation),
         () if function else operation.arguments,
         operation.one_of,
     )
