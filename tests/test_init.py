@@ -60,7 +60,7 @@ def test_init_writes_over_no_file_and_without_recipes_the_sample(tmp_path: Path)
     [
         (("--helpdesk", "zamad", "--itsm", "itop"), "did you mean 'zammad'?"),
         (("--helpdesk", "zammad", "--itsm", "itpo"), "did you mean 'itop'?"),
-        (("--helpdesk", "zammad"), "--itsm: is missing: freshservice, "),
+        (("--helpdesk", "zammad"), "--itsm: is missing: bmc-helix, "),
         (("--itsm", "znuny"), "--helpdesk: is missing: django-helpdesk, "),
     ],
 )
@@ -71,6 +71,13 @@ def test_a_recipe_that_is_not_there_gets_a_hint_and_the_list(
     assert code == 2
     assert told in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_list_of_recipes_holds_each_of_them_once() -> None:
+    listed = (HERE / "recipes" / "README.md").read_text(encoding="utf-8")
+    files = re.findall(r"\]\(((?:helpdesk|itsm)-[a-z-]+\.toml)\)", listed)
+    names = [f"{half}-{name}.toml" for half in hd_itsm.HALVES for name in hd_itsm.recipes(half)]
+    assert sorted(files) == sorted(names)
 
 
 def test_a_part_of_a_name_or_of_a_title_will_do() -> None:

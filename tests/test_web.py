@@ -1021,7 +1021,7 @@ ASTRAY = {
     ),
     "a wrong address": (
         framed(b"{}", False, "/nota%0Abene"),
-        "/nota\\nbene from 127.0.0.1 refused: 404 no such address: POST",
+        "/nota\\nbene from 127.0.0.1 refused: 404 no such address",
     ),
     "a wrong method": (
         b"PUT /note HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
