@@ -61,7 +61,7 @@ def test_init_writes_over_no_file_and_without_recipes_the_sample(tmp_path: Path)
         (("--helpdesk", "zamad", "--itsm", "itop"), "did you mean 'zammad'?"),
         (("--helpdesk", "zammad", "--itsm", "itpo"), "did you mean 'itop'?"),
         (("--helpdesk", "zammad"), "--itsm: is missing: bmc-helix, "),
-        (("--itsm", "znuny"), "--helpdesk: is missing: django-helpdesk, "),
+        (("--itsm", "znuny"), "--helpdesk: is missing: chatwoot, "),
     ],
 )
 def test_a_recipe_that_is_not_there_gets_a_hint_and_the_list(
