@@ -5955,7 +5955,8 @@ def _tickets_trouble(
     """The tickets that a person must settle."""
     if not (number := events.tickets_for_you(held_before)):
         return None
-    oldest = min(cause["first"][0] for cause in events.causes(held_before, CAUSES, 1))
+    causes = events.causes(held_before, CAUSES, 1)
+    oldest = min((cause["first"][0] for cause in causes), default=0)  # settled since it counted
     [row] = events.page(numbers=[oldest]) or [{"received": time.time()}]
     since = say.when(row["received"], config.clock, time.time())
     word = say("{n} ticket needs you|{n} tickets need you", n=number)
@@ -9137,7 +9138,7 @@ class Pages:
         if row["state"] == "failed" and not row["opens"]:
             return []
         line = self.events.line(row["ticket"], row["event"], 100)
-        waiting = self.events.page(numbers=line)
+        waiting = self.events.page(numbers=line, limit=len(line))
         return sorted(each["event"] for each in waiting if each["state"] in ("pending", "held"))
 
     def neighbours(self, row: Mapping[str, Any]) -> list[tuple[str, int]]:
