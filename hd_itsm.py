@@ -5576,7 +5576,6 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
         "서버에 연결되지 않습니다. {time} 기준 화면이며, 10초마다 다시 연결합니다."
     ),
     "not repaired": "원문 그대로",
-    "not running": "멈춤",
     "not running: webhooks are refused; its log says why, `check` what is wrong": (
         "멈춤: 웹훅을 받지 않습니다. 까닭은 로그에, 잘못된 곳은 `check`에 나옵니다"
     ),
@@ -6079,9 +6078,6 @@ def status_now(
     }
 
 
-NOT_RUNNING = "not running: webhooks are refused; its log says why, `check` what is wrong"
-
-
 def status_as_text(status: Mapping[str, Any], say: Say = ENGLISH) -> str:
     """How it is, and what needs a person."""
     itsm, oldest = status["itsm"], status["oldest"]
@@ -6091,7 +6087,12 @@ def status_as_text(status: Mapping[str, Any], say: Say = ENGLISH) -> str:
         up += " " + say("since {since}: {reason}", since=itsm["since"], reason=reason)
     waiting = say("{event} of {received}", **oldest) if oldest else "-"
     rows = [
-        (say("service"), say("running") if status["running"] else say(NOT_RUNNING)),
+        (
+            say("service"),
+            say("running")
+            if status["running"]
+            else say("not running: webhooks are refused; its log says why, `check` what is wrong"),
+        ),
         ("ITSM", up),
         (say("oldest waiting"), waiting),
         (say("last webhook"), status["last_webhook"] or "-"),
