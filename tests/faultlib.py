@@ -502,7 +502,7 @@ class Book:
         self.kept: list[tuple[str, int]] = []
         self.refused: list[Reply] = []
         self.stopped = threading.Event()
-        self.deadline = monotonic() + PATIENCE
+        self.deadline = monotonic() + 4 * PATIENCE
 
 
 def pour(rig: Rig, book: Book, tickets: Iterable[str], steps: int) -> None:
