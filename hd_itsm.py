@@ -8399,6 +8399,9 @@ TICKET = (
   % if mapping:
   <p>
     {{say('Request')}} <strong>{{mapping['request_id']}}</strong>
+    % for name, value in mapping['kept'].items():
+    <span>{{name}} <strong>{{value}}</strong></span>
+    % end
     <small>
       {{since}}
     </small>
