@@ -4376,7 +4376,7 @@ class Questions:
         return self.file.read(
             "SELECT event, state, kind, hook, ticket, request_id, received, settled, reason,"
             " attempts, CASE head WHEN event THEN due END AS due, repaired, may_have_happened,"
-            f" opens, cause, {self.CALLED} AS subject"
+            f" opens, cause, kept, {self.CALLED} AS subject"
             " FROM events LEFT JOIN tickets USING (ticket)"
             f" WHERE {' AND '.join(filter(None, where)) or '1'}"
             f" ORDER BY event {'ASC' if after else 'DESC'} LIMIT :limit",
@@ -4393,7 +4393,7 @@ class Questions:
     def show(self, event: int) -> dict[str, Any] | None:
         """Everything of one event, its attempts included."""
         rows = self.file.read(
-            f"SELECT events.*, {self.CALLED} AS called, request_id,"
+            f"SELECT events.*, {self.CALLED} AS called, request_id, kept,"
             " CASE head WHEN event THEN due END AS due FROM events"
             " LEFT JOIN tickets USING (ticket) WHERE event = :event",
             event=event,
@@ -6527,6 +6527,7 @@ def event_as_json(config: Config, events: Events, row: Mapping[str, Any]) -> dic
         "kind": row["kind"] or None,
         "ticket": row["ticket"],
         "request_id": row["request_id"],
+        "kept": json.loads(row["kept"] or "{}"),
         "hook": row["hook"],
         "received": iso(row["received"], config.clock),
         "reason": row["reason"],

@@ -410,6 +410,8 @@ def test_what_an_answer_brings_is_kept_with_the_mapping_and_names_it_later(
         assert shown
         assert shown["mapping"]["kept"] == {"number": "INC0001"}
         assert "number INC0001" in service.cli("show", "--ticket", number).out
+        assert service.show(1)["kept"] == {"number": "INC0001"}
+        assert service.events()[0]["kept"] == {"number": "INC0001"}
         page = service.request("GET", f"/tickets/{number}").body.decode()
         assert "<span>number <strong>INC0001</strong></span>" in page
         exported = service.cli("export").out
