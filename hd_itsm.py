@@ -3608,7 +3608,7 @@ def _refuse_foreign(path: str) -> None:
             header = file.read(100)
     except OSError as error:
         raise FileError(f"{path}: cannot be read: {error.strerror}") from None
-    keep = "keep a copy of it; restore a backup, or move it away to begin anew"
+    keep = "keep a copy of it; restore a backup (`help upgrade`), or move it away to begin anew"
     if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
         raise FileError(f"{path} is damaged or no SQLite file: {keep}")
     version, application = (int.from_bytes(header[at : at + 4], "big") for at in (60, 68))
@@ -3690,8 +3690,8 @@ def _open_error(path: str, error: sqlite3.Error) -> FileError:
         words = "is the disk full, read-only or broken? Look after it, then start again"
         return FileError(f"{path}: {error}: {words}")
     return FileError(
-        f"{path} is damaged ({error}): keep a copy of it; restore a backup, or move it away and"
-        " `import` the mappings of your last `export`"
+        f"{path} is damaged ({error}): keep a copy of it; restore a backup (`help upgrade`), or"
+        " move it away and `import` the mappings of your last `export`"
     )
 
 
