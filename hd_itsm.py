@@ -3608,7 +3608,7 @@ def _refuse_foreign(path: str) -> None:
             header = file.read(100)
     except OSError as error:
         raise FileError(f"{path}: cannot be read: {error.strerror}") from None
-    keep = "keep a copy of it; restore a backup, or move it away to begin anew"
+    keep = "keep a copy of it; restore a backup (`help upgrade`), or move it away to begin anew"
     if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
         raise FileError(f"{path} is damaged or no SQLite file: {keep}")
     version, application = (int.from_bytes(header[at : at + 4], "big") for at in (60, 68))
@@ -3690,8 +3690,8 @@ def _open_error(path: str, error: sqlite3.Error) -> FileError:
         words = "is the disk full, read-only or broken? Look after it, then start again"
         return FileError(f"{path}: {error}: {words}")
     return FileError(
-        f"{path} is damaged ({error}): keep a copy of it; restore a backup, or move it away and"
-        " `import` the mappings of your last `export`"
+        f"{path} is damaged ({error}): keep a copy of it; restore a backup (`help upgrade`), or"
+        " move it away and `import` the mappings of your last `export`"
     )
 
 
@@ -12101,6 +12101,7 @@ def libraries() -> dict[str, str]:
 
 HALVES = ("helpdesk", "itsm")  # of a configuration, and of the names of its recipes
 FILL_IN = "  # FILL IN"
+SOME_ITSM = "https://itsm.example.com"  # what its addresses begin with in all recipes
 RECIPES_HEAD = """\
 # Configuration of hd_itsm, made by `hd-itsm init {}`.
 # Yours are the lines marked FILL IN, and the variables named by {{ env = }}. All other keys:
@@ -12169,11 +12170,15 @@ def _is_yours(section: str, line: str) -> bool:
     return "example.co" in line or (listed and not re.match(r'"\*"|.*\{ env = ', line))
 
 
-def joined_recipes(halves: Sequence[tuple[str, str]]) -> tuple[str, list[str]]:
-    """Both recipes as one configuration, what is to be filled in marked; its variables."""
+def joined_recipes(halves: Sequence[tuple[str, str]], itsm_url: str = "") -> tuple[str, list[str]]:
+    """Both recipes as one configuration, what is to be filled in marked; its variables.
+
+    `itsm_url`: what all addresses of the ITSM begin with, where that is known.
+    """
     options = " ".join(f"--{half} {name}" for half, (name, _) in zip(HALVES, halves, strict=True))
     lines, section = [RECIPES_HEAD.format(options)], ""
-    for line in "\n".join(text for _, text in halves).splitlines():
+    joined = "\n".join(text for _, text in halves)
+    for line in joined.replace(SOME_ITSM, itsm_url.rstrip("/") or SOME_ITSM).splitlines():
         section = header[1] if (header := re.match(r"\[([^\]]+)\]", line)) else section
         lines.append(line + FILL_IN if _is_yours(section, line) else line)
     text = "\n".join(lines) + "\n"
@@ -12224,13 +12229,18 @@ def _new_configuration(path: str, text: str) -> None:
 
 def command_init(call: Call) -> int:
     """Writes the sample configuration, or two recipes joined; never over a file."""
-    path = call.arguments["file"]
+    path, itsm_url = call.arguments["file"], call.options.get("itsm_url", "")
+    if itsm_url and not re.fullmatch(r"https?://[^\s/\"\\]+[^\s\"\\]*", itsm_url):
+        raise WrongArgument(f"--itsm-url: {itsm_url!r} must be like {SOME_ITSM}")
     if call.arguments["helpdesk"] is None and call.arguments["itsm"] is None:
-        _new_configuration(path, sample_config())
+        sample = sample_config()
+        _new_configuration(
+            path, sample.replace(f"{SOME_ITSM}/api", itsm_url) if itsm_url else sample
+        )
         print(f"wrote {path}: fill in itsm.url and itsm.authorization, then run `check`")
         return 0
     halves = [recipe(half, call.arguments[half] or "") for half in HALVES]
-    text, variables = joined_recipes(halves)
+    text, variables = joined_recipes(halves, itsm_url)
     _new_configuration(path, text)
     print(f"wrote {path} of {' and '.join(name for name, _ in halves)}")
     for number, line in enumerate(text.splitlines(), 1):
@@ -13410,7 +13420,7 @@ otherwise an event is given up after retry.give_up_after, with a warning at 80 %
 """
 
 RECIPES_WORDS = """\
-hd-itsm init --helpdesk NAME --itsm NAME
+hd-itsm init --helpdesk NAME --itsm NAME [--itsm-url https://YOURS]
 
 writes a configuration of these two halves:
 

@@ -157,6 +157,24 @@ def test_what_readme_names_of_keys_commands_and_topics_is_there() -> None:
         assert named in known | {"itsm.urll"}, named
 
 
+def anchor(heading: str) -> str:
+    """The address of a heading, as GitHub makes it."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("file", ["README.md", "tests/recipes/README.md"])
+def test_every_link_leads_somewhere(file: str) -> None:
+    page = HOME / file
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if target.startswith("http"):
+            continue
+        name, _, mark = target.partition("#")
+        there = page.parent / name if name else page
+        assert there.exists(), target
+        headings = re.findall(r"^#+ (.+)$", there.read_text(encoding="utf-8"), re.MULTILINE)
+        assert not mark or mark in map(anchor, headings), target
+
+
 def sentences(words: str) -> set[str]:
     """The sentences of some length in a text, without what only sets them."""
     plain = re.sub(r"```.*?```|[`*]", "", words, flags=re.DOTALL)

@@ -44,6 +44,24 @@ def test_init_joins_two_recipes_and_tells_what_is_to_be_filled_in(tmp_path: Path
     assert re.findall(r"variable ([A-Z_]+)", said) == ["HELPDESK_SECRET", "ITSM_AUTHORIZATION"]
 
 
+def test_the_address_of_the_itsm_stands_in_every_line_where_it_is_told(tmp_path: Path) -> None:
+    base = "http://itsm.test:8443/base"
+    words = ("--helpdesk", "zammad", "--itsm", "servicenow", "--itsm-url", f"{base}/")
+    code, said, _ = init(tmp_path, *words)
+    assert code == 0
+    file = tmp_path / "hd_itsm.toml"
+    assert "itsm.example.com" not in file.read_text(encoding="utf-8")
+    assert "url" not in said
+    config = hd_itsm.load_config(str(file), {}, {}, complete=False)
+    assert config.itsm.url == f"{base}/api/now/table/incident"
+    assert init(tmp_path, "alone.toml", "--itsm-url", base)[0] == 0
+    alone = hd_itsm.load_config(str(tmp_path / "alone.toml"), {}, {}, complete=False)
+    assert alone.itsm.url == base
+    code, _, said = init(tmp_path, "bad.toml", *words[:-1], "nowhere")
+    assert code == 2
+    assert "must be like https://itsm.example.com" in said
+
+
 def test_init_writes_over_no_file_and_without_recipes_the_sample(tmp_path: Path) -> None:
     file = tmp_path / "hd_itsm.toml"
     file.write_text("# mine\n")

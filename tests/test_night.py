@@ -64,3 +64,13 @@ def test_a_refused_reload_is_told_without_the_name_of_the_program(
     until(lambda: service.lines("reload refused"), "the reload is refused")
     (line,) = service.lines("reload refused")
     assert "goes on: hd_itsm.toml: itsm.timeuot: unknown key (did you mean 'timeout'?)" in line
+
+
+def test_of_a_damaged_file_is_told_where_it_stands_how_to_restore(
+    start: Start, itsm: Itsm
+) -> None:
+    service = start(itsm.url)
+    service.stop()
+    service.database.write_bytes(b"this is no database" * 100)
+    assert "restore a backup (`help upgrade`)" in words_of(service, "status")
+    assert "Restore:" in words_of(service, "help", "upgrade")
