@@ -349,9 +349,9 @@ def test_every_recipe_runs_in_the_real_command() -> None:
 def configured(helpdesk: str, name: str, itsm: Itsm, folder: Path) -> str:
     """A helpdesk and an ITSM, the latter pointed at the stand-in, in a hurry."""
     prefix = f"http://127.0.0.1:{itsm.port}"
-    text = pair(helpdesk, name, folder, RUN)
-    for host in (CASES["itsm_prefix"], *HELPDESK_HOSTS):
-        text = text.replace(host, prefix)
+    text = pair(helpdesk, name, folder, RUN).replace(CASES["itsm_prefix"], prefix)
+    for host in HELPDESK_HOSTS:  # another host than the ITSM's
+        text = text.replace(host, f"http://localhost:{itsm.port}")
     return text.replace('after = "60s"', 'after = "0s"')
 
 
