@@ -761,6 +761,28 @@ def test_the_number_that_the_itsm_gave_is_written_back_into_the_helpdesk(tmp_pat
         assert all("zammad" not in str(received.headers) for received in itsm.requests)
 
 
+def test_200_tickets_of_40_people_are_40_questions(tmp_path: Path) -> None:
+    known = answering("servicenow-table", [])
+
+    def decided(received: Received) -> Answer:
+        if received.key:
+            number = {"sys_id": f"id-{received.number}", "number": f"INC{received.number}"}
+            return reply(201, json={"result": number})
+        return known(received)
+
+    with Itsm(decide=decided) as itsm:
+        text = configured("original", "servicenow-table", itsm, tmp_path)
+        with Service(tmp_path, text, {**ENVIRON, "TZ": "Asia/Seoul"}) as service:
+            for number in range(200):
+                writer = f"person-{number % 40}@example.co.kr"
+                more = {"ticket_id": f"T-{number}", "writer": writer}
+                service.post("itsm_new", {**CASES["event"], **more})
+            service.drained()
+            assert len(service.mappings()) == 200
+        asked = [received.path for received in itsm.requests if not received.key]
+        assert len(asked) == len(set(asked)) == 40
+
+
 @pytest.mark.parametrize("helpdesk", HELPDESKS)
 def test_every_webhook_of_a_helpdesk_is_admitted_and_answered_and_no_other(
     helpdesk: str, tmp_path: Path
