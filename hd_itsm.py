@@ -2952,6 +2952,11 @@ def _origin(url: str) -> tuple[str, str, int | None]:
     )
 
 
+def at_home(row: RequestOptions, itsm: ItsmOptions) -> bool:
+    """Whether a request goes to the host of itsm.url, whose secrets and answers it shares."""
+    return not row.url or _origin(row.url) == _origin(itsm.url)
+
+
 def merge_headers(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """All headers; of one name, whatever its case (RFC 9110 5.1), the last layer's counts."""
     merged = {name.lower(): (name, value) for layer in layers for name, value in layer.items()}
@@ -3115,13 +3120,13 @@ class _Loader:
     def request(
         self, key: str, row: RequestOptions, itsm: ItsmOptions, further: Mapping[str, Template]
     ) -> RequestTemplate:
-        """A request from its table. Secrets of [itsm] go to the host of itsm.url alone."""
+        """A request from its table. Of headers of [itsm] what is fixed goes to other hosts too."""
         url = row.url or itsm.url.replace("{", "{{").replace("}", "}}")
-        at_home = _origin(url) == _origin(itsm.url)
         common = {
             name: value
             for name, value in itsm.headers.items()
-            if at_home or isinstance(value, Template)
+            if at_home(row, itsm)
+            or (isinstance(value, Template) and not any(placeholders_in(value)))
         }
         if row.form and row.body is not MISSING:
             self.wrong(f"{key}.form", "stands beside a body: a request has one or the other")
@@ -3133,6 +3138,11 @@ class _Loader:
             form=row.form,
             encoding=row.encoding,
         )
+
+    def answers(self, row: RequestOptions, itsm: ItsmOptions) -> tuple[Rule, ...]:
+        """Its own rules, then those of [itsm] where it is the ITSM that answers."""
+        theirs = itsm.answers if not itsm.url or at_home(row, itsm) else ()
+        return (*row.answers, *theirs)
 
     def logged_in(self, request: RequestTemplate, itsm: ItsmOptions) -> RequestTemplate:
         """The request with itsm.authorization, where it goes to the host of itsm.url."""
@@ -3166,7 +3176,7 @@ class _Loader:
             name=name,
             opens=row.opens,
             request=request,
-            answers=(*row.answers, *itsm.answers),
+            answers=self.answers(row, itsm),
             request_id=row.request_id or itsm.request_id,
             again=row.again,
             when_unclear=row.unclear,
@@ -3215,7 +3225,7 @@ class _Loader:
         return Lookup(
             name=name,
             request=self.request(key, row, itsm, {}),
-            answers=(*row.answers, *itsm.answers),
+            answers=self.answers(row, itsm),
             value=row.value or Field(()),
             when=row.when,
             otherwise=row.or_,
@@ -13234,8 +13244,9 @@ CONSTANTS = """\
 [values] holds constants for templates ({item_id}), secrets included. [tables.users] is a filter
 ({technician|users}); its row "*" = "{}" serves what is not listed ({} is the value itself), and
 without that row what is not listed fails, with the name in the reason. Numbers, true and false
-keep their type. itsm.authorization, and headers of [itsm] that are secrets, go to the host of
-itsm.url and to no other: a kind or look-up elsewhere names its own.
+keep their type. itsm.authorization, and headers of [itsm] that are secrets or have placeholders,
+go to the host of itsm.url and to no other, and itsm.answers say what its answers mean: a kind or
+look-up elsewhere names its own.
 
 An example: one address, rules that choose the kind, the ticket in the URL, a second step.
 

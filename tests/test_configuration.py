@@ -280,22 +280,32 @@ def test_everything_else_merges_key_by_key(folder: Path) -> None:
     assert config.values == {"item_id": "", "service": "S", "mine": 3}
 
 
-def test_the_rules_and_headers_of_a_kind_come_before_those_of_the_itsm(folder: Path) -> None:
+def test_the_rules_and_headers_of_a_kind_come_before_those_of_the_itsm_which_are_for_its_host(
+    folder: Path,
+) -> None:
     toml = """
 [itsm]
 url = "https://itsm.example.com/api"
 authorization = "Basic abc"
 answers = [{ means = "failed", status = 404 }, { means = "later", status = 400 }]
 request_id = "id"
-headers = { A = "1", B = "2", accept = "text/plain" }
+headers = { A = "1", B = "2", C = "{key}", accept = "text/plain" }
+[values]
+key = "its secret"
+[lookups.there]
+url = "https://elsewhere.example.com/"
+value = "id"
 [kinds.assign]
 answers = [{ means = "failed", status = 400 }]
 headers = { b = "3" }
 body = { x = "{ticket_id}" }
 [kinds.complete]
 url = "https://elsewhere.example.com/"
+answers = [{ means = "delivered", status = 409 }]
+body = { x = "{there}" }
 """
-    kinds = load(folder, toml).kinds
+    config = load(folder, toml)
+    kinds = config.kinds
     means = {name: [rule.result for rule in kind.answers] for name, kind in kinds.items()}
     assert means["assign"] == ["failed", "failed", "later"]
     assert means["new"] == ["failed", "later"]
@@ -305,7 +315,12 @@ url = "https://elsewhere.example.com/"
     assert "B" not in headers
     assert "Accept" not in headers
     assert headers["b"] == hd_itsm.parse_template("3")
-    assert "Authorization" not in kinds["complete"].request.headers
+    assert "C" in headers
+    for other in (kinds["complete"].request, config.lookups["there"].request):
+        assert "A" in other.headers
+        assert {"Authorization", "C"} & set(other.headers) == set()
+    assert means["complete"] == ["delivered"]
+    assert config.lookups["there"].answers == ()
 
 
 # ---- What is wrong -------------------------------------------------------------------------------

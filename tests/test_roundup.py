@@ -8,21 +8,21 @@ come first; what stands in Roundup is read as its administrator, over its own RE
 from __future__ import annotations
 
 import base64
-import http.client
 import importlib.metadata
 import json
-import re
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
-from itsm import Answer, Itsm, Received, hang_up, reply
+from itsm import Received
+from realitsm import RUN, RealItsm, relay
 from service import HERE, Service, assignment, opening, until
 from service import closing as completion
 
@@ -39,15 +39,6 @@ PREFIX = "https://itsm.example.com"
 HD_ITSM = "3"  # its number in Roundup
 SUBJECT = '3층 복합기 "용지 걸림" {writer} [x] 100% *'
 CONTENTS = "오늘 세 번째입니다.<br>경로는 \\\\fs01\\temp, R&amp;D 팀"
-HOP = ("connection", "content-length", "transfer-encoding")  # headers of one connection
-RUN = """
-[server]
-listen = "127.0.0.1:0"
-[retry]
-first = 0.05
-max = 0.2
-probe = 0.2
-"""
 
 
 def login(name: str, password: str = "") -> str:
@@ -64,53 +55,16 @@ class Issue(NamedTuple):
     text: str
 
 
-class Roundup:
+class Roundup(RealItsm):
     """A tracker in `folder`, which takes itself to be reached at `address`."""
 
     def __init__(self, folder: Path, address: str) -> None:
-        self.folder, self.address = folder, address
-        self._log = folder / "roundup.log"
-        self.start()
+        self.address = address
+        command = [sys.executable, str(SITE), "serve", str(folder), address]
+        super().__init__(folder / "roundup.log", command, os.environ)
 
-    def start(self) -> None:
-        """Serves, on a port of its own."""
-        command = [sys.executable, str(SITE), "serve", str(self.folder), self.address]
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
-        try:
-            self.port = until(self._serving, "Roundup does not serve")
-        except BaseException:
-            self.close()
-            raise
-
-    def _serving(self) -> int:
-        log = self._log.read_text("utf-8", "replace")
-        assert self._process.poll() is None, log
-        found = re.search(r"serving on \S+:(\d+)\n", log)
-        return int(found[1]) if found else 0
-
-    def close(self) -> None:
-        """Ends it at once."""
-        self._process.kill()
-        self._process.wait(10)
-
-    def pass_on(self, received: Received) -> Answer:
-        """Its answer to a request."""
-        headers = {k: v for k, v in received.headers.pairs if k.lower() not in HOP}
-        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)) as line:
-            try:
-                line.request(received.method, received.path, received.body, headers)
-                answer = line.getresponse()
-                data = answer.read()
-            except OSError:
-                return hang_up()
-        kept = {k: v for k, v in answer.getheaders() if k.lower() not in HOP}
-        return reply(answer.status, data=data, headers=kept)
-
-    def ask(self, method: str, path: str, **attributes: str) -> Any:
-        """As its administrator."""
+    def administer(self, method: str, path: str, **attributes: str) -> Any:
+        """What its administrator asks or changes."""
         headers = {
             "Authorization": login("admin"),
             "X-Requested-With": "rest",
@@ -119,24 +73,24 @@ class Roundup:
             "Content-Type": "application/json",
         }
         if attributes:
-            attributes["@etag"] = self.ask("GET", path)["@etag"]
-        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)) as line:
-            body = json.dumps(attributes) if attributes else None
-            line.request(method, f"/rest/data/{path}", body, headers)
-            answer = line.getresponse()
-            said = json.loads(answer.read())
-        assert answer.status == 200, said
-        return said["data"]
+            attributes["@etag"] = self.administer("GET", path)["@etag"]
+        body = json.dumps(attributes).encode() if attributes else None
+        status, _, said = self.ask(method, f"/rest/data/{path}", headers, body)
+        assert status == 200, said
+        return json.loads(said)["data"]
 
     def issues(self) -> dict[str, Issue]:
         """All issues there are."""
-        return {row["id"]: self.issue(row["id"]) for row in self.ask("GET", "issue")["collection"]}
+        return {
+            row["id"]: self.issue(row["id"])
+            for row in self.administer("GET", "issue")["collection"]
+        }
 
     def issue(self, number: str) -> Issue:
         """An issue, with names instead of numbers."""
-        row = self.ask("GET", f"issue/{number}")["attributes"]
+        row = self.administer("GET", f"issue/{number}")["attributes"]
         names = {
-            key: self.ask("GET", f"{table}/{row[key]['id']}")["attributes"][name]
+            key: self.administer("GET", f"{table}/{row[key]['id']}")["attributes"][name]
             if row[key]
             else ""
             for key, table, name in (
@@ -145,16 +99,15 @@ class Roundup:
             )
         }
         (message,) = row["messages"]
-        text = self.ask("GET", f"msg/{message['id']}/content")["data"]
+        text = self.administer("GET", f"msg/{message['id']}/content")["data"]
         return Issue(row["title"], names["status"], names["assignedto"], text)
 
 
 class World(NamedTuple):
-    """The sidecar with the recipe as it stands, Roundup, and what the relay between them does."""
+    """The sidecar with the recipe as it stands, and Roundup."""
 
     service: Service
     roundup: Roundup
-    before: dict[str, Callable[[Received], Answer | None]]  # method -> what comes in between
     text: str  # the configuration
 
 
@@ -172,37 +125,15 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def world(prepared: Path, tmp_path: Path) -> Iterator[World]:
     """All of it, running."""
-    before: dict[str, Callable[[Received], Answer | None]] = {}
-
-    def relayed(received: Received) -> Answer:
-        between = before.get(received.method if received.key else "")
-        return (between and between(received)) or roundup.pass_on(received)
-
-    with Itsm(decide=relayed) as relay:
-        address = f"http://127.0.0.1:{relay.port}"
+    with relay(lambda: roundup) as between:
+        address = f"http://127.0.0.1:{between.port}"
         roundup = Roundup(Path(shutil.copytree(prepared, tmp_path / "tracker")), address)
         secret = tmp_path / "authorization"
         secret.write_text(login("hd_itsm"))
-        text = RECIPE.read_text("utf-8").replace(
-            '{ env = "ITSM_AUTHORIZATION" }', f'{{ file = "{secret}" }}'
-        )
-        text = text.replace(PREFIX, address).replace('"60s"', '"0s"') + RUN
+        text = RECIPE.read_text("utf-8").replace(PREFIX, address).replace('"60s"', '"0s"') + RUN
+        text = text.replace('{ env = "ITSM_AUTHORIZATION" }', f'{{ file = "{secret}" }}')
         with closing(roundup), Service(tmp_path, text, {}) as service:
-            yield World(service, roundup, before, text)
-
-
-def lost(world: World, times: int) -> Callable[[Received], Answer | None]:
-    """Roundup does what is asked, and its answer is lost, so many times."""
-    left = [None] * times
-
-    def lose(received: Received) -> Answer | None:
-        if not left:
-            return None
-        left.pop()
-        world.roundup.pass_on(received)
-        return hang_up()
-
-    return lose
+            yield World(service, roundup, text)
 
 
 def test_roundup_opens_assigns_and_closes_and_an_assignment_afterwards_opens_nothing(
@@ -256,7 +187,7 @@ def test_a_creation_whose_answer_is_lost_is_recognised_among_its_likes_and_not_m
     for other in others:
         service.post("itsm_new", opening(other, subject="same"))
     service.drained()
-    world.before["POST"] = lost(world, 1)
+    roundup.lose_answers("POST", 1, reached=True)
     service.post("itsm_new", opening(ticket, subject="same"))
     service.drained()
     titles = {number: issue.title for number, issue in roundup.issues().items()}
@@ -270,8 +201,7 @@ def test_a_creation_that_never_arrived_is_made_though_another_ticket_s_number_ho
     service, roundup = world.service, world.roundup
     service.post("itsm_new", opening("437862"))
     service.drained()
-    left = [hang_up()]
-    world.before["POST"] = lambda received: left.pop() if left else None
+    roundup.lose_answers("POST", 1, reached=False)
     service.post("itsm_new", opening("43786"))
     service.drained()
     assert service.mappings() == {"437862": "1", "43786": "2"}
@@ -288,9 +218,9 @@ def test_a_change_that_somebody_was_faster_with_is_made_to_what_stands_there_the
 
     def faster(received: Received) -> None:
         if left:
-            roundup.ask("PUT", "issue/1", assignedto=left.pop())
+            roundup.administer("PUT", "issue/1", assignedto=left.pop())
 
-    world.before["PUT"] = faster
+    roundup.between["PUT"] = faster
     service.post("itsm_ass", assignment("4182", "dlee"))
     service.drained()
     assert roundup.issue("1").assigned == "dlee"
@@ -323,7 +253,7 @@ def test_a_password_that_roundup_refuses_stops_everything_and_is_told_until_it_i
     world: World,
 ) -> None:
     service, roundup = world.service, world.roundup
-    roundup.ask("PUT", f"user/{HD_ITSM}", password="another")
+    roundup.administer("PUT", f"user/{HD_ITSM}", password="another")
     service.post("itsm_new", opening("4182"))
     until(lambda: "401" in service.status()["itsm"]["reason"], "the refusal is told")
     assert service.events()[0]["state"] == "pending"
