@@ -4376,7 +4376,7 @@ class Questions:
         return self.file.read(
             "SELECT event, state, kind, hook, ticket, request_id, received, settled, reason,"
             " attempts, CASE head WHEN event THEN due END AS due, repaired, may_have_happened,"
-            f" opens, cause, {self.CALLED} AS subject"
+            f" opens, cause, length(raw) AS size, {self.CALLED} AS subject"
             " FROM events LEFT JOIN tickets USING (ticket)"
             f" WHERE {' AND '.join(filter(None, where)) or '1'}"
             f" ORDER BY event {'ASC' if after else 'DESC'} LIMIT :limit",
@@ -4400,8 +4400,8 @@ class Questions:
         )
         if not rows:
             return None
-        called = rows[0].pop("called")
-        return {**rows[0], "subject": called, "attempts": self.attempts(event)}
+        further = {"subject": rows[0].pop("called"), "size": len(rows[0]["raw"])}
+        return {**rows[0], **further, "attempts": self.attempts(event)}
 
     def attempts(self, event: int) -> list[dict[str, Any]]:
         """The attempts of an event, in their order."""
@@ -8274,7 +8274,7 @@ PARTS = """
   % else:
 <span class="soft">{{say('no ticket')}}</span>
   % end
-<span lang="ko">{{row['subject']}}</span>
+<span{{!tongue(row['subject'])}}>{{row['subject']}}</span>
 % end
 % def event_link(row):
 {{row['kind'] or ''}} <a href="/events/{{row['event']}}">{{row['event']}}</a>
@@ -8527,7 +8527,7 @@ TICKET = (
 <section class="state {{tone}}">
   <h1>{{say('Ticket {ticket}', ticket=ticket)}}</h1>
   % if subject:
-  <p lang="ko">{{subject}}</p>
+  <p{{!tongue(subject)}}>{{subject}}</p>
   % end
   % if mapping:
   <p>
@@ -8536,6 +8536,16 @@ TICKET = (
       {{since}}
     </small>
   </p>
+  % if mapping['kept']:
+  <dl class="pairs">
+    % for name, value in mapping['kept'].items():
+    <div>
+      <dt>{{name}}</dt>
+      <dd>{{value}}</dd>
+    </div>
+    % end
+  </dl>
+  % end
   % else:
   <p>{{say('No request id yet.')}}</p>
   % end
@@ -8889,15 +8899,16 @@ LARGE = 65536  # bytes of a body that is not read again only to know whether to 
 
 
 def retriable(config: Config, events: Events, rows: Sequence[Mapping[str, Any]]) -> set[int]:
-    """Of these events those that would go out again."""
-    states = ("failed", "ignored", "dropped")
-    numbers = [
-        row["event"]
+    """Of these events those that would go out again, or that are too large to say it at once."""
+    settled = ("failed", "ignored", "dropped")
+    may = [
+        row
         for row in rows
-        if row["state"] in states or (row["state"] == "held" and row["may_have_happened"])
+        if row["state"] in settled or (row["state"] == "held" and row["may_have_happened"])
     ]
-    news, _ = reread_all(config, events, numbers)
-    return set(news).difference(events.refusals(news) if news else ())
+    large = {row["event"] for row in may if row["size"] > LARGE}
+    news, _ = reread_all(config, events, [n for row in may if (n := row["event"]) not in large])
+    return large | set(news).difference(events.refusals(news) if news else ())
 
 
 def offers_of(row: Mapping[str, Any], can_retry: bool, say: Say) -> list[Offer]:
@@ -8984,6 +8995,9 @@ def redirect(where: str) -> bottle.HTTPResponse:
     return reply(303, {}, Location=where, Cache_Control="no-store")
 
 
+HANGUL = re.compile("[가-힣]")
+
+
 def laid_out(text: str) -> str:
     """JSON with a line for each value, any other text as it is."""
     try:
@@ -9068,6 +9082,7 @@ class Pages:
             "address": ticket_address,
             "iso": lambda moment: iso(moment, clock),
             "when": lambda moment, seconds=False: say.when(moment, clock, now, seconds),
+            "tongue": lambda text: ' lang="ko"' if HANGUL.search(text) else "",
             "shape_of": lambda state: SHAPES[TONES.get(state, "")],
             "tone_of": lambda state: f' class="{TONES[state]}"' if state in TONES else "",
         }
