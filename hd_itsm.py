@@ -4386,7 +4386,7 @@ class Questions:
         return self.file.read(
             "SELECT event, state, kind, hook, ticket, request_id, received, settled, reason,"
             " attempts, CASE head WHEN event THEN due END AS due, repaired, may_have_happened,"
-            f" opens, cause, kept, {self.CALLED} AS subject"
+            f" opens, cause, kept, length(raw) AS size, {self.CALLED} AS subject"
             " FROM events LEFT JOIN tickets USING (ticket)"
             f" WHERE {' AND '.join(filter(None, where)) or '1'}"
             f" ORDER BY event {'ASC' if after else 'DESC'} LIMIT :limit",
@@ -4410,8 +4410,8 @@ class Questions:
         )
         if not rows:
             return None
-        called = rows[0].pop("called")
-        return {**rows[0], "subject": called, "attempts": self.attempts(event)}
+        further = {"subject": rows[0].pop("called"), "size": len(rows[0]["raw"])}
+        return {**rows[0], **further, "attempts": self.attempts(event)}
 
     def attempts(self, event: int) -> list[dict[str, Any]]:
         """The attempts of an event, in their order."""
@@ -5441,6 +5441,7 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     ),
     "Actions": "작업",
     "Address": "주소",
+    "address": "주소",
     "After it go: {events}.": "이어서 전달할 이벤트: {events}.",
     "all": "전체",
     "All attempts": "전체 시도",
@@ -5470,6 +5471,9 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "By hand": "수동 작업",
     "by hand": "수동 작업",
     "cannot be translated: {why}": "변환할 수 없음: {why}",
+    "certificate": "인증서",
+    "clock": "시계",
+    "configuration": "설정",
     "connection refused": "연결 거부",
     "Delivered": "전달",
     "delivered": "전달",
@@ -5477,6 +5481,7 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "Deliveries are paused": "전달을 멈췄습니다",
     "Deliveries are paused by hand": "전달을 멈춰 둔 상태입니다",
     "Deliveries go on": "전달을 다시 시작했습니다",
+    "disk": "디스크",
     "does not answer": "응답 없음",
     "Does the helpdesk still send them?": "헬프데스크가 웹훅을 보내고 있는지 확인하세요.",
     "down": "응답 없음",
@@ -5499,6 +5504,8 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
         "다른 티켓은 전달되는데 {n}번 실패: {why}"
     ),
     "field": "필드",
+    "file": "파일",
+    "found": "내용",
     "Found for “{text}”": "“{text}” 검색 결과",
     "From": "보낸 곳",
     "from {sender}": "보낸 곳 {sender}",
@@ -5514,9 +5521,26 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
         "최근 24시간 기준입니다. 헬프데스크가 다시 보내지 않으면 사라집니다."
     ),
     "in the words of the ITSM": "ITSM이 보낸 그대로",
+    "issued by {issuer}, expired: have it renewed": "발급 {issuer}, 만료됨: 갱신하세요",
+    "issued by {issuer}, good for {n} days": "발급 {issuer}, {n}일 남음",
+    "issued by {issuer}, good for {n} days: have it renewed": (
+        "발급 {issuer}, {n}일 남음: 갱신하세요"
+    ),
+    "issued by {issuer}, good for {n} days: name the authority's certificate in itsm.ca_file": (
+        "발급 {issuer}, {n}일 남음: 발급 기관 인증서를 itsm.ca_file에 지정하세요"
+    ),
+    "it has a trouble of its own, or a proxy before it: deliveries wait until it is over": (
+        "ITSM이나 앞단 프록시에 문제가 있습니다. 풀릴 때까지 전달이 기다립니다"
+    ),
+    "it has enough of us for now, or of whoever shares our address or credential": (
+        "요청이 너무 많다고 합니다. 같은 주소나 계정을 쓰는 곳이 더 있을 수 있습니다"
+    ),
     "It is kept, but not sent.": "기록은 남고, 보내지는 않습니다.",
     "It is translated with today's configuration and sent.": (
         "지금 설정으로 다시 변환해서 보냅니다."
+    ),
+    "it leads elsewhere, and a delivery follows nowhere: put the right address into itsm.url": (
+        "다른 주소로 넘깁니다. 전달은 따라가지 않으니 itsm.url에 올바른 주소를 넣으세요"
     ),
     "it will soon be given up": "곧 포기할 이벤트입니다",
     "Its events, in order": "이벤트 (순서대로)",
@@ -5526,7 +5550,12 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "last webhook": "마지막 웹훅",
     "Leave it": "그대로 두기",
     "Let deliveries go on?": "전달을 다시 시작할까요?",
+    "log": "로그",
     "Log in": "로그인이 필요합니다",
+    "log.file: cannot write {file}: it or {folder} is not there or not ours": (
+        "log.file: {file}에 쓸 수 없습니다: 파일이나 {folder}가 없거나 권한이 없습니다"
+    ),
+    "look": "확인",
     "Look into the ITSM: if the request is there, map it; if not, retry.": (
         "ITSM에서 요청을 찾아보세요. 있으면 연결하고, 없으면 다시 보내세요."
     ),
@@ -5575,6 +5604,9 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "no ticket": "티켓 없음",
     "No webhook came for {ago}": "{ago} 동안 웹훅이 없습니다",
     "nobody can say whether it was done": "처리됐는지 알 수 없음",
+    "nobody else may read or write what is to be kept": (
+        "보호할 파일을 다른 사용자가 읽거나 쓸 수 없습니다"
+    ),
     "none": "없음",
     "None is kept any more.": "남아 있는 이벤트가 없습니다.",
     "none yet": "아직 없음",
@@ -5587,14 +5619,17 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     ),
     "not repaired": "원문 그대로",
     "not running: webhooks are refused; its log says why, `check` what is wrong": (
-        "멈춤: 웹훅을 받지 않습니다. 까닭은 로그에, 잘못된 곳은 `check`에 나옵니다"
+        "멈춤: 웹훅을 받지 못합니다. 이유는 로그에, 잘못된 점은 `check`에 나옵니다"
     ),
     "Nothing came yet": "아직 받은 웹훅이 없습니다",
     "Nothing is called “{text}”": "“{text}”에 해당하는 것이 없습니다",
     "Nothing needs you.": "확인할 것은 없습니다.",
+    "nothing was sent: mend what is wrong first": "보내지 않았습니다: 오류부터 고치세요",
     "nothing yet": "아직 없음",
     "Nothing: it cannot be translated: {why}": "없음: 변환할 수 없습니다: {why}",
     "Nothing: it has no kind that is configured.": "없음: 설정에 없는 종류입니다.",
+    "now is {time}; is that your clock?": "지금 {time}: 시계가 맞습니까?",
+    "ok": "정상",
     "older": "이전",
     "oldest waiting": "오래된 대기",
     "On their way": "전달 대기",
@@ -5614,12 +5649,15 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "Repaired": "고친 점",
     "Request": "요청",
     "Request id": "요청 번호",
+    "result": "결과",
     "Resume": "다시 시작",
     "Retry": "다시 보내기",
     "Retry all {n}": "{n}건 모두 다시 보내기",
     "Retry event {n}": "이벤트 {n} 다시 보내기",
     "running": "동작 중",
     "Search": "검색",
+    "secret": "비밀 값",
+    "send": "시험 전송",
     "Send event {n} again?": "이벤트 {n}: 다시 보낼까요?",
     "Send {n} event again?|Send all {n} events again?": "이벤트 {n}건을 모두 다시 보낼까요?",
     "service": "서비스",
@@ -5650,11 +5688,23 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "State": "상태",
     "Status": "응답 코드",
     "Stop deliveries?": "전달을 멈출까요?",
+    "store.path: {folder} is not writable for this user": (
+        "store.path: 이 사용자는 {folder}에 쓸 수 없습니다"
+    ),
     "That did not work": "처리하지 못했습니다",
+    "the address may be wrong; or it knows no GET there: then name itsm.check_url": (
+        "주소가 틀렸을 수 있습니다. GET을 받지 않는 주소라면 itsm.check_url을 지정하세요"
+    ),
     "the body is neither JSON nor a form": "본문이 JSON도 폼도 아님",
+    "the credential may lack rights, or this address may not call: ask its administrator": (
+        "권한이 부족하거나 이 서버의 접근이 막혀 있을 수 있습니다. ITSM 관리자에게 문의하세요"
+    ),
     "The disk is full": "디스크가 가득 찼습니다",
     "The ITSM does not answer": "ITSM이 응답하지 않습니다",
     "The ITSM refuses our credential": "ITSM이 인증 정보를 거부합니다",
+    "the ITSM's clock is {n} s from ours: dates and hours may be off": (
+        "ITSM 시계가 {n}초 다릅니다. 날짜와 시간이 어긋날 수 있습니다"
+    ),
     "The last 24 hours": "최근 24시간",
     "The last answer": "마지막 응답",
     "The new configuration was refused": "새 설정을 적용하지 못했습니다",
@@ -5679,6 +5729,7 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "Ticket, request id, event or subject": "티켓, 요청 번호, 이벤트, 제목",
     "Times": "횟수",
     "to do": "할 일",
+    "to stderr": "표준 오류로 출력",
     "To the events": "이벤트 목록으로",
     "Took": "걸린 시간",
     "turned away": "거부한 요청",
@@ -5686,6 +5737,7 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "unclear": "불확실",
     "Until now it is request {request_id}.": "지금은 요청 {request_id}에 연결되어 있습니다.",
     "up": "정상",
+    "version": "버전",
     "waits for event {n}": "앞선 이벤트 {n} 대기",
     "waits for event {n}, which failed": "실패한 이벤트 {n} 때문에 대기",
     "Waits for it: {events}.": "이것을 기다리는 이벤트: {events}.",
@@ -5700,6 +5752,7 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     ),
     "Webhooks go to {hooks}.": "웹훅 주소: {hooks}",
     "What": "작업",
+    "what": "항목",
     "What came": "받은 내용",
     "What needs you": "확인할 것",
     "What waits for it goes out: {events}.": "기다리던 이벤트를 보냅니다: {events}.",
@@ -5710,11 +5763,48 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "Wide: received. Narrow, within: delivered. Below the line: failed. In numbers": (
         "넓은 막대: 받음, 안쪽 좁은 막대: 전달, 선 아래: 실패. 숫자로 보기"
     ),
+    "wrong": "오류",
     "yesterday {time}": "어제 {time}",
+    "zone": "시간대",
+    "{address} -> {kinds} (as seen from this machine; open TCP {port} in its firewall)": (
+        "{address} -> {kinds} (이 서버 기준 주소, 방화벽에서 TCP {port}를 여세요)"
+    ),
+    "{address} -> {kinds} (only a helpdesk on this machine reaches {host})": (
+        "{address} -> {kinds} (이 서버의 헬프데스크만 {host}에 연결할 수 있습니다)"
+    ),
     "{ago} ago": "{ago} 전",
     "{event} of {received}": "{event}번 ({received})",
+    "{file} will be made by the first start": "{file}: 처음 시작할 때 만듭니다",
+    "{file}, held by the running service": "{file}, 동작 중인 서비스가 사용",
+    "{file}: others may read and write it: `{command}`": (
+        "{file}: 다른 사용자가 읽고 쓸 수 있습니다: `{command}`"
+    ),
+    "{file}: others may read it: `{command}`": (
+        "{file}: 다른 사용자가 읽을 수 있습니다: `{command}`"
+    ),
+    "{file}: others may write it: `{command}`": (
+        "{file}: 다른 사용자가 쓸 수 있습니다: `{command}`"
+    ),
     "{first} to {last}": "{first}~{last}",
     "{first} to {last} of {total}": "전체 {total}건 중 {first}~{last}",
+    "{hook}: no template uses {fields}": "{hook}: 쓰이지 않는 필드 {fields}",
+    "{host} answers (HTTP {status} to a GET; nothing was sent)": (
+        "{host} 응답함 (GET에 HTTP {status}, 보낸 것 없음)"
+    ),
+    "{host} answers (HTTP {status} to a GET; nothing was sent): {why}": (
+        "{host} 응답함 (GET에 HTTP {status}, 보낸 것 없음): {why}"
+    ),
+    "{host} answers {status}: look at itsm.authorization": (
+        "{host} 응답 {status}: itsm.authorization을 확인하세요"
+    ),
+    "{host}: {why}: address, firewall, proxy or certificate?": (
+        "{host}: {why}: 주소, 방화벽, 프록시, 인증서를 확인하세요"
+    ),
+    "{name} finds nothing for an id that nobody has": "{name}: 없는 번호로는 아무것도 찾지 않음",
+    "{name} is older than its last security fix {fix}: upgrade it, or see that your "
+    "distribution mended it": (
+        "{name}: 보안 수정 {fix}보다 오래됐습니다. 올리거나 배포판에서 고쳤는지 확인하세요"
+    ),
     "{n} characters": "{n}자",
     "{n} day|{n} days": "{n}일",
     "{n} event is on its way|{n} events are on their way": "이벤트 {n}건을 전달하고 있습니다",
@@ -5722,6 +5812,8 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "{n} event will soon be given up|{n} events will soon be given up": "곧 포기할 이벤트 {n}건",
     "{n} event|{n} events": "{n}건",
     "{n} h": "{n}시간",
+    "{n} MiB free in {folder}": "{folder}에 {n} MiB 남음",
+    "{n} MiB free in {folder}: make room": "{folder}에 {n} MiB 남음: 공간을 확보하세요",
     "{n} min": "{n}분",
     "{n} more of this reason": "같은 원인 {n}건 더 보기",
     "{n} more waits for it|{n} more wait for it": "이어서 {n}건 대기",
@@ -5738,6 +5830,10 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     ),
     "{why}: it may have happened; `map` or `retry` decides": (
         "{why}: 이미 처리됐을 수 있으니 연결하거나 다시 보내세요"
+    ),
+    "{why}; `ss -ltnp` names it (systemd, where it keeps it for the next start)": (
+        "{why}; 누가 쓰는지는 `ss -ltnp`로 확인하세요 (systemd가 다음 시작을 위해 잡고 있을 "
+        "수도 있습니다)"
     ),
 }
 
@@ -5768,15 +5864,54 @@ REASONS = (  # those that are stored with an event, which people read
     "the body is neither JSON nor a form",
     "the program ended while the request was on its way",
 )
+FINDINGS = (  # those of `check`
+    *("configuration", "version", "file", "address", "disk", "log", "secret", "zone", "look-up"),
+    *("hook", "certificate", "clock", "send", "ok", "look", "wrong", "result", "what", "found"),
+    "{file}, held by the running service",
+    "{file} will be made by the first start",
+    "store.path: {folder} is not writable for this user",
+    "{n} MiB free in {folder}: make room",
+    "{n} MiB free in {folder}",
+    "to stderr",
+    "log.file: cannot write {file}: it or {folder} is not there or not ours",
+    "{file}: others may read it: `{command}`",
+    "{file}: others may write it: `{command}`",
+    "{file}: others may read and write it: `{command}`",
+    "nobody else may read or write what is to be kept",
+    "now is {time}; is that your clock?",
+    "{host} answers (HTTP {status} to a GET; nothing was sent): {why}",
+    "{host} answers (HTTP {status} to a GET; nothing was sent)",
+    "{host} answers {status}: look at itsm.authorization",
+    "{host}: {why}: address, firewall, proxy or certificate?",
+    "it leads elsewhere, and a delivery follows nowhere: put the right address into itsm.url",
+    "the credential may lack rights, or this address may not call: ask its administrator",
+    "the address may be wrong; or it knows no GET there: then name itsm.check_url",
+    "it has enough of us for now, or of whoever shares our address or credential",
+    "it has a trouble of its own, or a proxy before it: deliveries wait until it is over",
+    "{address} -> {kinds} (only a helpdesk on this machine reaches {host})",
+    "{address} -> {kinds} (as seen from this machine; open TCP {port} in its firewall)",
+    "{hook}: no template uses {fields}",
+    "the ITSM's clock is {n} s from ours: dates and hours may be off",
+    "issued by {issuer}, good for {n} days: have it renewed",
+    "issued by {issuer}, good for {n} days: name the authority's certificate in itsm.ca_file",
+    "issued by {issuer}, good for {n} days",
+    "issued by {issuer}, expired: have it renewed",
+    "{name} is older than its last security fix {fix}: upgrade it, or see that your distribution"
+    " mended it",
+    "{name} finds nothing for an id that nobody has",
+    "{why}; `ss -ltnp` names it (systemd, where it keeps it for the next start)",
+    "nothing was sent: mend what is wrong first",
+)
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 @functools.cache
 def _patterns() -> list[tuple[str, re.Pattern[str]]]:
-    """For each of REASONS what it looks like."""
+    """For each of REASONS and FINDINGS what it looks like."""
+    value = re.compile(r"\\{(\w+)\\}")
     return [
-        (phrase, re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>.+?)", re.escape(phrase)), re.DOTALL))
-        for phrase in REASONS
+        (phrase, re.compile(value.sub(r"(?P<\1>.+?)", re.escape(phrase)), re.DOTALL))
+        for phrase in (*REASONS, *FINDINGS)
     ]
 
 
@@ -5800,17 +5935,17 @@ class Say:
         """A state; beside the Korean word the one that command line and log use."""
         return f"{state} {self(state)}" if self.language == "ko" else state
 
-    def reason(self, reason: str) -> str:
-        """A reason of ours; the ITSM's and the helpdesk's words in it as they are."""
+    def known(self, text: str) -> str:
+        """A reason or a finding of ours; the ITSM's and the helpdesk's words in it as they are."""
         if self.language == "en":
-            return reason
+            return text
         for phrase, pattern in _patterns():
-            if match := pattern.fullmatch(reason):
+            if match := pattern.fullmatch(text):
                 values = match.groupdict()
                 if "why" in values:
-                    values["why"] = self.reason(values["why"])
+                    values["why"] = self.known(values["why"])
                 return self(phrase, **values)
-        return reason
+        return text
 
     def counted(self, number: int) -> str:
         """A number of what is counted no further than MOST_COUNTED."""
@@ -5936,7 +6071,7 @@ def _itsm_trouble(
     config: Config, itsm: Mapping[str, Any], paused: bool, say: Say
 ) -> tuple[str, Trouble]:
     """What is wrong with the ITSM, by name."""
-    reason = say.reason(itsm["reason"])
+    reason = say.known(itsm["reason"])
     now, since = time.time(), say.when(itsm["since"], config.clock, time.time())
     if itsm["why"] != "credential":
         ago = say.ago(now - itsm["since"])
@@ -6093,7 +6228,7 @@ def status_as_text(status: Mapping[str, Any], say: Say = ENGLISH) -> str:
     itsm, oldest = status["itsm"], status["oldest"]
     up = say("up") if itsm["state"] == "up" else say("down")
     if itsm["reason"]:
-        reason = say.reason(itsm["reason"])
+        reason = say.known(itsm["reason"])
         up += " " + say("since {since}: {reason}", since=itsm["since"], reason=reason)
     waiting = say("{event} of {received}", **oldest) if oldest else "-"
     rows = [
@@ -6116,7 +6251,7 @@ def status_as_text(status: Mapping[str, Any], say: Say = ENGLISH) -> str:
     lines = ["  ".join(f"{say.state(state)} {status['counts'][state]}" for state in STATES)]
     lines += [labelled(label, value) for label, value in rows]
     for cause in status["causes"]:
-        reason = one_line(say.reason(cause["cause"]))
+        reason = one_line(say.known(cause["cause"]))
         lines.append(f"  {cause['tickets']} x {say.state(cause['state'])}: {reason}")
         lines.append(f"      {one_line(cause['command'])}")
     for away in status["turned_away"]:
@@ -6672,7 +6807,7 @@ SHOWN = {  # of an event, where there is anything to show, with what people call
 
 def event_as_text(event: Mapping[str, Any], say: Say = ENGLISH) -> str:
     """Everything that is given of an event; in English by the names that JSON has for it."""
-    reason = f" ({one_line(say.reason(event['reason']))})" if event["reason"] else ""
+    reason = f" ({one_line(say.known(event['reason']))})" if event["reason"] else ""
     head = say("event {n}", n=event["event"])
     lines = [f"{head}: {say.state(event['state'])}{reason}"]
     for name, phrase in SHOWN.items():
@@ -6689,7 +6824,7 @@ def event_as_text(event: Mapping[str, Any], say: Say = ENGLISH) -> str:
         lines.append(
             f"  {say('attempt {n}', n=attempt['attempt'])}  {attempt['at']}"
             f"  {attempt['duration']:.3f} s"
-            f"  {attempt['outcome']} ({one_line(say.reason(attempt['reason']))}){answer}"
+            f"  {attempt['outcome']} ({one_line(say.known(attempt['reason']))}){answer}"
         )
     for act in event["by_hand"]:
         done = f"{act['at']}  {act['what']} ({act['who']})"
@@ -8152,7 +8287,7 @@ PARTS = """
   % else:
 <span class="soft">{{say('no ticket')}}</span>
   % end
-<span lang="ko">{{row['subject']}}</span>
+<span{{!tongue(row['subject'])}}>{{row['subject']}}</span>
 % end
 % def event_link(row):
 {{row['kind'] or ''}} <a href="/events/{{row['event']}}">{{row['event']}}</a>
@@ -8184,7 +8319,7 @@ PARTS = """
       </td>
       <td>
         % state_mark(row['state'])
-        <small>{{say.reason(row['reason']) if row['state'] != 'delivered' else ''}}</small>
+        <small>{{say.known(row['reason']) if row['state'] != 'delivered' else ''}}</small>
       </td>
       <td>{{row['request_id'] or ''}}</td>
     </tr>
@@ -8225,7 +8360,7 @@ PARTS = """
       </td>
       <td>{{f"{attempt['duration'] or 0:.3f}"}} s</td>
       <td>{{attempt['status'] or say('none')}}</td>
-      <td>{{attempt['outcome']}} <small>{{say.reason(attempt['reason'])}}</small></td>
+      <td>{{attempt['outcome']}} <small>{{say.known(attempt['reason'])}}</small></td>
     </tr>
     % end
   </tbody>
@@ -8276,7 +8411,7 @@ HOME = (
           <div class="row">
             <span>
               % state_mark(cause['state'], cause['unclear'])
-              {{say.reason(cause['cause'])}}
+              {{say.known(cause['cause'])}}
               <small>{{cause['count']}}. {{cause['advice']}}</small>
             </span>
             % buttons(cause['offers'])
@@ -8405,7 +8540,7 @@ TICKET = (
 <section class="state {{tone}}">
   <h1>{{say('Ticket {ticket}', ticket=ticket)}}</h1>
   % if subject:
-  <p lang="ko">{{subject}}</p>
+  <p{{!tongue(subject)}}>{{subject}}</p>
   % end
   % if mapping:
   <p>
@@ -8417,6 +8552,16 @@ TICKET = (
       {{since}}
     </small>
   </p>
+  % if mapping['kept']:
+  <dl class="pairs">
+    % for name, value in mapping['kept'].items():
+    <div>
+      <dt>{{name}}</dt>
+      <dd>{{value}}</dd>
+    </div>
+    % end
+  </dl>
+  % end
   % else:
   <p>{{say('No request id yet.')}}</p>
   % end
@@ -8443,14 +8588,14 @@ TICKET = (
         </td>
         <td class="wide">
           % state_mark(row['state'], row['unclear'])
-          {{row['waits'] or say.reason(row['reason'])}}
+          {{row['waits'] or say.known(row['reason'])}}
         </td>
         <td>
           % for attempt in row['attempts']:
           <div>
             % at(attempt['at'])
             <small>
-              {{say.reason(attempt['reason'])}}, {{f"{attempt['duration'] or 0:.2f}"}} s
+              {{say.known(attempt['reason'])}}, {{f"{attempt['duration'] or 0:.2f}"}} s
             </small>
           </div>
           % end
@@ -8494,7 +8639,7 @@ EVENT = (
 <section class="state {{tone}}">
   <h1>{{shape_of(event['state'])}} {{title}}: {{say.state(event['state'])}}</h1>
   % if event['reason']:
-  <p><strong>{{say.reason(event['reason'])}}</strong></p>
+  <p><strong>{{say.known(event['reason'])}}</strong></p>
   % end
   <p>{{advice}}</p>
   % if offers:
@@ -8770,15 +8915,16 @@ LARGE = 65536  # bytes of a body that is not read again only to know whether to 
 
 
 def retriable(config: Config, events: Events, rows: Sequence[Mapping[str, Any]]) -> set[int]:
-    """Of these events those that would go out again."""
-    states = ("failed", "ignored", "dropped")
-    numbers = [
-        row["event"]
+    """Of these events those that would go out again, or that are too large to say it at once."""
+    settled = ("failed", "ignored", "dropped")
+    may = [
+        row
         for row in rows
-        if row["state"] in states or (row["state"] == "held" and row["may_have_happened"])
+        if row["state"] in settled or (row["state"] == "held" and row["may_have_happened"])
     ]
-    news, _ = reread_all(config, events, numbers)
-    return set(news).difference(events.refusals(news) if news else ())
+    large = {row["event"] for row in may if row["size"] > LARGE}
+    news, _ = reread_all(config, events, [n for row in may if (n := row["event"]) not in large])
+    return large | set(news).difference(events.refusals(news) if news else ())
 
 
 def offers_of(row: Mapping[str, Any], can_retry: bool, say: Say) -> list[Offer]:
@@ -8865,6 +9011,9 @@ def redirect(where: str) -> bottle.HTTPResponse:
     return reply(303, {}, Location=where, Cache_Control="no-store")
 
 
+HANGUL = re.compile("[가-힣]")
+
+
 def laid_out(text: str) -> str:
     """JSON with a line for each value, any other text as it is."""
     try:
@@ -8949,6 +9098,7 @@ class Pages:
             "address": ticket_address,
             "iso": lambda moment: iso(moment, clock),
             "when": lambda moment, seconds=False: say.when(moment, clock, now, seconds),
+            "tongue": lambda text: ' lang="ko"' if HANGUL.search(text) else "",
             "shape_of": lambda state: SHAPES[TONES.get(state, "")],
             "tone_of": lambda state: f' class="{TONES[state]}"' if state in TONES else "",
         }
@@ -8990,7 +9140,7 @@ class Pages:
         listed = self.listed(chosen, before, max(first, 1))
         if any(chosen.values()) or before:
             what = [say.state(chosen["state"])] if chosen["state"] else []
-            what += [say.reason(chosen[name]) for name in ("kind", "cause") if chosen[name]]
+            what += [say.known(chosen[name]) for name in ("kind", "cause") if chosen[name]]
             title = say("Events: {what}", what=", ".join(what) or say("all"))
             return self.page(
                 title,
@@ -9334,7 +9484,7 @@ class Pages:
             raise Error("no event has this reason any more")
         tickets = say("{n} ticket|{n} tickets", n=of_it["tickets"])
         lines = [
-            say.reason(cause),
+            say.known(cause),
             say("They are translated with today's configuration and sent: {what}.", what=tickets),
         ]
         return say("Send {n} event again?|Send all {n} events again?", n=of_it["events"]), lines
@@ -9348,7 +9498,7 @@ class Pages:
         )
         lines = [f"{ticket} {row['subject']}".strip()]
         if row["reason"]:
-            lines.append(f"{say.state(row['state'])}: {say.reason(row['reason'])}")
+            lines.append(f"{say.state(row['state'])}: {say.known(row['reason'])}")
         if verb == "retry":
             question = say("Send event {n} again?", n=number)
             lines.append(say("It is translated with today's configuration and sent."))
@@ -13000,7 +13150,8 @@ def command_check(call: Call) -> int:
         else:
             findings.append(_check_sending(config, body, _runs(config)))
     rows = [{"result": word, "what": what, "found": found} for word, what, found in findings]
-    call.emit(rows, as_table(rows, ("result", "what", "found")))
+    said = [{call.say(key): call.say.known(row[key]) for key in row} for row in rows]
+    call.emit(rows, as_table(said, [call.say(key) for key in ("result", "what", "found")]))
     return 1 if any(word == "wrong" for word, _, _ in findings) else 0
 
 

@@ -1249,6 +1249,25 @@ def test_all_of_a_cause_go_out_again_with_two_clicks_and_none_of_another(start: 
         assert service.show(other)["state"] == "failed"
 
 
+def test_more_of_a_cause_than_one_part_holds_go_out_again_together(
+    start: Start, tmp_path: Path
+) -> None:
+    with Itsm(reply(422, json=UNKNOWN)) as itsm:
+        service = start(itsm)
+        service.post("itsm_new", opening("4182"), wait=5)
+        service.stop()
+        multiply(service.database, 449, "4182")
+        service.start()
+        itsm.answer = ok()
+        [cause] = get(service, "/").causes
+        assert cause.button == ["Retry all 450"]
+        page = press(
+            service, "retry", cause="answered 422: 등록되지 않은 사용자입니다: seoyun.choi (E1042)"
+        )
+        assert notice(page) == "450 events are sent again"
+        until(lambda: service.status()["counts"]["delivered"] == 450, "all are delivered")
+
+
 def test_a_retry_that_would_fail_again_is_not_offered(start: Start) -> None:
     service = start()
     service.post("itsm_new", b"no JSON")

@@ -72,11 +72,11 @@ def test_the_language_is_korean_where_the_browser_likes_it_more(
 
 def test_a_reason_of_ours_is_said_in_korean_and_the_itsms_words_in_it_stay() -> None:
     say = Say("ko")
-    assert say.reason("answered 422: unknown user kim") == "응답 422: unknown user kim"
+    assert say.known("answered 422: unknown user kim") == "응답 422: unknown user kim"
     reason = "no answer in time: it may have happened; `map` or `retry` decides"
-    assert say.reason(reason).startswith("제한 시간 안에 응답 없음: 이미")
-    assert say.reason("something else") == "something else"
-    assert Say().reason("answered 422: x") == "answered 422: x"
+    assert say.known(reason).startswith("제한 시간 안에 응답 없음: 이미")
+    assert say.known("something else") == "something else"
+    assert Say().known("answered 422: x") == "answered 422: x"
 
 
 def test_the_page_speaks_the_language_of_the_browser(tmp_path: Path) -> None:
@@ -128,6 +128,23 @@ def test_the_terminal_speaks_korean_by_its_locale_and_json_and_log_stay_english(
         other = {**korean, "LC_ALL": "en_US.UTF-8"}
         assert "needs you" in service.cli("status", environ=other).out
         assert not HANGUL.search(service.log)
+
+
+def test_check_speaks_korean_and_its_json_english(tmp_path: Path) -> None:
+    korean = {"LC_MESSAGES": "ko_KR.UTF-8"}
+    with Itsm() as itsm:
+        with Service(tmp_path, settings(itsm.url)) as service:
+            lines = service.cli("check", environ=korean).out.splitlines()
+            plain = [service.cli("check", "--json", environ=e).json() for e in (korean, {})]
+        itsm.stop()
+        lines += service.cli("check", environ=korean).out.splitlines()
+        for rows in plain:
+            assert not HANGUL.search(str(rows))
+    assert lines[0].split() == ["결과", "항목", "내용"]
+    names = ("hd_itsm", "bottle", "waitress", "urllib3", "127.0.0.1:0")  # and nothing more
+    values = [line for line in lines if not any(f" {name}" in line for name in names)]
+    assert [line for line in values if not HANGUL.search(line.split("  ", 2)[-1])] == []
+    assert any("연결 거부" in line and "방화벽" in line for line in lines)
 
 
 @pytest.mark.parametrize(
