@@ -202,8 +202,9 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 # HTTP status -> outcome, and whether the request may have happened all the same; first row that
-# matches. `credential`: everything waits, no ticket is to blame. What no row knows means "later":
-# a wrong "failed" needs a person, a wrong "later" time.
+# matches. `credential`: everything waits, no ticket is to blame. What no row knows means "later"
+# and may have happened: a wrong "failed" needs a person, a wrong "later" time, and who says
+# neither that it was done nor that it was not has perhaps done it.
 ANSWERS: tuple[tuple[int, int, str, bool], ...] = (
     (200, 299, "delivered", True),
     (300, 399, "later", True),  # forms answer with the way to what they made
@@ -218,7 +219,12 @@ ANSWERS: tuple[tuple[int, int, str, bool], ...] = (
     (500, 500, "later", True),  # made first, failed then; so do gateways that lose patience
     (502, 502, "later", True),
     (504, 504, "unclear", True),
+    (501, 508, "later", False),  # not now, not here
+    (510, 511, "later", False),
+    (521, 523, "later", False),  # a gateway that never reached it; 520 and 524 say it did
+    (525, 526, "later", False),
 )
+UNHEARD_OF = ("later", True)  # what no row knows
 
 DATE_FORMATS = (  # RFC 2822 and .NET's; 오전 and 오후 are read as AM and PM before these apply
     "%a, %d %b %Y %H:%M:%S",
@@ -10241,7 +10247,7 @@ def read_answer(rules: Sequence[Rule], answer: Answer, message: Message, now: fl
         why = f"{said}, {name} by rule {number} of `answers`"
         return Outcome(name, why, words, retry_after=wait)
     name, happened = next(
-        (row[2:] for row in ANSWERS if row[0] <= answer.status <= row[1]), ("later", False)
+        (row[2:] for row in ANSWERS if row[0] <= answer.status <= row[1]), UNHEARD_OF
     )
     if name != "delivered":
         return Outcome(name, said, words, retry_after=wait, may_have_happened=happened)
@@ -13104,7 +13110,7 @@ def _statuses(commands: Commands) -> str:
         }
         for first, last, outcome, happened in ANSWERS
     ]
-    rows.append({"status": "any other, or none", "outcome": "later", "may have happened": ""})
+    rows.append({"status": "any other", "outcome": UNHEARD_OF[0], "may have happened": "yes"})
     return as_table(rows, ("status", "outcome", "may have happened")) + "\n"
 
 

@@ -1084,6 +1084,9 @@ UNANSWERED: dict[str, Callable[[], stand_in.Answer]] = {
     "502": lambda: take(reply(502)),
     "302": lambda: take(redirect(302)),
     "html": lambda: take(stand_in.html()),
+    "101": lambda: take(reply(101)),
+    "524": lambda: take(reply(524)),  # a gateway's: it took the request and did not answer
+    "999": lambda: take(reply(999)),
     "a notice before it": lambda: take(reply(201, data=b'<br />\n<b>Notice</b>: {"id": 7}')),
 }
 
