@@ -9953,6 +9953,8 @@ WORDS_FOR = {  # what http.client and urllib3 call a trouble -> what it is
     "RemoteDisconnected": "connection closed without an answer",
     "IncompleteRead": "connection closed in the middle",
     "BadStatusLine": "what came back is no HTTP",
+    "InvalidHeader": "the head of its answer is broken",
+    "ValueError": "its answer is broken",
     "UnknownProtocol": "what came back is no HTTP",
     "LineTooLong": "the head of its answer is too large",
     "HTTPException": "the head of its answer is too large",
@@ -10023,14 +10025,23 @@ _parse_url = functools.lru_cache(maxsize=64)(urllib3.util.parse_url)
 
 
 def inflate(encoding: str, body: bytes) -> bytes:
-    """What a compressed body holds, at most a byte over MAX_ANSWER. Raises zlib.error."""
-    if encoding in ("", "identity"):
+    """What a compressed body holds, at most a byte over MAX_ANSWER.
+
+    Raises zlib.error; EOFError where it was cut, though its length may be as announced.
+    """
+    if encoding in ("", "identity") or not body:
         return body
     if encoding not in ("gzip", "x-gzip", "deflate"):
         raise zlib.error(f"encoding {encoding}")
     for bits in (47, -15):  # with either head; "deflate" also comes without one
-        with contextlib.suppress(zlib.error):
-            return zlib.decompressobj(bits).decompress(body, MAX_ANSWER + 1)
+        stream = zlib.decompressobj(bits)
+        try:
+            text = stream.decompress(body, MAX_ANSWER + 1)
+        except zlib.error:
+            continue
+        if not stream.eof and len(text) <= MAX_ANSWER:
+            raise EOFError
+        return text
     raise zlib.error(encoding)
 
 
@@ -10087,6 +10098,10 @@ class Wire:
         """
         error, body = "", b""
         named = {name.lower(): value for name, value in response.headers.items()}
+        # as http.client reads it: what else stands there tells no end
+        chunked = named.get("transfer-encoding", "").lower() == "chunked"
+        framed = chunked or response.length_remaining is not None
+        more = response.status == 204 and named.get("content-length", "0") != "0"
         try:
             while (
                 response.length_remaining != 0
@@ -10097,14 +10112,13 @@ class Wire:
             body = inflate(named.get("content-encoding", "").strip().lower(), body)
             if len(body) > MAX_ANSWER:
                 error = f"its answer is longer than {MAX_ANSWER} bytes"
+        except EOFError:
+            error = "its answer was cut before it was compressed"
         except zlib.error:
             error = "its answer is compressed, and broken or in a way that is not known here"
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as trouble:
             error = f"its answer was cut: {_transport_reason(trouble)}"
-        framed = (
-            "content-length" in named or "chunked" in named.get("transfer-encoding", "").lower()
-        )
-        if error or not framed:
+        if error or more or not framed:
             connection.close()
         response.release_conn()
         return Answer(
@@ -10112,7 +10126,7 @@ class Wire:
             named,
             body[:MAX_ANSWER],
             error,
-            framed=framed or response.status in (204, 304),
+            framed=framed,
             too_long=len(body) > MAX_ANSWER,
         )
 

@@ -645,6 +645,15 @@ def test_an_answer_that_nobody_asked_for_is_not_that_to_the_next_request(
         assert {f"of {t}": works.request_id(t) for t in "123"} == given
 
 
+def test_a_connection_on_which_more_may_come_is_not_used_again(tmp_path: Path) -> None:
+    """What 204 announces though it has none comes late, as the answer to the next request."""
+    promised = reply(204, headers={"Content-Length": "80"})
+    with Itsm(script=[promised]) as itsm, Works(tmp_path, itsm.url, itsm="workers = 1") as works:
+        works.wait(works.new("1"), "failed")
+        works.wait(works.new("2"), "delivered")
+        assert [request.connection for request in itsm.requests] == [1, 2]
+
+
 def test_slow_answers_cost_the_others_no_more_than_their_share(tmp_path: Path) -> None:
     """Each seventh answer takes 20 times as long: the workers are to share that.
 
@@ -1072,6 +1081,19 @@ body = {{ contents = "{{contents}}" }}
 url = "{url}?q={{ticket_id}}"
 value = "result.*.sys_id"
 """
+
+
+def half_compressed() -> stand_in.Answer:
+    """Whole by its length, but its end was lost before it was compressed."""
+    packed = gzip.compress(b'{"result": {"number": 1}}')[:-12]
+    return reply(data=packed, headers=(("Content-Encoding", "gzip"), *stand_in.JSON))
+
+
+def odd_length(header: str) -> stand_in.Answer:
+    """What nobody can tell the end of."""
+    return stand_in.Raw(f"HTTP/1.1 200 OK\r\n{header}\r\n\r\n".encode() + b'{"resu')
+
+
 UNANSWERED: dict[str, Callable[[], stand_in.Answer]] = {
     "cut": take_then_cut,
     "reset": lambda: take(stand_in.reset()),
@@ -1079,6 +1101,9 @@ UNANSWERED: dict[str, Callable[[], stand_in.Answer]] = {
     "504": lambda: take(reply(504)),
     "half a body": lambda: take(stand_in.cut_in_body()),
     "no length": lambda: take(stand_in.no_length_text()),
+    "half of what was compressed": lambda: take(half_compressed()),
+    "a length that is none": lambda: take(odd_length("Content-Length: -5")),
+    "a coding that is none": lambda: take(odd_length("Transfer-Encoding: gzip, chunked")),
     "half a header": lambda: take(stand_in.cut_in_headers()),
     "500": lambda: take(reply(500)),
     "502": lambda: take(reply(502)),
@@ -2092,6 +2117,11 @@ def test_hold_means_the_same_for_a_kind_that_does_not_open(tmp_path: Path) -> No
     ("answer", "words"),
     [
         (stand_in.nonsense(), "no HTTP"),
+        (stand_in.Raw(stand_in.chunked_start() + b"-5\r\nabcde\r\n"), "is broken"),
+        (
+            stand_in.Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabc"),
+            "is broken",
+        ),
         (stand_in.many_headers(), "head of its answer"),
         (stand_in.long_header(), "head of its answer"),
     ],
