@@ -10521,12 +10521,24 @@ class Inquiry:
         self.tell(began, request, answer, outcome, lookup.name)
         return outcome, message
 
-    def values(self, lookup: Lookup, request: Request, scope: Scope) -> tuple[Any, Message]:
+    def insist(self, lookup: Lookup, scope: Scope) -> tuple[Outcome, Message]:
+        """Asks; once more where a token that a look-up brought was refused.
+
+        Raises Unanswered, Untranslatable.
+        """
+        outcome, message = self.put(lookup, lookup.request.render(scope))
+        if outcome.name == "credential" and self.forget():
+            outcome, message = self.put(lookup, lookup.request.render(scope))
+        return outcome, message
+
+    def values(
+        self, lookup: Lookup, answered: tuple[Outcome, Message], scope: Scope
+    ) -> tuple[Any, Message]:
         """The values that were found and the answer; None where it is not understood.
 
         Raises Unanswered, Untranslatable.
         """
-        outcome, message = self.put(lookup, request)
+        outcome, message = answered
         if outcome.name in ("later", "credential"):
             raise Unanswered(outcome)
         if outcome.name == "failed":
@@ -10558,7 +10570,7 @@ class Inquiry:
 
     def _asked(self, lookup: Lookup, request: Request, scope: Scope) -> tuple[Any, float]:
         """The value, and for how many seconds it is good."""
-        values, message = self.values(lookup, request, scope)
+        values, message = self.values(lookup, self.put(lookup, request), scope)
         of = f" of {as_text(scope.fields['value'])[:60]!r}" if lookup.of_a_value else ""
         if values is None:
             why = "was refused, or its answer leads nowhere: see its attempt"
@@ -11062,7 +11074,7 @@ class Delivery:
     ) -> Outcome:
         """The outcome of a 2xx, where the ITSM may have done nothing all the same."""
         try:
-            answered, message = inquiry.put(lookup, lookup.request.render(scope))
+            answered, message = inquiry.insist(lookup, scope)
         except Unanswered as error:
             answered = error.outcome
         if answered.name != "delivered":
@@ -11092,7 +11104,7 @@ class Delivery:
         if kind.find is None or kind.when_unclear == "hold":
             reason = f"nobody can say whether it was done: {MAY_HAVE}"
             return Verdict("held", reason, may_have_happened=True)
-        values, _ = inquiry.values(kind.find, kind.find.request.render(scope), scope)
+        values, _ = inquiry.values(kind.find, inquiry.insist(kind.find, scope), scope)
         self.gate.hear(Outcome("failed", ""), event.ticket)  # it answers
         asked = f"look-up {kind.find.name}"
         if values is None:
@@ -12727,7 +12739,7 @@ def _check_lookup(config: Config, lookup: Lookup) -> Finding:
             until = config.clock.local(time.time() + left).strftime("%H:%M")
             good = f"good until {until}" if left else "asked for each request anew (keep_for)"
             return "ok", "look-up", f"{lookup.name} brought a value, {good}"
-        values, _ = inquiry.values(lookup, lookup.request.render(scope), scope)
+        values, _ = inquiry.values(lookup, inquiry.insist(lookup, scope), scope)
     except Unanswered as error:
         return "wrong", "look-up", str(error)
     except Untranslatable as error:

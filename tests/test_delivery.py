@@ -1885,6 +1885,51 @@ def works_attempts(path: Path, event: int) -> list[dict[str, Any]]:
         return [dict(row) for row in rows]
 
 
+LOGGED_IN = """
+[kinds.new]
+opens = true
+{more}
+body = {{ contents = "{{contents}}" }}
+[lookups.asked]
+url = "{url}/asked"
+value = "result.*.id"
+when = {{ "result.*.id" = "R-1" }}
+[lookups.token]
+method = "POST"
+url = "{url}/login"
+value = "access_token"
+keep_for = "1h"
+"""
+
+
+@pytest.mark.parametrize(
+    "more", ['unclear = "find"\nfind = "asked"\nfind_after = 0', 'verify = "asked"']
+)
+def test_a_question_about_a_create_is_asked_anew_with_a_new_token(
+    more: str, tmp_path: Path
+) -> None:
+    """The token ends between the create and the question."""
+
+    def answer(received: Received) -> stand_in.Answer:
+        if received.path == "/api":
+            directory.valid = set()
+            return take(reply(500)) if "find" in more else ok()
+        login = received.headers.get("Authorization")
+        if received.path.endswith("/asked") and login in directory.valid:
+            return reply(json={"result": [{"id": "R-1"}]})
+        return directory.answer(received)
+
+    with Itsm() as itsm:
+        directory = Directory(itsm)
+        itsm.decide = answer
+        kinds = LOGGED_IN.format(url=itsm.url, more=more)
+        with Works(tmp_path, itsm.url, itsm=BEARER, kinds=kinds) as works:
+            works.wait(works.new("1"), "delivered")
+            assert works.request_id("1") == "R-1"
+        assert directory.asked("/login") == 2
+        assert len(itsm.created) == 1
+
+
 def test_a_login_that_is_refused_lets_everything_wait_and_fails_nothing(tmp_path: Path) -> None:
     with Itsm() as itsm:
         directory = Directory(itsm)
