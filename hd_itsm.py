@@ -11072,21 +11072,35 @@ class Delivery:
     def _verified(
         self, inquiry: Inquiry, lookup: Lookup, scope: Scope, outcome: Outcome
     ) -> Outcome:
-        """The outcome of a 2xx, where the ITSM may have done nothing all the same."""
+        """The outcome of a 2xx, where the ITSM may have done nothing all the same.
+
+        What was opened is named, for `map`: it is there, whatever else was not done.
+        """
+        opened = bool(outcome.request_id)
+        taken = f"{outcome.reason} as {outcome.request_id}" if opened else outcome.reason
+        conditions: Sequence[Condition] = ()
         try:
+            conditions = lookup.conditions(scope)
             answered, message = inquiry.insist(lookup, scope)
         except Unanswered as error:
-            answered = error.outcome
+            answered, message = error.outcome, Message(None)
+        except Untranslatable as error:  # after the request was sent: no fault of it
+            answered, message = Outcome("failed", f"look-up {lookup.name}: {error}"), Message(None)
         if answered.name != "delivered":
-            reason = f"{outcome.reason}, but nobody can say whether it was done: {answered.reason}"
+            reason = f"{taken}, but nobody can say whether it was done: {answered.reason}"
             return outcome._replace(name="unclear", reason=reason, may_have_happened=True)
-        for condition in lookup.conditions(scope):
+        for condition in conditions:
             if not condition.holds(message):
                 there = ", ".join(as_text(value) for value in message.elements(condition.path))
                 where = ".".join(step.name for step in condition.path)
-                reason = f"{outcome.reason}, but it was not done: {where} is"
                 words = self._masked(there or "not there")
-                return outcome._replace(name="failed", reason=reason, words=words, said="")
+                return outcome._replace(
+                    name="failed",
+                    reason=f"{taken}, but it was not done: {where} is",
+                    words=words,
+                    said="",
+                    may_have_happened=opened,
+                )
         return outcome
 
     def _knock(self, inquiry: Inquiry, event: Event, scope: Scope) -> bool:
@@ -11104,9 +11118,13 @@ class Delivery:
         if kind.find is None or kind.when_unclear == "hold":
             reason = f"nobody can say whether it was done: {MAY_HAVE}"
             return Verdict("held", reason, may_have_happened=True)
-        values, _ = inquiry.values(kind.find, inquiry.insist(kind.find, scope), scope)
-        self.gate.hear(Outcome("failed", ""), event.ticket)  # it answers
         asked = f"look-up {kind.find.name}"
+        try:
+            values, _ = inquiry.values(kind.find, inquiry.insist(kind.find, scope), scope)
+        except Untranslatable as error:
+            reason = f"{asked} cannot be translated: {error}: {MAY_HAVE}"
+            return Verdict("held", reason, may_have_happened=True)
+        self.gate.hear(Outcome("failed", ""), event.ticket)  # it answers
         if values is None:
             reason = f"{asked} was refused, or its answer leads nowhere: {MAY_HAVE}"
             return Verdict("held", reason, may_have_happened=True)
@@ -11148,7 +11166,7 @@ class Delivery:
         if outcome.name == "credential":
             return Verdict("pending", said, due=now, tries=event.tries)
         unclear = outcome.name == "unclear"
-        if unclear and kind.when_unclear == "hold":
+        if unclear and (kind.when_unclear == "hold" or outcome.request_id):  # it has opened one
             return Verdict("held", f"{said}: {MAY_HAVE}", may_have_happened=True)
         if now - event.born >= self.config.retry.give_up_after:
             reason = f"given up after [retry] give_up_after: {said}"

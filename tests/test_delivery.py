@@ -1976,6 +1976,55 @@ when = {{ "issue.status.id" = "5" }}
         assert state == "delivered" or "issue.status.id is" in row["reason"]
 
 
+ASKED_AFTER = """
+[kinds.new]
+opens = true
+{more}
+body = {{ contents = "{{contents}}" }}
+[lookups.asked]
+url = "{url}/asked?by={{{by}}}"
+value = "result.*.id"
+when = {{ "x" = "1" }}
+[tables.users]
+lee = "12"
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "by", "answer", "state"),
+    [
+        ('verify = "asked"', "writer|users", reply(json={"x": 1}), "held"),
+        ('verify = "asked"', "writer", reply(503), "held"),
+        ('verify = "asked"', "writer", reply(json={"x": 2}), "failed"),
+        ('unclear = "hold"\nverify = "asked"', "writer|users", reply(json={"x": 1}), "held"),
+    ],
+)
+def test_what_was_opened_is_named_and_not_opened_again_whatever_is_asked_after(
+    more: str, by: str, answer: stand_in.Answer, state: str, tmp_path: Path
+) -> None:
+    def decide(received: Received) -> stand_in.Answer | None:
+        return answer if "asked" in received.path else None
+
+    kinds = ASKED_AFTER.format(url="{url}", more=more, by=by)
+    with Itsm(decide=decide) as itsm:
+        with Works(tmp_path, itsm.url, kinds=kinds.replace("{url}", itsm.url)) as works:
+            row = works.wait(works.new("1"), state)
+            assert "as R-1, but" in row["reason"]
+            assert row["may_have_happened"]
+        assert len(itsm.created) == 1
+
+
+def test_a_question_that_cannot_be_asked_leaves_the_create_unclear(tmp_path: Path) -> None:
+    more = 'unclear = "find"\nfind = "asked"\nfind_after = 0'
+    with Itsm(script=[take(reply(500))]) as itsm:
+        kinds = ASKED_AFTER.format(url=itsm.url, more=more, by="writer|users")
+        with Works(tmp_path, itsm.url, kinds=kinds) as works:
+            row = works.wait(works.new("1"), "held")
+            assert "look-up asked cannot be translated" in row["reason"]
+            assert row["may_have_happened"]
+        assert len(itsm.created) == 1
+
+
 # ---- What was found on the first version -------------------------------------------------------
 
 
