@@ -203,8 +203,9 @@ KINDS: dict[str, dict[str, Any]] = {
 
 # HTTP status -> outcome, and whether the request may have happened all the same; the first row
 # that matches, after the rules of `answers`. 400 to 499 are all that no row above names: 409, 422.
-# `credential`: everything waits, no ticket is to blame. What no row knows means "later":
-# a wrong "failed" needs a person, a wrong "later" time.
+# `credential`: everything waits, no ticket is to blame. What no row knows means "later" and may
+# have happened: a wrong "failed" needs a person, a wrong "later" time, and who says neither that
+# it was done nor that it was not has perhaps done it.
 ANSWERS: tuple[tuple[int, int, str, bool], ...] = (
     (200, 299, "delivered", True),
     (300, 399, "later", True),  # forms answer with the way to what they made
@@ -219,7 +220,12 @@ ANSWERS: tuple[tuple[int, int, str, bool], ...] = (
     (500, 500, "later", True),  # made first, failed then; so do gateways that lose patience
     (502, 502, "later", True),
     (504, 504, "unclear", True),
+    (501, 508, "later", False),  # not now, not here
+    (510, 511, "later", False),
+    (521, 523, "later", False),  # a gateway that never reached it; 520 and 524 say it did
+    (525, 526, "later", False),
 )
+UNHEARD_OF = ("later", True)  # what no row knows
 
 DATE_FORMATS = (  # RFC 2822 and .NET's; 오전 and 오후 are read as AM and PM before these apply
     "%a, %d %b %Y %H:%M:%S",
@@ -10127,6 +10133,8 @@ WORDS_FOR = {  # what http.client and urllib3 call a trouble -> what it is
     "RemoteDisconnected": "connection closed without an answer",
     "IncompleteRead": "connection closed in the middle",
     "BadStatusLine": "what came back is no HTTP",
+    "InvalidHeader": "the head of its answer is broken",
+    "ValueError": "its answer is broken",
     "UnknownProtocol": "what came back is no HTTP",
     "LineTooLong": "the head of its answer is too large",
     "HTTPException": "the head of its answer is too large",
@@ -10197,14 +10205,23 @@ _parse_url = functools.lru_cache(maxsize=64)(urllib3.util.parse_url)
 
 
 def inflate(encoding: str, body: bytes) -> bytes:
-    """What a compressed body holds, at most a byte over MAX_ANSWER. Raises zlib.error."""
-    if encoding in ("", "identity"):
+    """What a compressed body holds, at most a byte over MAX_ANSWER.
+
+    Raises zlib.error; EOFError where it was cut, though its length may be as announced.
+    """
+    if encoding in ("", "identity") or not body:
         return body
     if encoding not in ("gzip", "x-gzip", "deflate"):
         raise zlib.error(f"encoding {encoding}")
     for bits in (47, -15):  # with either head; "deflate" also comes without one
-        with contextlib.suppress(zlib.error):
-            return zlib.decompressobj(bits).decompress(body, MAX_ANSWER + 1)
+        stream = zlib.decompressobj(bits)
+        try:
+            text = stream.decompress(body, MAX_ANSWER + 1)
+        except zlib.error:
+            continue
+        if not stream.eof and len(text) <= MAX_ANSWER:
+            raise EOFError
+        return text
     raise zlib.error(encoding)
 
 
@@ -10261,6 +10278,10 @@ class Wire:
         """
         error, body = "", b""
         named = {name.lower(): value for name, value in response.headers.items()}
+        # as http.client reads it: what else stands there tells no end
+        chunked = named.get("transfer-encoding", "").lower() == "chunked"
+        framed = chunked or response.length_remaining is not None
+        more = response.status == 204 and named.get("content-length", "0") != "0"
         try:
             while (
                 response.length_remaining != 0
@@ -10271,14 +10292,13 @@ class Wire:
             body = inflate(named.get("content-encoding", "").strip().lower(), body)
             if len(body) > MAX_ANSWER:
                 error = f"its answer is longer than {MAX_ANSWER} bytes"
+        except EOFError:
+            error = "its answer was cut before it was compressed"
         except zlib.error:
             error = "its answer is compressed, and broken or in a way that is not known here"
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as trouble:
             error = f"its answer was cut: {_transport_reason(trouble)}"
-        framed = (
-            "content-length" in named or "chunked" in named.get("transfer-encoding", "").lower()
-        )
-        if error or not framed:
+        if error or more or not framed:
             connection.close()
         response.release_conn()
         return Answer(
@@ -10286,7 +10306,7 @@ class Wire:
             named,
             body[:MAX_ANSWER],
             error,
-            framed=framed or response.status in (204, 304),
+            framed=framed,
             too_long=len(body) > MAX_ANSWER,
         )
 
@@ -10421,7 +10441,7 @@ def read_answer(rules: Sequence[Rule], answer: Answer, message: Message, now: fl
         why = f"{said}, {name} by rule {number} of `answers`"
         return Outcome(name, why, words, retry_after=wait)
     name, happened = next(
-        (row[2:] for row in ANSWERS if row[0] <= answer.status <= row[1]), ("later", False)
+        (row[2:] for row in ANSWERS if row[0] <= answer.status <= row[1]), UNHEARD_OF
     )
     if name != "delivered":
         return Outcome(name, said, words, retry_after=wait, may_have_happened=happened)
@@ -10684,12 +10704,24 @@ class Inquiry:
         self.tell(began, request, answer, outcome, lookup.name)
         return outcome, message
 
-    def values(self, lookup: Lookup, request: Request, scope: Scope) -> tuple[Any, Message]:
+    def insist(self, lookup: Lookup, scope: Scope) -> tuple[Outcome, Message]:
+        """Asks; once more where a token that a look-up brought was refused.
+
+        Raises Unanswered, Untranslatable.
+        """
+        outcome, message = self.put(lookup, lookup.request.render(scope))
+        if outcome.name == "credential" and self.forget():
+            outcome, message = self.put(lookup, lookup.request.render(scope))
+        return outcome, message
+
+    def values(
+        self, lookup: Lookup, answered: tuple[Outcome, Message], scope: Scope
+    ) -> tuple[Any, Message]:
         """The values that were found and the answer; None where it is not understood.
 
         Raises Unanswered, Untranslatable.
         """
-        outcome, message = self.put(lookup, request)
+        outcome, message = answered
         if outcome.name in ("later", "credential"):
             raise Unanswered(outcome)
         if outcome.name == "failed":
@@ -10721,7 +10753,7 @@ class Inquiry:
 
     def _asked(self, lookup: Lookup, request: Request, scope: Scope) -> tuple[Any, float]:
         """The value, and for how many seconds it is good."""
-        values, message = self.values(lookup, request, scope)
+        values, message = self.values(lookup, self.put(lookup, request), scope)
         of = f" of {as_text(scope.fields['value'])[:60]!r}" if lookup.of_a_value else ""
         if values is None:
             why = "was refused, or its answer leads nowhere: see its attempt"
@@ -11223,21 +11255,35 @@ class Delivery:
     def _verified(
         self, inquiry: Inquiry, lookup: Lookup, scope: Scope, outcome: Outcome
     ) -> Outcome:
-        """The outcome of a 2xx, where the ITSM may have done nothing all the same."""
+        """The outcome of a 2xx, where the ITSM may have done nothing all the same.
+
+        What was opened is named, for `map`: it is there, whatever else was not done.
+        """
+        opened = bool(outcome.request_id)
+        taken = f"{outcome.reason} as {outcome.request_id}" if opened else outcome.reason
+        conditions: Sequence[Condition] = ()
         try:
-            answered, message = inquiry.put(lookup, lookup.request.render(scope))
+            conditions = lookup.conditions(scope)
+            answered, message = inquiry.insist(lookup, scope)
         except Unanswered as error:
-            answered = error.outcome
+            answered, message = error.outcome, Message(None)
+        except Untranslatable as error:  # after the request was sent: no fault of it
+            answered, message = Outcome("failed", f"look-up {lookup.name}: {error}"), Message(None)
         if answered.name != "delivered":
-            reason = f"{outcome.reason}, but nobody can say whether it was done: {answered.reason}"
+            reason = f"{taken}, but nobody can say whether it was done: {answered.reason}"
             return outcome._replace(name="unclear", reason=reason, may_have_happened=True)
-        for condition in lookup.conditions(scope):
+        for condition in conditions:
             if not condition.holds(message):
                 there = ", ".join(as_text(value) for value in message.elements(condition.path))
                 where = ".".join(step.name for step in condition.path)
-                reason = f"{outcome.reason}, but it was not done: {where} is"
                 words = self._masked(there or "not there")
-                return outcome._replace(name="failed", reason=reason, words=words, said="")
+                return outcome._replace(
+                    name="failed",
+                    reason=f"{taken}, but it was not done: {where} is",
+                    words=words,
+                    said="",
+                    may_have_happened=opened,
+                )
         return outcome
 
     def _knock(self, inquiry: Inquiry, event: Event, scope: Scope) -> bool:
@@ -11255,9 +11301,13 @@ class Delivery:
         if kind.find is None or kind.when_unclear == "hold":
             reason = f"nobody can say whether it was done: {MAY_HAVE}"
             return Verdict("held", reason, may_have_happened=True)
-        values, _ = inquiry.values(kind.find, kind.find.request.render(scope), scope)
-        self.gate.hear(Outcome("failed", ""), event.ticket)  # it answers
         asked = f"look-up {kind.find.name}"
+        try:
+            values, _ = inquiry.values(kind.find, inquiry.insist(kind.find, scope), scope)
+        except Untranslatable as error:
+            reason = f"{asked} cannot be translated: {error}: {MAY_HAVE}"
+            return Verdict("held", reason, may_have_happened=True)
+        self.gate.hear(Outcome("failed", ""), event.ticket)  # it answers
         if values is None:
             reason = f"{asked} was refused, or its answer leads nowhere: {MAY_HAVE}"
             return Verdict("held", reason, may_have_happened=True)
@@ -11299,7 +11349,7 @@ class Delivery:
         if outcome.name == "credential":
             return Verdict("pending", said, due=now, tries=event.tries)
         unclear = outcome.name == "unclear"
-        if unclear and kind.when_unclear == "hold":
+        if unclear and (kind.when_unclear == "hold" or outcome.request_id):  # it has opened one
             return Verdict("held", f"{said}: {MAY_HAVE}", may_have_happened=True)
         if now - event.born >= self.config.retry.give_up_after:
             reason = f"given up after [retry] give_up_after: {said}"
@@ -12900,7 +12950,7 @@ def _check_lookup(config: Config, lookup: Lookup) -> Finding:
             until = config.clock.local(time.time() + left).strftime("%H:%M")
             good = f"good until {until}" if left else "asked for each request anew (keep_for)"
             return "ok", "look-up", f"{lookup.name} brought a value, {good}"
-        values, _ = inquiry.values(lookup, lookup.request.render(scope), scope)
+        values, _ = inquiry.values(lookup, inquiry.insist(lookup, scope), scope)
     except Unanswered as error:
         return "wrong", "look-up", str(error)
     except Untranslatable as error:
@@ -13298,7 +13348,7 @@ def _statuses(commands: Commands) -> str:
         }
         for first, last, outcome, happened in ANSWERS
     ]
-    rows.append({"status": "any other, or none", "outcome": "later", "may have happened": ""})
+    rows.append({"status": "any other", "outcome": UNHEARD_OF[0], "may have happened": "yes"})
     return as_table(rows, ("status", "outcome", "may have happened")) + "\n"
 
 

@@ -645,6 +645,15 @@ def test_an_answer_that_nobody_asked_for_is_not_that_to_the_next_request(
         assert {f"of {t}": works.request_id(t) for t in "123"} == given
 
 
+def test_a_connection_on_which_more_may_come_is_not_used_again(tmp_path: Path) -> None:
+    """What 204 announces though it has none comes late, as the answer to the next request."""
+    promised = reply(204, headers={"Content-Length": "80"})
+    with Itsm(script=[promised]) as itsm, Works(tmp_path, itsm.url, itsm="workers = 1") as works:
+        works.wait(works.new("1"), "failed")
+        works.wait(works.new("2"), "delivered")
+        assert [request.connection for request in itsm.requests] == [1, 2]
+
+
 def test_slow_answers_cost_the_others_no_more_than_their_share(tmp_path: Path) -> None:
     """Each seventh answer takes 20 times as long: the workers are to share that.
 
@@ -1072,6 +1081,19 @@ body = {{ contents = "{{contents}}" }}
 url = "{url}?q={{ticket_id}}"
 value = "result.*.sys_id"
 """
+
+
+def half_compressed() -> stand_in.Answer:
+    """Whole by its length, but its end was lost before it was compressed."""
+    packed = gzip.compress(b'{"result": {"number": 1}}')[:-12]
+    return reply(data=packed, headers=(("Content-Encoding", "gzip"), *stand_in.JSON))
+
+
+def odd_length(header: str) -> stand_in.Answer:
+    """What nobody can tell the end of."""
+    return stand_in.Raw(f"HTTP/1.1 200 OK\r\n{header}\r\n\r\n".encode() + b'{"resu')
+
+
 UNANSWERED: dict[str, Callable[[], stand_in.Answer]] = {
     "cut": take_then_cut,
     "reset": lambda: take(stand_in.reset()),
@@ -1079,11 +1101,17 @@ UNANSWERED: dict[str, Callable[[], stand_in.Answer]] = {
     "504": lambda: take(reply(504)),
     "half a body": lambda: take(stand_in.cut_in_body()),
     "no length": lambda: take(stand_in.no_length_text()),
+    "half of what was compressed": lambda: take(half_compressed()),
+    "a length that is none": lambda: take(odd_length("Content-Length: -5")),
+    "a coding that is none": lambda: take(odd_length("Transfer-Encoding: gzip, chunked")),
     "half a header": lambda: take(stand_in.cut_in_headers()),
     "500": lambda: take(reply(500)),
     "502": lambda: take(reply(502)),
     "302": lambda: take(redirect(302)),
     "html": lambda: take(stand_in.html()),
+    "101": lambda: take(reply(101)),
+    "524": lambda: take(reply(524)),  # a gateway's: it took the request and did not answer
+    "999": lambda: take(reply(999)),
     "a notice before it": lambda: take(reply(201, data=b'<br />\n<b>Notice</b>: {"id": 7}')),
 }
 
@@ -1857,6 +1885,51 @@ def works_attempts(path: Path, event: int) -> list[dict[str, Any]]:
         return [dict(row) for row in rows]
 
 
+LOGGED_IN = """
+[kinds.new]
+opens = true
+{more}
+body = {{ contents = "{{contents}}" }}
+[lookups.asked]
+url = "{url}/asked"
+value = "result.*.id"
+when = {{ "result.*.id" = "R-1" }}
+[lookups.token]
+method = "POST"
+url = "{url}/login"
+value = "access_token"
+keep_for = "1h"
+"""
+
+
+@pytest.mark.parametrize(
+    "more", ['unclear = "find"\nfind = "asked"\nfind_after = 0', 'verify = "asked"']
+)
+def test_a_question_about_a_create_is_asked_anew_with_a_new_token(
+    more: str, tmp_path: Path
+) -> None:
+    """The token ends between the create and the question."""
+
+    def answer(received: Received) -> stand_in.Answer:
+        if received.path == "/api":
+            directory.valid = set()
+            return take(reply(500)) if "find" in more else ok()
+        login = received.headers.get("Authorization")
+        if received.path.endswith("/asked") and login in directory.valid:
+            return reply(json={"result": [{"id": "R-1"}]})
+        return directory.answer(received)
+
+    with Itsm() as itsm:
+        directory = Directory(itsm)
+        itsm.decide = answer
+        kinds = LOGGED_IN.format(url=itsm.url, more=more)
+        with Works(tmp_path, itsm.url, itsm=BEARER, kinds=kinds) as works:
+            works.wait(works.new("1"), "delivered")
+            assert works.request_id("1") == "R-1"
+        assert directory.asked("/login") == 2
+        assert len(itsm.created) == 1
+
+
 def test_a_login_that_is_refused_lets_everything_wait_and_fails_nothing(tmp_path: Path) -> None:
     with Itsm() as itsm:
         directory = Directory(itsm)
@@ -1901,6 +1974,55 @@ when = {{ "issue.status.id" = "5" }}
             row = works.wait(works.assign("1"), state)
         assert [one.method for one in itsm.requests] == ["POST", "PUT", "GET"]
         assert state == "delivered" or "issue.status.id is" in row["reason"]
+
+
+ASKED_AFTER = """
+[kinds.new]
+opens = true
+{more}
+body = {{ contents = "{{contents}}" }}
+[lookups.asked]
+url = "{url}/asked?by={{{by}}}"
+value = "result.*.id"
+when = {{ "x" = "1" }}
+[tables.users]
+lee = "12"
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "by", "answer", "state"),
+    [
+        ('verify = "asked"', "writer|users", reply(json={"x": 1}), "held"),
+        ('verify = "asked"', "writer", reply(503), "held"),
+        ('verify = "asked"', "writer", reply(json={"x": 2}), "failed"),
+        ('unclear = "hold"\nverify = "asked"', "writer|users", reply(json={"x": 1}), "held"),
+    ],
+)
+def test_what_was_opened_is_named_and_not_opened_again_whatever_is_asked_after(
+    more: str, by: str, answer: stand_in.Answer, state: str, tmp_path: Path
+) -> None:
+    def decide(received: Received) -> stand_in.Answer | None:
+        return answer if "asked" in received.path else None
+
+    kinds = ASKED_AFTER.format(url="{url}", more=more, by=by)
+    with Itsm(decide=decide) as itsm:
+        with Works(tmp_path, itsm.url, kinds=kinds.replace("{url}", itsm.url)) as works:
+            row = works.wait(works.new("1"), state)
+            assert "as R-1, but" in row["reason"]
+            assert row["may_have_happened"]
+        assert len(itsm.created) == 1
+
+
+def test_a_question_that_cannot_be_asked_leaves_the_create_unclear(tmp_path: Path) -> None:
+    more = 'unclear = "find"\nfind = "asked"\nfind_after = 0'
+    with Itsm(script=[take(reply(500))]) as itsm:
+        kinds = ASKED_AFTER.format(url=itsm.url, more=more, by="writer|users")
+        with Works(tmp_path, itsm.url, kinds=kinds) as works:
+            row = works.wait(works.new("1"), "held")
+            assert "look-up asked cannot be translated" in row["reason"]
+            assert row["may_have_happened"]
+        assert len(itsm.created) == 1
 
 
 # ---- What was found on the first version -------------------------------------------------------
@@ -2089,6 +2211,11 @@ def test_hold_means_the_same_for_a_kind_that_does_not_open(tmp_path: Path) -> No
     ("answer", "words"),
     [
         (stand_in.nonsense(), "no HTTP"),
+        (stand_in.Raw(stand_in.chunked_start() + b"-5\r\nabcde\r\n"), "is broken"),
+        (
+            stand_in.Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabc"),
+            "is broken",
+        ),
         (stand_in.many_headers(), "head of its answer"),
         (stand_in.long_header(), "head of its answer"),
     ],
