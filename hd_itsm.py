@@ -37,6 +37,7 @@ Look, Page) and delivering are siblings that meet only in the file.
   Server         Waitress, bounded; webhooks by the handful
   Wire           one HTTP exchange, with a deadline, for every request we make
   Outcomes       what an answer means
+  Look-ups       questions to the ITSM, and what they brought
   Delivery       due event -> request -> outcome; the only threads we start
   Service        the daemon put together; control file, sockets, systemd, reload
   Demo           the life of tickets against a practice ITSM
@@ -10584,9 +10585,7 @@ def values_in(lookup: Lookup, message: Message, scope: Scope) -> list[Any] | Non
     return list(dict.fromkeys(value for value in taken if present(value)))
 
 
-# ── Delivery: due event to outcome; the only threads we start ──────────────────────────────────
-
-# ── Delivery · look-ups ────────────────────────────────────────────────────────────────────────
+# ── Look-ups: questions to the ITSM and to login servers, and what they brought ────────────────
 
 
 class Unanswered(Error):
@@ -10772,6 +10771,9 @@ class Inquiry:
             self.memory.forget(key, value)
         used, self._used = bool(self._used), []
         return used
+
+
+# ── Delivery: due event to outcome; the only threads we start ──────────────────────────────────
 
 
 # ── Delivery · the breaker ─────────────────────────────────────────────────────────────────────

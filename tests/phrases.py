@@ -47,7 +47,7 @@ def in_templates(text: str) -> set[str]:
 def phrases(source: str) -> set[str]:
     """Every phrase that a program with this source says."""
     found = {*hd_itsm.REASONS, *hd_itsm.FINDINGS} | {*hd_itsm.STATES, "unclear", "received"}
-    found |= {hd_itsm.NOT_RUNNING, *hd_itsm.SHOWN.values()}
+    found |= {*hd_itsm.SHOWN.values()}
     found |= {name.capitalize() for name, each in hd_itsm.OPERATIONS.items() if each.button}
     tree = ast.parse(source)
     tree.body = [node for node in tree.body if getattr(node, "name", "") != "_Demo"]

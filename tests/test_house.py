@@ -42,6 +42,7 @@ ROOMS = (
     "Server",
     "Wire",
     "Outcomes",
+    "Look-ups",
     "Delivery",
     "Service",
     "Demo",
@@ -108,7 +109,7 @@ def banners(text: str) -> dict[str, int]:
     """The rooms, by the word in their banner, with its line."""
     found = {}
     for number, line in enumerate(text.splitlines(), 1):
-        if match := re.match(r"# ── ([A-Z][a-z]+(?: [a-z]+)?): .*─{3}", line):
+        if match := re.match(r"# ── ([A-Z][a-z]+(?:[ -][a-z]+)?): .*─{3}", line):
             found[match[1]] = number
     return found
 
