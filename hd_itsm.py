@@ -2007,6 +2007,16 @@ class Signature:
     key: str  # how the secret is written: text or base64
     max_age: float  # seconds; 0: no limit (GLPI's timestamp is that of its queue)
 
+    def key_in(self, secret: Secret) -> bytes:
+        """The key that a secret holds; b"" where it holds none."""
+        text = secret.reveal()
+        if self.key == "text":
+            return text.encode()
+        try:
+            return base64.b64decode(text.removeprefix("whsec_"), validate=True)
+        except ValueError:
+            return b""
+
 
 SIGNED_PARTS = ("body", "timestamp", "id")
 
@@ -2878,6 +2888,15 @@ class Config:
         """Who may post to a hook."""
         return hook.access or self.access
 
+    def accesses(self) -> Iterator[tuple[str, AccessOptions]]:
+        """Every table of access, with its key."""
+        yield "access", self.access
+        yield from (
+            (f"hooks.{hook.name}.access", hook.access)
+            for hook in self.hooks.values()
+            if hook.access
+        )
+
     def mask(self, text: str) -> str:
         """`text` without the secrets that somebody else put into it."""
         for secret in self.secrets:
@@ -3478,6 +3497,10 @@ def load_config(
         for key, secret in loader.secrets:
             if problem := secret.problem():
                 loader.wrong(key, problem)
+        for key, access in config.accesses():
+            for secret in access.hmac.secrets if access.hmac else ():
+                if access.hmac and not secret.problem() and not access.hmac.key_in(secret):
+                    loader.wrong(f"{key}.hmac", 'the secret is no base64, as key = "base64" says')
         for key, secret in (("itsm.proxy", config.itsm.proxy), ("alert.url", config.alert.url)):
             url = "" if secret.problem() else secret.reveal()
             if url and not re.match(r"https?://[^/?#\s]+", url):
@@ -7495,17 +7518,6 @@ def _first(pattern: re.Pattern[str], text: str) -> str:
     return match[1] or "" if match else ""
 
 
-def _hmac_key(rule: Signature, secret: Secret) -> bytes:
-    """The key that a secret holds; b"" where it holds none."""
-    text = secret.reveal()
-    if rule.key == "text":
-        return text.encode()
-    try:
-        return base64.b64decode(text.removeprefix("whsec_"), validate=True)
-    except ValueError:
-        return b""
-
-
 def signature_holds(rule: Signature, environ: Mapping[str, Any], raw: bytes, now: float) -> bool:
     """Whether the request carries the helpdesk's signature over its body, young enough."""
     timestamp = _first(rule.timestamp_match, _header(environ, rule.timestamp_header))
@@ -7530,7 +7542,7 @@ def signature_holds(rule: Signature, environ: Mapping[str, Any], raw: bytes, now
     ]
     matches = False
     for secret in rule.secrets:
-        key = _hmac_key(rule, secret)
+        key = rule.key_in(secret)
         digest = hmac.new(key, signed, rule.algorithm).digest()
         wanted = digest.hex() if rule.encoding == "hex" else base64.b64encode(digest).decode()
         for text in given[:MOST_SIGNATURES]:

@@ -377,6 +377,18 @@ def test_a_signature_may_be_of_any_form(start: Start, itsm: Itsm, form: str) -> 
         assert service.post("note", changed, headers).status == 401, place
 
 
+def test_a_key_that_is_not_encoded_as_it_is_said_to_be_is_told(start: Start, itsm: Itsm) -> None:
+    rule = {"secret": "no base64!", "key": "base64", "algorithm": "sha256"}
+    service = start(itsm.url)
+    hook = {**NOTED, "access": {"hmac": rule}}
+    service.configure(with_notes(itsm.url, access={"hmac": rule}, hooks__note=hook))
+    run = service.cli("check")
+    assert run.code == 2
+    assert "access.hmac: the secret is no base64" in run.err
+    assert "hooks.note.access.hmac: the secret is no base64" in run.err
+    assert "no base64!" not in run.err
+
+
 # ---- What answers bring besides the id ---------------------------------------------------------
 
 
