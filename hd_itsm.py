@@ -1991,33 +1991,6 @@ class Secret:
         return ""
 
 
-@dataclass(frozen=True, slots=True)
-class Signature:
-    """A helpdesk's signature: HMAC over what `signed` says, in a header."""
-
-    secrets: tuple[Secret, ...]
-    header: str
-    algorithm: str
-    encoding: str  # of the signature: hex or base64
-    match: re.Pattern[str]  # each first group of it in the header is tried
-    signed: tuple[str, ...]  # texts and the names of SIGNED_PARTS in turn
-    timestamp_header: str
-    timestamp_match: re.Pattern[str]
-    id_header: str
-    key: str  # how the secret is written: text or base64
-    max_age: float  # seconds; 0: no limit (GLPI's timestamp is that of its queue)
-
-    def key_in(self, secret: Secret) -> bytes:
-        """The key that a secret holds; b"" where it holds none."""
-        text = secret.reveal()
-        if self.key == "text":
-            return text.encode()
-        try:
-            return base64.b64decode(text.removeprefix("whsec_"), validate=True)
-        except ValueError:
-            return b""
-
-
 SIGNED_PARTS = ("body", "timestamp", "id")
 
 
@@ -2197,72 +2170,42 @@ def _read_pattern(value: Any, flags: int = 0) -> re.Pattern[str]:
     return pattern
 
 
-HMAC_KEYS: Mapping[str, Any] = {
-    "secret": "",
-    "header": "X-Hub-Signature",
-    "algorithm": "sha1",
-    "encoding": "hex",
-    "match": "(.+)",
-    "signed": "{body}",
-    "timestamp_header": "",
-    "timestamp_match": "(.+)",
-    "id_header": "",
-    "key": "text",
-    "max_age": None,
-}
+def _one_of(value: Any, *allowed: str) -> str:
+    if value not in allowed:
+        hint = _hint(value, allowed) if isinstance(value, str) else ""
+        raise ValueError(f"must be one of {', '.join(allowed)}{hint}")
+    return str(value)
 
 
-def _read_signed(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """What is signed, in parts; what is signed and cannot be known is an error."""
-    parts = tuple(re.split(r"\{(\w+)\}", row["signed"]))
-    names = parts[1::2]
-    for name in names:
+def _read_match(value: Any) -> re.Pattern[str]:
+    return _read_pattern(value, re.IGNORECASE)  # SHA1= is sha1=
+
+
+def _read_signed(value: Any) -> tuple[str, ...]:
+    parts = tuple(re.split(r"\{(\w+)\}", _read_text(value)))
+    for name in parts[1::2]:
         if name not in SIGNED_PARTS:
             hint = _hint(name, SIGNED_PARTS)
-            raise ValueError(f"signed: no {{{name}}}{hint}: {{body}}, {{timestamp}} and {{id}}")
-    if "body" not in names:
-        raise ValueError("signed must hold {body}: else the same signature fits any webhook")
-    for name in ("timestamp", "id"):
-        header = row[f"{name}_header"]
-        if name in names and not header:
-            raise ValueError(f"signed names {{{name}}}: {name}_header must say where it is")
-        if header and name not in names:
-            raise ValueError(f"{name}_header means nothing: signed holds no {{{name}}}")
-    if row["max_age"] is not None and "timestamp" not in names:
-        raise ValueError("max_age means nothing: signed holds no {timestamp}")
+            raise ValueError(f"no {{{name}}}{hint}: {{body}}, {{timestamp}} and {{id}}")
+    if "body" not in parts[1::2]:
+        raise ValueError("must hold {body}: else the same signature fits any webhook")
     return parts
 
 
-def _read_hmac(value: Any) -> Signature | None:
-    for key in _table(value):
-        if key not in HMAC_KEYS:
-            raise ValueError(f"unknown key {key!r}{_hint(key, HMAC_KEYS)}")
-    if value and "secret" not in value:
-        raise ValueError("needs a secret: without one no signature can be told from another")
-    row = {**HMAC_KEYS, **value}
-    secrets, max_age = _read_secrets(row.pop("secret")), row["max_age"]
-    for key, text in row.items():
-        if not isinstance(text, str) and key != "max_age":
-            raise ValueError(f"{key} must be text in quotes")
-    for key, allowed in (
-        ("algorithm", ("sha1", "sha256", "sha512")),
-        ("encoding", ("hex", "base64")),
-        ("key", ("text", "base64")),
-    ):
-        if row[key] not in allowed:
-            raise ValueError(f"{key} must be one of {', '.join(allowed)}")
-    row["signed"] = _read_signed(row)
-    row["max_age"] = 0.0
-    if "timestamp" in row["signed"][1::2]:
-        row["max_age"] = SIGNED_FOR if max_age is None else _read_duration(max_age)
-    for key in ("header", "timestamp_header", "id_header"):
-        if row[key] and not HEADER_NAME.fullmatch(row[key]):
-            raise ValueError(f"{key} {row[key]!r} is no header name")
-    if not row["header"]:
-        raise ValueError("header must name the header that has the signature")
-    for key in ("match", "timestamp_match"):
-        row[key] = _read_pattern(row[key], re.IGNORECASE)  # SHA1= is sha1=
-    return Signature(secrets=secrets, **row) if secrets else None
+def _read_max_age(value: Any) -> float | None:
+    return None if value is None else _read_duration(value)
+
+
+def _read_algorithm(value: Any) -> str:
+    return _one_of(value, "sha1", "sha256", "sha512")
+
+
+def _read_digest_form(value: Any) -> str:
+    return _one_of(value, "hex", "base64")
+
+
+def _read_key_form(value: Any) -> str:
+    return _one_of(value, "text", "base64")
 
 
 def _wanted(value: Any) -> str | re.Pattern[str] | Path | None:
@@ -2358,13 +2301,6 @@ def _read_kind_rules(value: Any) -> tuple[Rule, ...]:
 
 def _read_answers(value: Any) -> tuple[Rule, ...]:
     return _read_rules(value, "means", "status")
-
-
-def _one_of(value: Any, *allowed: str) -> str:
-    if value not in allowed:
-        hint = _hint(value, allowed) if isinstance(value, str) else ""
-        raise ValueError(f"must be one of {', '.join(allowed)}{hint}")
-    return str(value)
 
 
 def _read_level(value: Any) -> str:
@@ -2568,6 +2504,63 @@ class ServerOptions:
 
 
 @dataclass(frozen=True)
+class Signature:
+    """access.hmac: a helpdesk's signature, HMAC over what `signed` says, in a header."""
+
+    secret: tuple[Secret, ...] = option(_read_secrets, "", "the key; a list: all are valid")
+    header: str = option(_read_header_name, "X-Hub-Signature", "where the signature is")
+    match: re.Pattern[str] = option(
+        _read_match, "(.+)", "its group is the signature; each match in the header is tried"
+    )
+    algorithm: str = option(_read_algorithm, "sha1", "sha1, sha256 or sha512")
+    encoding: str = option(_read_digest_form, "hex", "of the signature: hex or base64")
+    key: str = option(_read_key_form, "text", "base64 where the secret is (after whsec_)")
+    signed: tuple[str, ...] = option(
+        _read_signed, "{body}", "what is signed: any text of {body}, {timestamp}, {id}"
+    )
+    timestamp_header: str = option(_read_header_name, "", "where a signed timestamp is")
+    timestamp_match: re.Pattern[str] = option(_read_match, "(.+)", "its group is the timestamp")
+    max_age: float | None = option(
+        _read_max_age, None, "how old a signed timestamp may be: 300 s; 0 is for ever"
+    )
+    id_header: str = option(_read_header_name, "", "where a signed id is")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is signed."""
+        return self.signed[1::2]
+
+    @property
+    def limit(self) -> float:
+        """How old a signature may be, in seconds; 0: no limit (GLPI signs its queue's time)."""
+        if "timestamp" not in self.names:
+            return 0.0
+        return SIGNED_FOR if self.max_age is None else self.max_age
+
+    def key_in(self, secret: Secret) -> bytes:
+        """The key that a secret holds; b"" where it holds none."""
+        text = secret.reveal()
+        if self.key == "text":
+            return text.encode()
+        try:
+            return base64.b64decode(text.removeprefix("whsec_"), validate=True)
+        except ValueError:
+            return b""
+
+    def senseless(self) -> Iterator[tuple[str, str]]:
+        """Keys that mean nothing together, each with what is wrong."""
+        if not self.header:
+            yield "header", "must name the header that has the signature"
+        for name, header in (("timestamp", self.timestamp_header), ("id", self.id_header)):
+            if name in self.names and not header:
+                yield f"{name}_header", f"is missing: signed names {{{name}}}"
+            if header and name not in self.names:
+                yield f"{name}_header", f"means nothing: signed holds no {{{name}}}"
+        if self.max_age is not None and "timestamp" not in self.names:
+            yield "max_age", "means nothing: signed holds no {timestamp}"
+
+
+@dataclass(frozen=True)
 class AccessOptions:
     """Who may post a webhook. Beyond loopback one of these is needed."""
 
@@ -2590,8 +2583,8 @@ class AccessOptions:
     token_header: str = option(
         _read_header_name, "", "a header of its own for the token", '"X-Api-Key"'
     )
-    hmac: Signature | None = option(
-        _read_hmac,
+    hmac: Any = option(  # a Signature, or None
+        _table,
         {},
         "the helpdesk's signature over the body",
         '{ secret = "...", header = "X-Hub-Signature", algorithm = "sha1", encoding = "hex",'
@@ -2949,9 +2942,7 @@ class Config:
 
 
 def _secrets_in(value: Any) -> Iterator[Secret]:
-    if isinstance(value, Signature):
-        yield from value.secrets
-    elif isinstance(value, dict | tuple):
+    if isinstance(value, dict | tuple):
         for one in value.values() if isinstance(value, dict) else value:
             if isinstance(one, Secret):
                 yield one
@@ -3031,7 +3022,7 @@ class _Loader:
                 self.wrong(key, problem)
             value = mistakes.rest
         except ValueError as error:
-            hidden = how in (_read_secret, _read_secrets, _read_authorization, _read_hmac)
+            hidden = how in (_read_secret, _read_secrets, _read_authorization)
             shown = "" if hidden else _as_given(given)
             self.wrong(key, f"{error}{shown}")
             value = how(default)
@@ -3067,7 +3058,9 @@ class _Loader:
         sections: dict[str, Any] = {
             name: self.table(name, options, self.given.get(name, {}))
             for name, options in SECTIONS.items()
+            if name != "access"
         }
+        sections["access"] = self.access("access", self.given.get("access", {}))
         itsm: ItsmOptions = sections["itsm"]
         lookups = {
             name: self.lookup(name, row, itsm) for name, row in self.named("lookups", {}).items()
@@ -3100,6 +3093,18 @@ class _Loader:
             warnings=tuple(self.warnings),
             secrets=tuple(secret for _, secret in self.secrets),
         )
+
+    def access(self, name: str, given: Any) -> AccessOptions:
+        """Who may post, from its table."""
+        row, key = self.table(name, AccessOptions, given), f"{name}.hmac"
+        rule = self.table(key, Signature, row.hmac) if row.hmac else None
+        if row.hmac and "secret" not in row.hmac and not self.told(key):
+            why = "is missing: without one no signature can be told from another"
+            self.wrong(f"{key}.secret", why)
+        for part, problem in rule.senseless() if rule else ():
+            if not self.told(f"{key}.{part}") and not self.told(f"{key}.signed"):
+                self.wrong(f"{key}.{part}", problem)
+        return replace(row, hmac=rule if rule and rule.secret else None)
 
     def named(self, table: str, built_in: Mapping[str, Any]) -> dict[str, Any]:
         """Hooks or kinds: the built-in ones, each replaced whole by one given of its name."""
@@ -3138,9 +3143,7 @@ class _Loader:
             each=row.each,
             desk=row.desk,
             encoding=row.encoding,
-            access=self.table(f"hooks.{name}.access", AccessOptions, row.access)
-            if row.access
-            else None,
+            access=self.access(f"hooks.{name}.access", row.access) if row.access else None,
         )
 
     def request(
@@ -3498,9 +3501,9 @@ def load_config(
             if problem := secret.problem():
                 loader.wrong(key, problem)
         for key, access in config.accesses():
-            for secret in access.hmac.secrets if access.hmac else ():
-                if access.hmac and not secret.problem() and not access.hmac.key_in(secret):
-                    loader.wrong(f"{key}.hmac", 'the secret is no base64, as key = "base64" says')
+            for secret in access.hmac.secret if access.hmac else ():
+                if not secret.problem() and not access.hmac.key_in(secret):
+                    loader.wrong(f"{key}.hmac.secret", 'is no base64, as key = "base64" says')
         for key, secret in (("itsm.proxy", config.itsm.proxy), ("alert.url", config.alert.url)):
             url = "" if secret.problem() else secret.reveal()
             if url and not re.match(r"https?://[^/?#\s]+", url):
@@ -7521,9 +7524,9 @@ def _first(pattern: re.Pattern[str], text: str) -> str:
 def signature_holds(rule: Signature, environ: Mapping[str, Any], raw: bytes, now: float) -> bool:
     """Whether the request carries the helpdesk's signature over its body, young enough."""
     timestamp = _first(rule.timestamp_match, _header(environ, rule.timestamp_header))
-    if rule.max_age:
+    if rule.limit:
         try:
-            if abs(now - parse_date(timestamp, UTC).timestamp()) > rule.max_age:
+            if abs(now - parse_date(timestamp, UTC).timestamp()) > rule.limit:
                 return False
         except ValueError:
             return False
@@ -7532,7 +7535,7 @@ def signature_holds(rule: Signature, environ: Mapping[str, Any], raw: bytes, now
         "timestamp": timestamp.encode("latin-1", "replace"),
         "id": _header(environ, rule.id_header).encode("latin-1", "replace"),
     }
-    if not all(parts[name] for name in rule.signed[1::2] if name != "body"):
+    if not all(parts[name] for name in rule.names if name != "body"):
         return False
     signed = b"".join(
         parts[part] if place % 2 else part.encode() for place, part in enumerate(rule.signed)
@@ -7541,7 +7544,7 @@ def signature_holds(rule: Signature, environ: Mapping[str, Any], raw: bytes, now
         match[1] or "" for match in rule.match.finditer(_header(environ, rule.header).strip())
     ]
     matches = False
-    for secret in rule.secrets:
+    for secret in rule.secret:
         key = rule.key_in(secret)
         digest = hmac.new(key, signed, rule.algorithm).digest()
         wanted = digest.hex() if rule.encoding == "hex" else base64.b64encode(digest).decode()
@@ -13245,6 +13248,7 @@ def _sections(commands: Commands) -> str:
 
 
 NAMED_TABLES: Mapping[str, type[Any]] = {
+    "access.hmac": Signature,
     "hooks.NAME": HookOptions,
     "kinds.NAME": KindOptions,
     "lookups.NAME": LookupOptions,
@@ -13446,13 +13450,8 @@ may write, is not believed.
 """
 
 SIGNATURES = """\
-access.hmac is { secret = "...", and of these what differs: header = "X-Hub-Signature", algorithm
-= "sha1" (sha256, sha512), encoding = "hex" (base64), match (a pattern whose group is the
-signature; each match in the header is tried), key = "base64" where the secret is encoded (after
-whsec_), signed = "{body}", any text of {body}, {timestamp}, {id} }. With a timestamp in it come
-timestamp_header, timestamp_match and max_age: 300 s when absent, so that a helpdesk that repeats
-an older signature gets 401; 0 is for ever. With {id} comes id_header. What means nothing
-together is an error. [hooks.NAME.access] has the keys of [access] and takes its place.
+What means nothing together is an error. [hooks.NAME.access] has the keys of [access] and takes
+its place.
 """
 
 CONSTANTS = """\

@@ -384,8 +384,8 @@ def test_a_key_that_is_not_encoded_as_it_is_said_to_be_is_told(start: Start, its
     service.configure(with_notes(itsm.url, access={"hmac": rule}, hooks__note=hook))
     run = service.cli("check")
     assert run.code == 2
-    assert "access.hmac: the secret is no base64" in run.err
-    assert "hooks.note.access.hmac: the secret is no base64" in run.err
+    assert "access.hmac.secret: is no base64" in run.err
+    assert "hooks.note.access.hmac.secret: is no base64" in run.err
     assert "no base64!" not in run.err
 
 
