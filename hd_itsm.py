@@ -1856,6 +1856,12 @@ class Kind:
         return frozenset(names | {"date"} if names & {*NEEDS_DATE} else names)
 
     @functools.cached_property
+    def unknown_id(self) -> str:
+        """What stands for a request id that is not known yet: a number where it must be one."""
+        numbers = (part for part in self.placeholders if ("number", "") in part.filters)
+        return "0" if any(part.name == "request_id" for part in numbers) else "REQUEST-ID"
+
+    @functools.cached_property
     def waits_for_id(self) -> bool:
         """Whether it cannot be rendered without what the answer to an opening brings."""
         asked = (part for lookup in self.asks for part in lookup.placeholders)
@@ -6476,7 +6482,9 @@ def judge_kind(config: Config, base: NewEvent, fields: Mapping[str, Any]) -> New
         again=kind.again,
     )
     try:
-        kind.request.parts(config.scope(fields, 0, str(base.ticket), base.received, "0"))
+        kind.request.parts(
+            config.scope(fields, 0, str(base.ticket), base.received, kind.unknown_id)
+        )
     except Untranslatable as error:
         return base._replace(state="failed", reason=f"cannot be translated: {error}")
     return base
@@ -9343,7 +9351,7 @@ class Pages:
         if kind is None:
             return {"problem": self.say("Nothing: it has no kind that is configured.")}
         fields = json.loads(row["fields"])
-        request_id = row["request_id"] or ("REQUEST-ID" if kind.waits_for_id else None)
+        request_id = row["request_id"] or (kind.unknown_id if kind.waits_for_id else None)
         scope = self.config.scope(
             fields,
             row["event"],
@@ -12525,9 +12533,9 @@ def _explain_request(
                 (mapping["request_id"], mapping["kept"]) if mapping else (None, None)
             )
         if request_id is None:
-            request_id = "REQUEST-ID"
+            request_id = kind.unknown_id
             explained["note"] = (
-                "REQUEST-ID stands for the id that the ITSM will have given the ticket"
+                f"{request_id} stands for the id that the ITSM will have given the ticket"
             )
     key = "a UUID kept with the event"
     given = (reading.fields, 0, reading.ticket, time.time(), request_id, key)

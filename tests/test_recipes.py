@@ -178,6 +178,16 @@ def test_an_event_becomes_exactly_the_request_that_the_itsm_wants(
     assert row.then == ITSMS[name]["kinds"][kind].get("then", "")
 
 
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_a_request_can_be_tried_and_shown_before_its_id_is_known(
+    name: str, kind: str, folder: Path
+) -> None:
+    config, row = kind_of(name, kind, folder)
+    scope = scope_of(config, CASES["event"], name, RECEIVED)
+    shown = row.request.render(scope._replace(request_id=row.unknown_id))
+    assert shown.headers == row.request.render(scope).headers
+
+
 @pytest.mark.parametrize("name", ITSMS)
 def test_what_an_unclear_creation_means(name: str, folder: Path) -> None:
     _, row = kind_of(name, "new", folder)
