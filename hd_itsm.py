@@ -3071,12 +3071,14 @@ class _Loader:
         lookups = {
             name: self.lookup(name, row, itsm) for name, row in self.named("lookups", {}).items()
         }
-        before = self.asked_by("itsm.authorization", placeholders_in(itsm.authorization), lookups)
+        before = self.asked_by(placeholders_in(itsm.authorization), lookups)
         lookups |= {
             name: replace(lookup, request=self.logged_in(lookup.request, itsm))
             for name, lookup in lookups.items()
             if lookup not in before  # else it would need itself
         }
+        for lookup in lookups.values():
+            self.asked_by(lookup.placeholders, lookups)  # a circle, though nothing asks it
         kinds = {
             name: self.kind(name, row, itsm, lookups)
             for name, row in self.named("kinds", KINDS).items()
@@ -3220,20 +3222,26 @@ class _Loader:
             verify=lookups.get(row.verify),
             then=row.then,
             keep=row.keep,
-            asks=self.asked_by(key, request.placeholders, lookups),
+            asks=self.asked_by(request.placeholders, lookups),
         )
 
     def asked_by(
-        self, key: str, placeholders: Iterable[Placeholder], lookups: Mapping[str, Lookup]
+        self, placeholders: Iterable[Placeholder], lookups: Mapping[str, Lookup]
     ) -> tuple[Lookup, ...]:
-        """The look-ups that these placeholders need, and those that they need in turn."""
+        """The look-ups that these placeholders need, and those that they need in turn.
+
+        A circle among them is told once.
+        """
         asked: dict[str, Lookup] = {}
 
         def follow(parts: Iterable[Placeholder], above: tuple[str, ...]) -> None:
             for part in parts:
                 for name in (part.name, *(name for name, _ in part.filters)):
                     if name in above:
-                        self.wrong(key, f"look-up {name} needs itself: {' -> '.join(above)}")
+                        ring = above[above.index(name) :]
+                        way = " -> ".join((*ring, name))
+                        if not any(self.told(f"lookups.{each}") for each in ring):
+                            self.wrong(f"lookups.{name}", f"needs itself: {way}")
                     elif name in lookups and name not in asked:
                         asked[name] = lookups[name]
                         follow(lookups[name].placeholders, (*above, name))

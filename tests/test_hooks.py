@@ -429,7 +429,7 @@ def test_what_an_answer_brings_is_kept_with_the_mapping_and_names_it_later(
         exported = service.cli("export").out
         assert exported.splitlines()[0] == "ticket_id,request_id,timestamp,keep"
         assert '{""number"":""INC0001""}' in exported
-        (tmp_path / "mappings.csv").write_text(exported.replace(number, f"{number}-b"))
+        (tmp_path / "mappings.csv").write_text(exported.replace(f"{number},", f"{number}-b,"))
         assert service.cli("import", str(tmp_path / "mappings.csv")).code == 0
         service.post("itsm_ass", {"ticket_id": f"{number}-b", "technician": "kim"}, {}, 10)
         assert itsm.requests[-1].json() == {"number": "INC0001", "to": "kim"}
