@@ -5482,6 +5482,7 @@ class Events(Questions):
 
 # ── Words: what people read, in English and in Korean ──────────────────────────────────────────
 
+SENT = "event {n}, ticket {ticket}, by {path}"  # as `check --send` begins
 KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in Korean
     "(in the last day; a helpdesk that does not repeat lost them)": (
         "(최근 24시간; 헬프데스크가 다시 보내지 않으면 사라집니다)"
@@ -5875,8 +5876,24 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "{received} received, {delivered} delivered, {failed} failed": (
         "받음 {received}, 전달 {delivered}, 실패 {failed}"
     ),
+    "deliveries are paused: `resume`": "전달이 멈춰 있습니다: `resume`",
     "{why}: it may have happened; `map` or `retry` decides": (
         "{why}: 이미 처리됐을 수 있으니 연결하거나 다시 보내세요"
+    ),
+    f"{SENT}: delivered in {{seconds}} s; close request {{request}} in the ITSM": (
+        "이벤트 {n}, 티켓 {ticket} ({path}): {seconds}초에 전달."
+        " ITSM의 요청 {request}을(를) 닫으세요"
+    ),
+    f"{SENT}: delivered in {{seconds}} s; close request {{request}} in the ITSM; `forget` removes"
+    " its texts here": (
+        "이벤트 {n}, 티켓 {ticket} ({path}): {seconds}초에 전달."
+        " ITSM의 요청 {request}을(를) 닫으세요. "
+        "여기 남은 내용은 `forget`으로 지웁니다"
+    ),
+    f"{SENT}: {{state}}: {{why}}": "이벤트 {n}, 티켓 {ticket} ({path}): {state}: {why}",
+    f"{SENT}: {{state}}: {{why}}; then `retry` or `drop` that event": (
+        "이벤트 {n}, 티켓 {ticket} ({path}): {state}: {why}."
+        " 고친 뒤 `retry`, 필요 없으면 `drop`하세요"
     ),
     "{why}; `ss -ltnp` names it (systemd, where it keeps it for the next start)": (
         "{why}; 누가 쓰는지는 `ss -ltnp`로 확인하세요 (systemd가 다음 시작을 위해 잡고 있을 "
@@ -5948,6 +5965,12 @@ FINDINGS = (  # those of `check`
     "{name} finds nothing for an id that nobody has",
     "{why}; `ss -ltnp` names it (systemd, where it keeps it for the next start)",
     "nothing was sent: mend what is wrong first",
+    f"{SENT}: delivered in {{seconds}} s; close request {{request}} in the ITSM",
+    f"{SENT}: delivered in {{seconds}} s; close request {{request}} in the ITSM; `forget` removes"
+    " its texts here",
+    f"{SENT}: {{state}}: {{why}}; then `retry` or `drop` that event",
+    f"{SENT}: {{state}}: {{why}}",
+    "deliveries are paused: `resume`",
 )
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
@@ -13196,12 +13219,14 @@ def _check_sending(config: Config, given: str, running: bool) -> Finding:
         status = ask("status")
     name = f"event {number}, ticket {event['ticket']}, by {hook.path}"
     if event["state"] == "delivered":
-        here = f"; `forget {event['ticket']}` removes its texts here" if running else ""
-        request = event["request_id"]
-        words = f"delivered as request {request} in {time.monotonic() - began:.1f} s"
-        return "ok", "send", f"{name}: {words}: close {request} in the ITSM{here}"
+        took, here = (
+            time.monotonic() - began,
+            "; `forget` removes its texts here" if running else "",
+        )
+        words = f"delivered in {took:.1f} s; close request {event['request_id']} in the ITSM{here}"
+        return "ok", "send", f"{name}: {words}"
     waits = "deliveries are paused: `resume`" if status["paused"] else status["itsm"]["reason"]
-    then = f"; then `retry {number}` or `drop {number} --why test`" if running else ""
+    then = "; then `retry` or `drop` that event" if running else ""
     return "wrong", "send", f"{name}: {event['state']}: {_said_of(event, waits)}{then}"
 
 

@@ -31,8 +31,10 @@ def test_a_test_ticket_goes_through_the_running_service_and_is_told_how_to_close
     assert match, line
     (event,) = service.events()
     assert (event["state"], event["ticket"]) == ("delivered", match[1])
-    assert f"close {event['request_id']} in the ITSM" in line
+    assert f"close request {event['request_id']} in the ITSM; `forget` removes" in line
     assert service.cli("forget", match[1]).code == 0
+    run = service.cli("check", "--send", environ={"LANG": "ko_KR.UTF-8"})
+    assert "닫으세요. 여기 남은 내용은 `forget`" in run.out
 
 
 def test_without_a_running_service_it_is_sent_and_nothing_else_and_the_file_stays(
@@ -46,7 +48,7 @@ def test_without_a_running_service_it_is_sent_and_nothing_else_and_the_file_stay
     assert run.code == 0, run
     said = run.json()[-1]
     assert (said["result"], said["what"]) == ("ok", "send")
-    assert "delivered as request" in said["found"]
+    assert re.search(r": delivered in [0-9.]+ s; close request \S+ in the ITSM$", said["found"])
     assert [body["title"] for body in posts(itsm)] == ["hd_itsm test, please close"]
     assert [event["ticket"] for event in service.cli("events", "--json").json()] == ["A"]
 
@@ -66,7 +68,9 @@ def test_what_the_itsm_refuses_is_told_in_its_words(start: Start, itsm: Itsm) ->
     assert run.code == 1
     assert "wrong   send" in run.out
     assert "no such user: test" in run.out
-    assert "`drop 1 --why test`" in run.out
+    assert "then `retry` or `drop` that event" in run.out
+    run = service.cli("check", "--send", environ={"LANG": "ko_KR.UTF-8"})
+    assert "고친 뒤 `retry`" in run.out
 
 
 def test_paused_deliveries_are_told_and_nothing_is_sent_where_something_is_wrong(
