@@ -477,7 +477,7 @@ def test_a_mistake_says_what_stands_there(folder: Path, toml: str, line: str) ->
         ("[lookups.x]\nvalue = 'a['", ["lookups.x.value"]),
         ("[lookups.x]\nurl = 'https://h/{y}'\nvalue = 'a'\n"
          "[lookups.y]\nurl = 'https://h/{x}'\nvalue = 'a'\n"
-         "[kinds.assign]\nbody = { a = '{x}', b = '{technician}' }", ["lookups.x"]),
+         "[kinds.assign]\nbody = { a = '{x}', b = '{technician}' }", ["lookups.y"]),
         ("[access]\nhmac = { secret = 's', key = 'hex', signed = '{timestmp}', match = '(' }",
          ["access.hmac.match", "access.hmac.key", "access.hmac.signed"]),
         ("[itsm]\nanswers = [{ means = 'x' }, { means = 'failed', status = 'y' }]",
