@@ -1840,6 +1840,7 @@ class Kind:
     then: str
     keep: Mapping[str, Field]  # further values of its answer
     kept_names: frozenset[str] = frozenset()  # what any kind keeps
+    elsewhere: bool = False  # whether it goes to another host than the ITSM's
     asks: tuple[Lookup, ...] = ()  # those that its request needs, and those that they need
 
     @functools.cached_property
@@ -3222,6 +3223,7 @@ class _Loader:
             verify=lookups.get(row.verify),
             then=row.then,
             keep=row.keep,
+            elsewhere=bool(itsm.url) and not at_home(row, itsm),
             asks=self.asked_by(request.placeholders, lookups),
         )
 
@@ -11393,9 +11395,13 @@ class Delivery:
     def _judge(self, event: Event, kind: Kind, outcome: Outcome) -> Verdict:
         """What becomes of the event: the breaker, the poison rule and patience have their say."""
         now = self.events.file.clock()
-        evidence = outcome.name in ("later", "unclear") and self._evidence(event, now)
-        if not evidence:  # else it speaks of the ticket, not of the ITSM
-            self.gate.hear(outcome, event.ticket)
+        if kind.elsewhere:  # what another host says tells nothing of the ITSM
+            evidence = outcome.name == "credential"
+            outcome = outcome._replace(name="later") if evidence else outcome
+        else:
+            evidence = outcome.name in ("later", "unclear") and self._evidence(event, now)
+            if not evidence:  # else it speaks of the ticket, not of the ITSM
+                self.gate.hear(outcome, event.ticket)
         words = outcome.said or outcome.words
         said = f"{outcome.reason}: {words}" if words else outcome.reason
         if outcome.name == "delivered":
@@ -11415,7 +11421,7 @@ class Delivery:
         if unclear and kind.when_unclear == "find":
             due = now + kind.find_after
             return Verdict("pending", said, due=due, tries=event.tries, may_have_happened=True)
-        if self.breaker.why:
+        if self.breaker.why and not kind.elsewhere:
             return Verdict("pending", said, due=now, tries=event.tries)
         return self._again(event, outcome, said, evidence, now)
 

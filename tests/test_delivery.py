@@ -2227,3 +2227,50 @@ def test_no_name_of_a_library_stands_as_a_reason(
         works.new("1")
         attempt = works.wait_attempts(1, 1)[0]
     assert words in attempt["reason"]
+
+
+# ---- Another host than the ITSM's --------------------------------------------------------------
+
+BACK = """
+[kinds.new]
+opens = true
+then = "back"
+body = {{ s = "{{contents}}" }}
+[kinds.back]
+url = "{url}"
+body = {{ n = "{{request_id}}" }}
+"""
+
+
+def test_a_host_that_is_down_beside_the_itsm_holds_up_nothing_but_its_own(
+    itsm: Itsm, tmp_path: Path
+) -> None:
+    with (
+        Itsm(reply(503)) as desk,
+        Works(tmp_path, itsm.url, kinds=BACK.format(url=desk.url)) as works,
+    ):
+        for number in range(6):
+            works.receive("itsm_new", str(number), writer="w", contents="x")
+        works.wait_counts(delivered=6, pending=6)
+        desk.wait_for(12)
+        assert works.delivery.breaker.why == ""
+        works.receive("itsm_new", "late", writer="w", contents="late")
+        itsm.wait_for(1, where=lambda one: one.json()["s"] == "late")
+        desk.answer = reply(200, json={})
+        works.wait_counts(delivered=14)
+
+
+def test_a_credential_that_another_host_refuses_is_told_and_stops_nobody_else(
+    itsm: Itsm, tmp_path: Path
+) -> None:
+    quick = f"{QUICK}\ntries = 3"
+    with (
+        Itsm(reply(401)) as desk,
+        Works(tmp_path, itsm.url, kinds=BACK.format(url=desk.url), retry=quick) as works,
+    ):
+        for number in range(4):
+            works.receive("itsm_new", str(number), writer="w", contents="x")
+        works.wait_counts(delivered=4, failed=4)
+        assert works.delivery.breaker.why == ""
+        assert len(desk.requests) == 12
+        assert "answered 401" in works.row(5)["reason"]
