@@ -1810,6 +1810,14 @@ class Lookup:
         """Whether it is asked for something; what others bring is a login, and nobody's to see."""
         return any(part.name == "value" for part in self.placeholders)
 
+    def is_login(self, scope: Scope) -> bool:
+        """Whether nothing of the event is in it: then no ticket is to blame for what it brings."""
+        names = {part.name for part in self.placeholders}
+        others = [scope.lookups[name] for name in names if name in scope.lookups]
+        return names.isdisjoint((*COMPUTED, *scope.fields)) and all(
+            other.is_login(scope) for other in others
+        )
+
     def conditions(self, scope: Scope) -> tuple[Condition, ...]:
         """What a hit must hold, in `scope`. Raises Untranslatable."""
         return tuple(
@@ -10572,11 +10580,17 @@ class Inquiry:
         """The value, and for how many seconds it is good."""
         values, message = self.values(lookup, self.put(lookup, request), scope)
         of = f" of {as_text(scope.fields['value'])[:60]!r}" if lookup.of_a_value else ""
+        problem = ""
         if values is None:
             why = "was refused, or its answer leads nowhere: see its attempt"
-            raise Untranslatable(f"look-up {lookup.name}{of} {why}")
-        if not values and lookup.otherwise is MISSING:
-            raise Untranslatable(f"look-up {lookup.name}: there is none{of}")
+            problem = f"look-up {lookup.name}{of} {why}"
+        elif not values and lookup.otherwise is MISSING:
+            problem = f"look-up {lookup.name}: there is none{of}"
+        if problem and lookup.is_login(scope):
+            name = "credential" if present(message.body) else "later"
+            raise Unanswered(Outcome(name, problem))
+        if problem:
+            raise Untranslatable(problem)
         seconds = lookup.keep_for
         if isinstance(seconds, Field):
             told = _filter_number(seconds.read(message) or 0, "", scope) if values else 0
@@ -13336,7 +13350,8 @@ LOOKUPS = """\
 `find` and `verify` after) the request that needs it, within the same deadline; `show` has it
 among the event's attempts. An empty list at the path of `value`, and 404, mean "there is none".
 An answer in which the path leads nowhere is not understood: the event is held (`find`) or
-fails. A refused login waits like a refused credential, a login server that is down like an ITSM
+fails. A refused login waits like a refused credential, and so does a login (a look-up in which
+nothing of the event stands) that brings nothing; a login server that is down waits like an ITSM
 that is down. A request id that another ticket has is never taken: the event is held, and names
 both.
 

@@ -1930,6 +1930,40 @@ def test_a_question_about_a_create_is_asked_anew_with_a_new_token(
         assert len(itsm.created) == 1
 
 
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        stand_in.unauthorized(),
+        reply(400, json={"error": "invalid_client"}),  # RFC 6749 5.2
+        reply(422, json={"error": "locked"}),
+        reply(200, json={"error": "wrong password"}),
+        reply(404),
+        reply(200, text="wrong password"),
+    ],
+)
+def test_no_ticket_fails_for_a_login_that_is_refused(
+    refusal: stand_in.Answer, tmp_path: Path
+) -> None:
+    with Itsm() as itsm:
+        directory = Directory(itsm)
+        good = threading.Event()
+
+        def answer(received: Received) -> stand_in.Answer:
+            refused = received.path.endswith("/login") and not good.is_set()
+            return refusal if refused else directory.answer(received)
+
+        itsm.decide = answer
+        kinds = TOKENS.format(url=itsm.url, more="", keep_for=60)
+        with Works(tmp_path, itsm.url, itsm=BEARER, kinds=kinds) as works:
+            for ticket in range(3):
+                works.new(str(ticket))
+            until(lambda: works.delivery.breaker.why)
+            assert works.events.counts["pending"] == 3
+            good.set()
+            works.delivery.gate.probe_now()
+            works.wait_counts(delivered=3)
+
+
 def test_a_login_that_is_refused_lets_everything_wait_and_fails_nothing(tmp_path: Path) -> None:
     with Itsm() as itsm:
         directory = Directory(itsm)
