@@ -11009,9 +11009,8 @@ class Delivery:
     def _send(self, inquiry: Inquiry, event: Event, kind: Kind, scope: Scope) -> Verdict | None:
         """Sends the request; once more where a token that a look-up brought was refused."""
         careful = kind.when_unclear != "retry"
-        if careful and self.breaker.why == "down" and not self._knock(inquiry, event, scope):
-            due = self.events.file.clock()
-            return Verdict("pending", self.breaker.reason, due=due, tries=event.tries)
+        if careful and self.breaker.why == "down" and (silent := self._knock(inquiry, scope)):
+            return self._judge(event, kind, silent)
         for again in (True, False):
             try:
                 request = kind.request.render(scope)
@@ -11117,15 +11116,19 @@ class Delivery:
                 )
         return outcome
 
-    def _knock(self, inquiry: Inquiry, event: Event, scope: Scope) -> bool:
-        """Whether the ITSM answers at all: while it is down no create is risked to find out."""
+    def _knock(self, inquiry: Inquiry, scope: Scope) -> Outcome | None:
+        """Why the ITSM is not there; None where it answers.
+
+        While it is down no create is risked to find out. 501: it knows no GET, but is there.
+        """
         request = self.config.knock.render(scope)
         answer = inquiry.wire.exchange(request, inquiry.deadline, fresh=True)
-        if answer.status is not None and answer.status < 500:
-            return True
-        reason = answer.error if answer.status is None else f"answered {answer.status}"
-        self.gate.hear(Outcome("later", reason), event.ticket)
-        return False
+        if answer.status is None:
+            return Outcome("later", answer.error)
+        if answer.status < 500 or answer.status == 501:
+            return None
+        reason = f"answered {answer.status} to a GET that asks whether it is there"
+        return Outcome("later", f"{reason} (itsm.check_url)")
 
     def _settle_unclear(self, inquiry: Inquiry, event: Event, kind: Kind, scope: Scope) -> Verdict:
         """An event that may have happened: asks the ITSM (`find`) or a person (`hold`)."""
@@ -11169,7 +11172,7 @@ class Delivery:
         """What becomes of the event: the breaker, the poison rule and patience have their say."""
         now = self.events.file.clock()
         evidence = outcome.name in ("later", "unclear") and self._evidence(event, now)
-        if not evidence:  # else it speaks of the ticket, not of the ITSM
+        if not evidence or self.breaker.why:  # else it speaks of the ticket, not of the ITSM
             self.gate.hear(outcome, event.ticket)
         words = outcome.said or outcome.words
         said = f"{outcome.reason}: {words}" if words else outcome.reason

@@ -20,6 +20,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -2182,6 +2183,57 @@ def test_while_the_itsm_is_down_no_create_is_risked_where_a_second_one_hurts(
         assert works.delivery.breaker.why == "down"
         up.set()
         works.wait_counts(held=known, delivered=8 - known)
+
+
+def test_an_itsm_that_knows_no_get_is_there_all_the_same(tmp_path: Path) -> None:
+    """What asks whether it is there before a create is risked is a GET."""
+    up = threading.Event()
+
+    def answer(received: Received) -> stand_in.Answer | None:
+        if received.method == "GET":
+            return reply(501)
+        return None if up.is_set() else reply(503)
+
+    with Itsm(decide=answer) as itsm, Works(tmp_path, itsm.url, kinds=HOLDING) as works:
+        for ticket in "1234":
+            works.new(ticket)
+        until(lambda: works.delivery.breaker.why == "down")
+        up.set()
+        works.wait_counts(delivered=4)
+
+
+def test_an_event_is_given_up_too_where_no_create_is_risked(tmp_path: Path) -> None:
+    retry = f"{QUICK}\ngive_up_after = 1"
+    with Itsm(reply(503)) as itsm, Works(tmp_path, itsm.url, kinds=HOLDING, retry=retry) as works:
+        for ticket in "1234":
+            works.new(ticket)
+        works.wait_counts(failed=4)
+        assert "given up" in works.row(4)["reason"]
+
+
+def test_while_the_itsm_is_down_tickets_that_failed_before_are_probes_like_others(
+    tmp_path: Path,
+) -> None:
+    """They say nothing of the ITSM while it is up; while it is down they are no way around."""
+    up = threading.Event()
+    up.set()
+
+    def answer(received: Received) -> stand_in.Answer | None:
+        good = summary(received).startswith("of good")
+        return None if up.is_set() and good else reply(503)
+
+    retry = "first = 1\nmax = 1\nprobe = 1\ntries = 50"
+    with Itsm(decide=answer) as itsm, Works(tmp_path, itsm.url, retry=retry) as works:
+        for ticket in ("bad1", "bad2"):
+            works.wait_attempts(works.new(ticket), 1)
+        works.wait(works.new("good"), "delivered")
+        up.clear()
+        for ticket in ("good1", "good2", "good3"):
+            works.new(ticket)
+        until(lambda: works.delivery.breaker.why == "down")
+        known = len(itsm.requests)
+        times = [one.at for one in itsm.wait_for(known + 6)[known:]]
+        assert min(later - sooner for sooner, later in pairwise(times)) > 0.3
 
 
 @pytest.mark.parametrize(
