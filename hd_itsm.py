@@ -10295,18 +10295,28 @@ def _id_in(value: Any, match: re.Pattern[str] | None) -> str:
     return read_id(group[1]) if group else ""
 
 
+def answered_at(path: Path, message: Message, match: re.Pattern[str] | None) -> list[Any]:
+    """What stands at a path of an answer; of a header Location its last segment.
+
+    Where a pattern is to choose of it, all of it. Raises ValueError for a Location that is no URL.
+    """
+    values = message.elements(path)
+    if path != LOCATION or match is not None:
+        return values
+    urls = [urllib.parse.urlsplit(value).path.rstrip("/") for value in values]
+    return [urllib.parse.unquote(url.split("/")[-1]) for url in urls]
+
+
 def read_ids(place: Field, message: Message) -> list[str]:
     """The ids that stand at a place; of a header Location its last segment.
 
     Raises ValueError for a Location that is no URL.
     """
-    ids = []
-    for path in place.paths:
-        for value in message.elements(path):
-            if path == LOCATION and place.match is None:
-                segments = urllib.parse.urlsplit(value).path.rstrip("/").split("/")
-                value = urllib.parse.unquote(segments[-1])
-            ids.append(_id_in(value, place.match))
+    ids = [
+        _id_in(value, place.match)
+        for path in place.paths
+        for value in answered_at(path, message, place.match)
+    ]
     return [text for text in ids if text]
 
 
@@ -10325,7 +10335,17 @@ def _with_request_id(kind: Kind, message: Message, outcome: Outcome) -> Outcome:
 
 def _kept_values(kind: Kind, message: Message) -> dict[str, Any]:
     """The further values that a kind keeps of an answer, those that are there."""
-    values = {name: field.read(message) for name, field in kind.keep.items()}
+
+    def first_in(place: Field) -> Any:
+        for path in place.paths:
+            with contextlib.suppress(ValueError):
+                for value in answered_at(path, message, place.match):
+                    part = value if place.match is None else _taken(value, place.match)
+                    if present(part):
+                        return part
+        return MISSING
+
+    values = {name: first_in(place) for name, place in kind.keep.items()}
     return {
         name: value if isinstance(value, str | int | float) else as_text(value)
         for name, value in values.items()
@@ -10390,7 +10410,8 @@ def values_in(lookup: Lookup, message: Message, scope: Scope) -> list[Any] | Non
     conditions, values, understood = lookup.conditions(scope), list[Any](), False
     for path in lookup.value.paths:
         if path[0].does in ("header", "body"):
-            values += message.elements(path)
+            with contextlib.suppress(ValueError):
+                values += answered_at(path, message, lookup.value.match)
             understood = understood or bool(values)
             continue
         last = max((n for n, step in enumerate(path) if _many(step)), default=-1)

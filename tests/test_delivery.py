@@ -2123,6 +2123,28 @@ def test_a_location_that_is_no_address_is_unclear_and_no_fault(
     assert "Traceback" not in caplog.text
 
 
+def test_of_a_location_the_last_segment_counts_wherever_it_is_read(tmp_path: Path) -> None:
+    kinds = """
+[kinds.new]
+opens = true
+request_id = "@header:Location"
+keep = { way = "@header:Location", year = { path = "@header:Location", match = "/(\\\\d+)/" } }
+[lookups.x]
+url = "https://h/"
+value = "@header:Location"
+"""
+    config = configured(tmp_path, kinds)
+    headers = {"location": "https://h/2026/R%201/"}
+    outcome = decided(config, NEW, 201, headers=headers)
+    assert (outcome.name, outcome.request_id) == ("delivered", "R 1")
+    assert outcome.kept == {"way": "R 1", "year": "2026"}
+    scope = config.scope({}, 1, "1", 0.0, None)
+    message = hd_itsm.Message({}, headers)
+    assert hd_itsm.values_in(config.lookups["x"], message, scope) == ["R 1"]
+    message = hd_itsm.Message({}, {"location": "http://[/x"})
+    assert hd_itsm.values_in(config.lookups["x"], message, scope) is None
+
+
 def test_a_fault_of_ours_after_sending_is_unclear_recorded_and_sends_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
