@@ -1095,7 +1095,9 @@ def read_id(value: Any) -> str:
 
 
 # What stands where a helpdesk has no ticket: words of programs, and masks (%2e is none).
-NO_TICKET = re.compile(r"undefined|null|None|(?:[${]|%(?![0-9])).*")
+NO_TICKET = re.compile(
+    r"undefined|Undefined|null|NULL|None|NaN|\[object Object\]|(?:[${]|%(?![0-9])|<%).*"
+)
 
 
 def read_ticket(value: Any) -> str:
