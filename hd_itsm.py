@@ -1971,7 +1971,8 @@ class Secret:
         stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
         if stamp == self._stamp:
             return False
-        text = pathlib.Path(self.name).read_text(encoding="utf-8").strip()
+        text = pathlib.Path(self.name).read_text(encoding="utf-8-sig")
+        text = text.replace("\0", "").strip()  # a power cut may leave zeros: a key of them is none
         self._stamp = stamp
         if not text and self._value:
             log.warning("%s is empty: the secret that it held before goes on", self.name)
@@ -2136,7 +2137,11 @@ def _read_formats(value: Any) -> tuple[str, ...]:
     for text in _texts(value):
         if "%" not in text:
             raise ValueError(f'{text!r} is no date format: write it like "%d.%m.%Y %H:%M"')
-        datetime(2026, 11, 23).strftime(text)
+        try:
+            datetime.strptime("", text)  # the format is looked at before the date
+        except ValueError as error:
+            if "directive" in str(error) or "stray" in str(error):
+                raise ValueError(f"{text!r} can read no date: {error}") from None
     return tuple(value)
 
 
@@ -2200,7 +2205,7 @@ HMAC_KEYS: Mapping[str, Any] = {
     "header": "X-Hub-Signature",
     "algorithm": "sha1",
     "encoding": "hex",
-    "match": "(.+)",
+    "match": "(?:sha[0-9]+=)?(.+)",  # with or without what X-Hub-Signature begins with
     "signed": "{body}",
     "timestamp_header": "",
     "timestamp_match": "(.+)",
@@ -2231,6 +2236,13 @@ def _read_signed(row: Mapping[str, Any]) -> tuple[str, ...]:
     return parts
 
 
+def decoded_key(text: str) -> bytes:
+    """The key that a text in base64 is, also behind whsec_; empty where it is none."""
+    with contextlib.suppress(ValueError):
+        return base64.b64decode(text.removeprefix("whsec_"), validate=True)
+    return b""
+
+
 def _read_hmac(value: Any) -> Signature | None:
     for key in _table(value):
         if key not in HMAC_KEYS:
@@ -2248,7 +2260,12 @@ def _read_hmac(value: Any) -> Signature | None:
         ("key", ("text", "base64")),
     ):
         if row[key] not in allowed:
-            raise ValueError(f"{key} must be one of {', '.join(allowed)}")
+            hint = _hint(row[key], allowed)
+            raise ValueError(f"{key} must be one of {', '.join(allowed)}{hint}, not {row[key]!r}")
+    if row["key"] == "base64":
+        for secret in secrets:
+            if secret.source == "text" and not decoded_key(secret.reveal()):
+                raise ValueError('secret is not in base64, as key = "base64" says it is')
     row["signed"] = _read_signed(row)
     row["max_age"] = 0.0
     if "timestamp" in row["signed"][1::2]:
@@ -2375,6 +2392,8 @@ def local_zone(name: str) -> tzinfo | None:
         return None
     if match := re.fullmatch(r"([+-])([0-9]{2}):?([0-9]{2})", name):
         offset = timedelta(hours=int(match[2]), minutes=int(match[3]))
+        if offset >= timedelta(days=1) or int(match[3]) > 59:
+            raise ValueError("must be an offset within a day, like +09:00")
         return timezone(-offset if match[1] == "-" else offset)
     if name == "UTC":
         return UTC
@@ -2999,8 +3018,9 @@ class _Loader:
         self.secrets: list[tuple[str, Secret]] = []
 
     def wrong(self, key: str, what: str) -> None:
-        """Notes a problem under its key."""
-        self.problems.append(f"{key}: {what}")
+        """Notes a problem under its key, once."""
+        if (problem := f"{key}: {what}") not in self.problems:
+            self.problems.append(problem)
 
     def told(self, key: str) -> bool:
         """Whether something is wrong at this key or below it, so that nothing more is told."""
@@ -3099,7 +3119,8 @@ class _Loader:
         rules = row.rules or ((Rule(row.kind),) if row.kind else ())
         if bool(row.kind) == bool(row.rules) and not self.told(f"hooks.{name}"):
             self.wrong(f"hooks.{name}", "needs either kind or rules")
-        if "ticket_id" not in row.fields and not self.told(f"hooks.{name}.fields"):
+        told = self.told(f"hooks.{name}.fields") or not isinstance(given, dict)
+        if "ticket_id" not in row.fields and not told:
             self.wrong(f"hooks.{name}.fields", "ticket_id is missing: where is the ticket's id?")
         nowhere = Field(())
         places = [row.delivery_id, row.order or nowhere, row.challenge or nowhere]
@@ -3163,7 +3184,7 @@ class _Loader:
         """One kind from its table, completed by what [itsm] says."""
         key = f"kinds.{name}"
         row = self.table(key, KindOptions, given)
-        if row.unclear == "find" and not row.find:
+        if row.unclear == "find" and row.opens and not row.find:
             self.wrong(f"{key}.find", 'is missing: unclear = "find" needs the name of a look-up')
         for what, asked in (("find", row.find), ("verify", row.verify)):
             if asked and asked not in lookups:
@@ -7345,12 +7366,7 @@ def _first(pattern: re.Pattern[str], text: str) -> str:
 def _hmac_key(rule: Signature, secret: Secret) -> bytes:
     """The key that a secret holds; b"" where it holds none."""
     text = secret.reveal()
-    if rule.key == "text":
-        return text.encode()
-    try:
-        return base64.b64decode(text.removeprefix("whsec_"), validate=True)
-    except ValueError:
-        return b""
+    return text.encode() if rule.key == "text" else decoded_key(text)
 
 
 def signature_holds(rule: Signature, environ: Mapping[str, Any], raw: bytes, now: float) -> bool:
