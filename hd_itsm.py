@@ -1097,7 +1097,9 @@ def read_id(value: Any) -> str:
 
 
 # What stands where a helpdesk has no ticket: words of programs, and masks (%2e is none).
-NO_TICKET = re.compile(r"undefined|null|None|(?:[${]|%(?![0-9])).*")
+NO_TICKET = re.compile(
+    r"undefined|Undefined|null|NULL|None|NaN|\[object Object\]|(?:[${]|%(?![0-9])|<%).*"
+)
 
 
 def read_ticket(value: Any) -> str:
@@ -1812,6 +1814,14 @@ class Lookup:
         """Whether it is asked for something; what others bring is a login, and nobody's to see."""
         return any(part.name == "value" for part in self.placeholders)
 
+    def is_login(self, scope: Scope) -> bool:
+        """Whether nothing of the event is in it: then no ticket is to blame for what it brings."""
+        names = {part.name for part in self.placeholders}
+        others = [scope.lookups[name] for name in names if name in scope.lookups]
+        return names.isdisjoint((*COMPUTED, *scope.fields)) and all(
+            other.is_login(scope) for other in others
+        )
+
     def conditions(self, scope: Scope) -> tuple[Condition, ...]:
         """What a hit must hold, in `scope`. Raises Untranslatable."""
         return tuple(
@@ -1970,7 +1980,8 @@ class Secret:
         stamp = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
         if stamp == self._stamp:
             return False
-        text = pathlib.Path(self.name).read_text(encoding="utf-8").strip()
+        text = pathlib.Path(self.name).read_text(encoding="utf-8-sig")
+        text = text.replace("\0", "").strip()  # a power cut may leave zeros: a key of them is none
         self._stamp = stamp
         if not text and self._value:
             log.warning("%s is empty: the secret that it held before goes on", self.name)
@@ -2118,7 +2129,11 @@ def _read_formats(value: Any) -> tuple[str, ...]:
     for text in _texts(value):
         if "%" not in text:
             raise ValueError(f'{text!r} is no date format: write it like "%d.%m.%Y %H:%M"')
-        datetime(2026, 11, 23).strftime(text)
+        try:
+            datetime.strptime("", text)  # the format is looked at before the date
+        except ValueError as error:
+            if "directive" in str(error) or "stray" in str(error):
+                raise ValueError(f"{text!r} can read no date: {error}") from None
     return tuple(value)
 
 
@@ -2320,6 +2335,8 @@ def local_zone(name: str) -> tzinfo | None:
         return None
     if match := re.fullmatch(r"([+-])([0-9]{2}):?([0-9]{2})", name):
         offset = timedelta(hours=int(match[2]), minutes=int(match[3]))
+        if offset >= timedelta(days=1) or int(match[3]) > 59:
+            raise ValueError("must be an offset within a day, like +09:00")
         return timezone(-offset if match[1] == "-" else offset)
     if name == "UTC":
         return UTC
@@ -2517,7 +2534,9 @@ class Signature:
     secret: tuple[Secret, ...] = option(_read_secrets, "", "the key; a list: all are valid")
     header: str = option(_read_header_name, "X-Hub-Signature", "where the signature is")
     match: re.Pattern[str] = option(
-        _read_match, "(.+)", "its group is the signature; each match in the header is tried"
+        _read_match,
+        "(?:sha[0-9]+=)?(.+)",  # with or without what X-Hub-Signature begins with
+        "its group is the signature; each match in the header is tried",
     )
     algorithm: str = option(_read_algorithm, "sha1", "sha1, sha256 or sha512")
     encoding: str = option(_read_digest_form, "hex", "of the signature: hex or base64")
@@ -3003,6 +3022,9 @@ def _as_given(value: Any) -> str:
     return f", not {re.sub('//.*@', '//***@', text)[:60]}"
 
 
+NO_BASE64 = 'is no base64, as key = "base64" says'
+
+
 class _Loader:
     """Reads one configuration and collects what is wrong with it."""
 
@@ -3013,8 +3035,9 @@ class _Loader:
         self.secrets: list[tuple[str, Secret]] = []
 
     def wrong(self, key: str, what: str) -> None:
-        """Notes a problem under its key."""
-        self.problems.append(f"{key}: {what}")
+        """Notes a problem under its key, once."""
+        if (problem := f"{key}: {what}") not in self.problems:
+            self.problems.append(problem)
 
     def told(self, key: str) -> bool:
         """Whether something is wrong at this key or below it, so that nothing more is told."""
@@ -3110,6 +3133,9 @@ class _Loader:
         if row.hmac and "secret" not in row.hmac and not self.told(key):
             why = "is missing: without one no signature can be told from another"
             self.wrong(f"{key}.secret", why)
+        for secret in rule.secret if rule else ():
+            if secret.source == "text" and rule and not rule.key_in(secret):
+                self.wrong(f"{key}.secret", NO_BASE64)
         for part, problem in rule.senseless() if rule else ():
             if not self.told(f"{key}.{part}") and not self.told(f"{key}.signed"):
                 self.wrong(f"{key}.{part}", problem)
@@ -3129,7 +3155,8 @@ class _Loader:
         rules = row.rules or ((Rule(row.kind),) if row.kind else ())
         if bool(row.kind) == bool(row.rules) and not self.told(f"hooks.{name}"):
             self.wrong(f"hooks.{name}", "needs either kind or rules")
-        if "ticket_id" not in row.fields and not self.told(f"hooks.{name}.fields"):
+        told = self.told(f"hooks.{name}.fields") or not isinstance(given, dict)
+        if "ticket_id" not in row.fields and not told:
             self.wrong(f"hooks.{name}.fields", "ticket_id is missing: where is the ticket's id?")
         nowhere = Field(())
         places = [row.delivery_id, row.order or nowhere, row.challenge or nowhere]
@@ -3196,7 +3223,7 @@ class _Loader:
         """One kind from its table, completed by what [itsm] says."""
         key = f"kinds.{name}"
         row = self.table(key, KindOptions, given)
-        if row.unclear == "find" and not row.find:
+        if row.unclear == "find" and row.opens and not row.find:
             self.wrong(f"{key}.find", 'is missing: unclear = "find" needs the name of a look-up')
         for what, asked in (("find", row.find), ("verify", row.verify)):
             if asked and asked not in lookups:
@@ -3518,8 +3545,12 @@ def load_config(
                 loader.wrong(key, problem)
         for key, access in config.accesses():
             for secret in access.hmac.secret if access.hmac else ():
-                if not secret.problem() and not access.hmac.key_in(secret):
-                    loader.wrong(f"{key}.hmac.secret", 'is no base64, as key = "base64" says')
+                if (
+                    secret.source != "text"
+                    and not secret.problem()
+                    and not access.hmac.key_in(secret)
+                ):
+                    loader.wrong(f"{key}.hmac.secret", NO_BASE64)
         for key, secret in (("itsm.proxy", config.itsm.proxy), ("alert.url", config.alert.url)):
             url = "" if secret.problem() else secret.reveal()
             if url and not re.match(r"https?://[^/?#\s]+", url):
@@ -10524,18 +10555,28 @@ def _id_in(value: Any, match: re.Pattern[str] | None) -> str:
     return read_id(group[1]) if group else ""
 
 
+def answered_at(path: Path, message: Message, match: re.Pattern[str] | None) -> list[Any]:
+    """What stands at a path of an answer; of a header Location its last segment.
+
+    Where a pattern is to choose of it, all of it. Raises ValueError for a Location that is no URL.
+    """
+    values = message.elements(path)
+    if path != LOCATION or match is not None:
+        return values
+    urls = [urllib.parse.urlsplit(value).path.rstrip("/") for value in values]
+    return [urllib.parse.unquote(url.split("/")[-1]) for url in urls]
+
+
 def read_ids(place: Field, message: Message) -> list[str]:
     """The ids that stand at a place; of a header Location its last segment.
 
     Raises ValueError for a Location that is no URL.
     """
-    ids = []
-    for path in place.paths:
-        for value in message.elements(path):
-            if path == LOCATION and place.match is None:
-                segments = urllib.parse.urlsplit(value).path.rstrip("/").split("/")
-                value = urllib.parse.unquote(segments[-1])
-            ids.append(_id_in(value, place.match))
+    ids = [
+        _id_in(value, place.match)
+        for path in place.paths
+        for value in answered_at(path, message, place.match)
+    ]
     return [text for text in ids if text]
 
 
@@ -10552,9 +10593,27 @@ def _with_request_id(kind: Kind, message: Message, outcome: Outcome) -> Outcome:
     return outcome._replace(name="failed", reason=reason)
 
 
+def _taken(value: Any, match: re.Pattern[str] | None) -> Any:
+    """A value that was found, or the part of it that is wanted; MISSING where it is none."""
+    if match is not None:
+        group = match.search(as_text(value))
+        return group[1] if group else MISSING
+    return value if isinstance(value, str | int | float) else MISSING
+
+
 def _kept_values(kind: Kind, message: Message) -> dict[str, Any]:
     """The further values that a kind keeps of an answer, those that are there."""
-    values = {name: field.read(message) for name, field in kind.keep.items()}
+
+    def first_in(place: Field) -> Any:
+        for path in place.paths:
+            with contextlib.suppress(ValueError):
+                for value in answered_at(path, message, place.match):
+                    part = value if place.match is None else _taken(value, place.match)
+                    if present(part):
+                        return part
+        return MISSING
+
+    values = {name: first_in(place) for name, place in kind.keep.items()}
     return {
         name: value if isinstance(value, str | int | float) else as_text(value)
         for name, value in values.items()
@@ -10605,14 +10664,6 @@ def _many(step: Step) -> bool:
     return step.does in ("any", "where") or re.fullmatch("-?[0-9]+", step.name) is not None
 
 
-def _taken(value: Any, match: re.Pattern[str] | None) -> Any:
-    """A value that was found, or the part of it that is wanted; MISSING where it is none."""
-    if match is not None:
-        group = match.search(as_text(value))
-        return group[1] if group else MISSING
-    return value if isinstance(value, str | int | float) else MISSING
-
-
 def values_in(lookup: Lookup, message: Message, scope: Scope) -> list[Any] | None:
     """What a look-up brought: texts, numbers; None where its answer is not understood.
 
@@ -10622,7 +10673,8 @@ def values_in(lookup: Lookup, message: Message, scope: Scope) -> list[Any] | Non
     conditions, values, understood = lookup.conditions(scope), list[Any](), False
     for path in lookup.value.paths:
         if path[0].does in ("header", "body"):
-            values += message.elements(path)
+            with contextlib.suppress(ValueError):
+                values += answered_at(path, message, lookup.value.match)
             understood = understood or bool(values)
             continue
         last = max((n for n, step in enumerate(path) if _many(step)), default=-1)
@@ -10810,11 +10862,17 @@ class Inquiry:
         """The value, and for how many seconds it is good."""
         values, message = self.values(lookup, self.put(lookup, request), scope)
         of = f" of {as_text(scope.fields['value'])[:60]!r}" if lookup.of_a_value else ""
+        problem = ""
         if values is None:
             why = "was refused, or its answer leads nowhere: see its attempt"
-            raise Untranslatable(f"look-up {lookup.name}{of} {why}")
-        if not values and lookup.otherwise is MISSING:
-            raise Untranslatable(f"look-up {lookup.name}: there is none{of}")
+            problem = f"look-up {lookup.name}{of} {why}"
+        elif not values and lookup.otherwise is MISSING:
+            problem = f"look-up {lookup.name}: there is none{of}"
+        if problem and lookup.is_login(scope):
+            name = "credential" if present(message.body) else "later"
+            raise Unanswered(Outcome(name, problem))
+        if problem:
+            raise Untranslatable(problem)
         seconds = lookup.keep_for
         if isinstance(seconds, Field):
             told = _filter_number(seconds.read(message) or 0, "", scope) if values else 0
@@ -11236,9 +11294,8 @@ class Delivery:
     def _send(self, inquiry: Inquiry, event: Event, kind: Kind, scope: Scope) -> Verdict | None:
         """Sends the request; once more where a token that a look-up brought was refused."""
         careful = kind.when_unclear != "retry"
-        if careful and self.breaker.why == "down" and not self._knock(inquiry, event, scope):
-            due = self.events.file.clock()
-            return Verdict("pending", self.breaker.reason, due=due, tries=event.tries)
+        if careful and self.breaker.why == "down" and (silent := self._knock(inquiry, scope)):
+            return self._judge(event, kind, silent)
         for again in (True, False):
             try:
                 request = kind.request.render(scope)
@@ -11344,15 +11401,19 @@ class Delivery:
                 )
         return outcome
 
-    def _knock(self, inquiry: Inquiry, event: Event, scope: Scope) -> bool:
-        """Whether the ITSM answers at all: while it is down no create is risked to find out."""
+    def _knock(self, inquiry: Inquiry, scope: Scope) -> Outcome | None:
+        """Why the ITSM is not there; None where it answers.
+
+        While it is down no create is risked to find out. 501: it knows no GET, but is there.
+        """
         request = self.config.knock.render(scope)
         answer = inquiry.wire.exchange(request, inquiry.deadline, fresh=True)
-        if answer.status is not None and answer.status < 500:
-            return True
-        reason = answer.error if answer.status is None else f"answered {answer.status}"
-        self.gate.hear(Outcome("later", reason), event.ticket)
-        return False
+        if answer.status is None:
+            return Outcome("later", answer.error)
+        if answer.status < 500 or answer.status == 501:
+            return None
+        reason = f"answered {answer.status} to a GET that asks whether it is there"
+        return Outcome("later", f"{reason} (itsm.check_url)")
 
     def _settle_unclear(self, inquiry: Inquiry, event: Event, kind: Kind, scope: Scope) -> Verdict:
         """An event that may have happened: asks the ITSM (`find`) or a person (`hold`)."""
@@ -11400,7 +11461,7 @@ class Delivery:
             outcome = outcome._replace(name="later") if evidence else outcome
         else:
             evidence = outcome.name in ("later", "unclear") and self._evidence(event, now)
-            if not evidence:  # else it speaks of the ticket, not of the ITSM
+            if not evidence or self.breaker.why:  # else it speaks of the ticket, not of the ITSM
                 self.gate.hear(outcome, event.ticket)
         words = outcome.said or outcome.words
         said = f"{outcome.reason}: {words}" if words else outcome.reason
@@ -13591,7 +13652,8 @@ LOOKUPS = """\
 `find` and `verify` after) the request that needs it, within the same deadline; `show` has it
 among the event's attempts. An empty list at the path of `value`, and 404, mean "there is none".
 An answer in which the path leads nowhere is not understood: the event is held (`find`) or
-fails. A refused login waits like a refused credential, a login server that is down like an ITSM
+fails. A refused login waits like a refused credential, and so does a login (a look-up in which
+nothing of the event stands) that brings nothing; a login server that is down waits like an ITSM
 that is down. A request id that another ticket has is never taken: the event is held, and names
 both.
 

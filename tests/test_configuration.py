@@ -456,6 +456,11 @@ def test_a_misspelt_word_comes_with_a_hint(folder: Path, toml: str, key: str, hi
         ("[time]\nzone = 'Asia/Seol'", "time.zone: no time zone data for 'Asia/Seol': write an offset "
          "like +09:00 (did you mean 'Asia/Seoul'?), not 'Asia/Seol'"),
         ("[access]\nquery_token = 1", "access.query_token: must be true or false, not 1"),
+        ("[time]\nzone = '+25:00'", "time.zone: must be an offset within a day, like +09:00, not '+25:00'"),
+        ("[access]\nhmac = { secret = 'x', algorithm = 'sha265' }", "access.hmac.algorithm: must be "
+         "one of sha1, sha256, sha512 (did you mean 'sha256'?), not 'sha265'"),
+        ("[access]\nhmac = { secret = 'x', key = 'base64' }", "access.hmac.secret: is no "
+         'base64, as key = "base64" says'),
         ("[log]\nlevel = 'LOUDER'", "log.level: must be one of DEBUG, INFO, WARNING, ERROR, not 'LOUDER'"),
     ],
 )  # fmt: skip
@@ -480,6 +485,10 @@ def test_a_mistake_says_what_stands_there(folder: Path, toml: str, line: str) ->
          "[kinds.assign]\nbody = { a = '{x}', b = '{technician}' }", ["lookups.y"]),
         ("[access]\nhmac = { secret = 's', key = 'hex', signed = '{timestmp}', match = '(' }",
          ["access.hmac.match", "access.hmac.key", "access.hmac.signed"]),
+        ("[hooks.x]\nkind = 'assign'\nfields = { ticket_id = 'a' }", ["kinds.assign"]),
+        ("[hooks]\nx = 1", ["hooks.x"]),
+        ("[kinds.assign]\nunclear = 'find'\nbody = {}", ["kinds.assign.unclear"]),
+        ("[time]\ndate_formats = ['%Q']", ["time.date_formats"]),
         ("[itsm]\nanswers = [{ means = 'x' }, { means = 'failed', status = 'y' }]",
          ["itsm.answers"] * 2),
     ],

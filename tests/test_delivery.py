@@ -20,6 +20,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -1930,6 +1931,40 @@ def test_a_question_about_a_create_is_asked_anew_with_a_new_token(
         assert len(itsm.created) == 1
 
 
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        stand_in.unauthorized(),
+        reply(400, json={"error": "invalid_client"}),  # RFC 6749 5.2
+        reply(422, json={"error": "locked"}),
+        reply(200, json={"error": "wrong password"}),
+        reply(404),
+        reply(200, text="wrong password"),
+    ],
+)
+def test_no_ticket_fails_for_a_login_that_is_refused(
+    refusal: stand_in.Answer, tmp_path: Path
+) -> None:
+    with Itsm() as itsm:
+        directory = Directory(itsm)
+        good = threading.Event()
+
+        def answer(received: Received) -> stand_in.Answer:
+            refused = received.path.endswith("/login") and not good.is_set()
+            return refusal if refused else directory.answer(received)
+
+        itsm.decide = answer
+        kinds = TOKENS.format(url=itsm.url, more="", keep_for=60)
+        with Works(tmp_path, itsm.url, itsm=BEARER, kinds=kinds) as works:
+            for ticket in range(3):
+                works.new(str(ticket))
+            until(lambda: works.delivery.breaker.why)
+            assert works.events.counts["pending"] == 3
+            good.set()
+            works.delivery.gate.probe_now()
+            works.wait_counts(delivered=3)
+
+
 def test_a_login_that_is_refused_lets_everything_wait_and_fails_nothing(tmp_path: Path) -> None:
     with Itsm() as itsm:
         directory = Directory(itsm)
@@ -2088,6 +2123,28 @@ def test_a_location_that_is_no_address_is_unclear_and_no_fault(
     assert "Traceback" not in caplog.text
 
 
+def test_of_a_location_the_last_segment_counts_wherever_it_is_read(tmp_path: Path) -> None:
+    kinds = """
+[kinds.new]
+opens = true
+request_id = "@header:Location"
+keep = { way = "@header:Location", year = { path = "@header:Location", match = "/(\\\\d+)/" } }
+[lookups.x]
+url = "https://h/"
+value = "@header:Location"
+"""
+    config = configured(tmp_path, kinds)
+    headers = {"location": "https://h/2026/R%201/"}
+    outcome = decided(config, NEW, 201, headers=headers)
+    assert (outcome.name, outcome.request_id) == ("delivered", "R 1")
+    assert outcome.kept == {"way": "R 1", "year": "2026"}
+    scope = config.scope({}, 1, "1", 0.0, None)
+    message = hd_itsm.Message({}, headers)
+    assert hd_itsm.values_in(config.lookups["x"], message, scope) == ["R 1"]
+    message = hd_itsm.Message({}, {"location": "http://[/x"})
+    assert hd_itsm.values_in(config.lookups["x"], message, scope) is None
+
+
 def test_a_fault_of_ours_after_sending_is_unclear_recorded_and_sends_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -2148,6 +2205,57 @@ def test_while_the_itsm_is_down_no_create_is_risked_where_a_second_one_hurts(
         assert works.delivery.breaker.why == "down"
         up.set()
         works.wait_counts(held=known, delivered=8 - known)
+
+
+def test_an_itsm_that_knows_no_get_is_there_all_the_same(tmp_path: Path) -> None:
+    """What asks whether it is there before a create is risked is a GET."""
+    up = threading.Event()
+
+    def answer(received: Received) -> stand_in.Answer | None:
+        if received.method == "GET":
+            return reply(501)
+        return None if up.is_set() else reply(503)
+
+    with Itsm(decide=answer) as itsm, Works(tmp_path, itsm.url, kinds=HOLDING) as works:
+        for ticket in "1234":
+            works.new(ticket)
+        until(lambda: works.delivery.breaker.why == "down")
+        up.set()
+        works.wait_counts(delivered=4)
+
+
+def test_an_event_is_given_up_too_where_no_create_is_risked(tmp_path: Path) -> None:
+    retry = f"{QUICK}\ngive_up_after = 1"
+    with Itsm(reply(503)) as itsm, Works(tmp_path, itsm.url, kinds=HOLDING, retry=retry) as works:
+        for ticket in "1234":
+            works.new(ticket)
+        works.wait_counts(failed=4)
+        assert "given up" in works.row(4)["reason"]
+
+
+def test_while_the_itsm_is_down_tickets_that_failed_before_are_probes_like_others(
+    tmp_path: Path,
+) -> None:
+    """They say nothing of the ITSM while it is up; while it is down they are no way around."""
+    up = threading.Event()
+    up.set()
+
+    def answer(received: Received) -> stand_in.Answer | None:
+        good = summary(received).startswith("of good")
+        return None if up.is_set() and good else reply(503)
+
+    retry = "first = 1\nmax = 1\nprobe = 1\ntries = 50"
+    with Itsm(decide=answer) as itsm, Works(tmp_path, itsm.url, retry=retry) as works:
+        for ticket in ("bad1", "bad2"):
+            works.wait_attempts(works.new(ticket), 1)
+        works.wait(works.new("good"), "delivered")
+        up.clear()
+        for ticket in ("good1", "good2", "good3"):
+            works.new(ticket)
+        until(lambda: works.delivery.breaker.why == "down")
+        known = len(itsm.requests)
+        times = [one.at for one in itsm.wait_for(known + 6)[known:]]
+        assert min(later - sooner for sooner, later in pairwise(times)) > 0.3
 
 
 @pytest.mark.parametrize(

@@ -1332,6 +1332,7 @@ def test_ids_are_text(value: str, ticket: str) -> None:
     "value",
     [
         *("null", '""', "true", "false", "[]", "{}", '["1"]', '{"id": 1}'),
+        *('"NULL"', '"Undefined"', '"NaN"', '"[object Object]"', '"<%= id %>"'),
         *('"undefined"', '"null"', '"None"', '" null "', '"$id"', '"${id}"', '" %s"', '"%{id}"'),
         *('"%service.Id"', '"{id}"', '"{Ticket.TicketId}"', '"##ticket.id##"', '"{{1.id}}"'),
         *(
