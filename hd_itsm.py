@@ -5867,11 +5867,10 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "{n} min": "{n}분",
     "{n} more of this reason": "같은 원인 {n}건 더 보기",
     "{n} more waits for it|{n} more wait for it": "이어서 {n}건 대기",
-    "{n} or more": "{n} 이상",
+    "{n} or more": "{n}+",
     "{n} reason|{n} reasons": "원인 {n}가지",
     "{n} s": "{n}초",
     "{n} ticket needs you|{n} tickets need you": "확인할 티켓 {n}건",
-    "{n} tickets need you, or more": "확인할 티켓 {n}건 이상",
     "{n} ticket|{n} tickets": "티켓 {n}건",
     "{n} webhook was turned away|{n} webhooks were turned away": "거부한 웹훅 {n}건",
     "{rate} a minute, done in {ago}": "분당 {rate}건, 약 {ago} 뒤 완료",
@@ -6019,9 +6018,9 @@ class Say:
                 return self(phrase, **values)
         return text
 
-    def counted(self, number: int) -> str:
+    def counted(self, number: int) -> int | str:
         """A number of what is counted no further than MOST_COUNTED."""
-        return f"{number:,}" if number < MOST_COUNTED else self("{n} or more", n=f"{number:,}")
+        return number if number < MOST_COUNTED else self("{n} or more", n=f"{number:,}")
 
     def ago(self, seconds: float) -> str:
         """A span of time: 40 s, 12 min, 5 h, 3 days."""
@@ -6175,9 +6174,7 @@ def _tickets_trouble(
     oldest = min((cause["first"][0] for cause in causes), default=0)  # settled since it counted
     [row] = events.page(numbers=[oldest]) or [{"received": time.time()}]
     since = say.when(row["received"], config.clock, time.time())
-    word = say("{n} ticket needs you|{n} tickets need you", n=number)
-    if number == MOST_COUNTED:
-        word = say("{n} tickets need you, or more", n=say.counted(number))
+    word = say("{n} ticket needs you|{n} tickets need you", n=say.counted(number))
     return Trouble("warn", word, say("The oldest of what waits for you came {when}.", when=since))
 
 
@@ -9009,41 +9006,48 @@ def offers_of(row: Mapping[str, Any], can_retry: bool, say: Say) -> list[Offer]:
 def _ending_soon(config: Config, events: Events, say: Say) -> list[dict[str, Any]]:
     """What will soon be given up, as a cause."""
     numbers = events.near_end(config.retry.give_up_after)
-    if not numbers:
+    rows = events.page(numbers=numbers[:CAUSE_ROWS], after=-1) if numbers else []
+    if not rows:
         return []
-    rows = events.page(numbers=numbers[:CAUSE_ROWS], after=-1)
-    cause = {"cause": say("it will soon be given up"), "state": "pending", "rows": rows}
-    words = {"advice": say("Mend what stands against them, or raise [retry] give_up_after.")}
-    return [{**cause, **words, "events": len(numbers), "tickets": len(numbers)}] if rows else []
+    cause = {
+        "cause": say("it will soon be given up"),
+        "state": "pending",
+        "events": len(numbers),
+        "tickets": len(numbers),
+        "advice": say("Mend what stands against them, or raise [retry] give_up_after."),
+        "address": "/?state=pending#events",
+        "rows": rows,
+    }
+    return [cause]
+
+
+def _complete_row(row: dict[str, Any], events: Events, can_retry: set[int], say: Say) -> None:
+    """Adds to an event of a cause what can be done, and how many wait for it."""
+    row["offers"] = offers_of(row, row["event"] in can_retry, say)
+    stands_for_all = row["ticket"] and (row["opens"] or row["cause"] == WAITS)
+    number = len(events.behind(row["ticket"])) if stands_for_all else 0
+    phrase = "{n} more waits for it|{n} more wait for it"
+    row["behind"] = say(phrase, n=number) if number else ""
 
 
 def needs_now(config: Config, events: Events, say: Say) -> list[dict[str, Any]]:
     """What needs a person, by cause, each with its oldest events and what can be done."""
     causes = causes_now(config, events, say, CAUSE_ROWS)[:CAUSES_SHOWN]
-    causes += _ending_soon(config, events, say)
-    rows = [row for cause in causes for row in cause["rows"]]
-    can_retry = retriable(config, events, rows)
     for cause in causes:
-        cause["unclear"] = cause["rows"][0]["may_have_happened"]
-        for row in cause["rows"]:
-            row["offers"] = offers_of(row, row["event"] in can_retry, say)
-            behind = events.behind(row["ticket"]) if row["ticket"] and row["opens"] else []
-            if cause["cause"] == WAITS:
-                behind = events.behind(row["ticket"])
-            row["behind"] = ""
-            if behind:
-                row["behind"] = say("{n} more waits for it|{n} more wait for it", n=len(behind))
-        number, tickets, left = (
-            cause["events"],
-            cause["tickets"],
-            cause["events"] - len(cause["rows"]),
-        )
-        cause["count"] = say("{n} ticket|{n} tickets", n=tickets)
-        cause["more"] = say("{n} more of this reason", n=left) if left else ""
         cause["address"] = f"/?{urllib.parse.urlencode({'cause': cause['cause']})}#events"
-        together = not cause["unclear"] and cause["rows"][0]["event"] in can_retry and number > 1
-        name = say("Retry all {n}", n=number)
+    causes += _ending_soon(config, events, say)
+    can_retry = retriable(config, events, [row for cause in causes for row in cause["rows"]])
+    for cause in causes:
+        first, number = cause["rows"][0], cause["events"]
+        left = number - len(cause["rows"]) if number < MOST_COUNTED else number
+        for row in cause["rows"]:
+            _complete_row(row, events, can_retry, say)
+        cause["unclear"] = first["may_have_happened"] and first["state"] in ("held", "failed")
+        cause["count"] = say("{n} ticket|{n} tickets", n=say.counted(cause["tickets"]))
+        cause["more"] = say("{n} more of this reason", n=say.counted(left)) if left else ""
+        name = say("Retry all {n}", n=say.counted(number))
         offer = Offer("retry", {"cause": cause["cause"]}, name, f"{name}: {cause['cause']}")
+        together = first["event"] in can_retry and not cause["unclear"] and number > 1
         cause["offers"] = [offer] if together else []
     return causes
 
@@ -9545,7 +9549,7 @@ class Pages:
         of_it = next((each for each in causes if each["cause"] == cause), None)
         if of_it is None:
             raise Error("no event has this reason any more")
-        tickets = say("{n} ticket|{n} tickets", n=of_it["tickets"])
+        tickets = say("{n} ticket|{n} tickets", n=say.counted(of_it["tickets"]))
         lines = [
             say.known(cause),
             say("They are translated with today's configuration and sent: {what}.", what=tickets),
