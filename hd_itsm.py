@@ -8612,16 +8612,6 @@ TICKET = (
       {{since}}
     </small>
   </p>
-  % if mapping['kept']:
-  <dl class="pairs">
-    % for name, value in mapping['kept'].items():
-    <div>
-      <dt>{{name}}</dt>
-      <dd>{{value}}</dd>
-    </div>
-    % end
-  </dl>
-  % end
   % else:
   <p>{{say('No request id yet.')}}</p>
   % end
