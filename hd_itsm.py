@@ -1676,6 +1676,10 @@ class Hidden(Protocol):
 
 
 TELLTALE = re.compile(r"(?i)authorization|cookie|token|secret|passw|api.?key|credential")
+MOST_SENT = 16384  # characters that are kept of a request's body
+SECRET_IN_BODY = re.compile(  # what stands beside a name that tells it, in JSON or in a form
+    r"""(?i)((?:passw|secret|token|api.?key)\w*(?:"\s*:\s*"|=))(?:[^"\\&]|\\.)+"""
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -1699,6 +1703,20 @@ class Request:
             },
             "body": next(decode_body(self.body))[0] if self.body else "",
         }
+
+    def as_kept(self, hide: Callable[[str], str]) -> str:
+        """The same in JSON, bounded; `hide` masks the secrets in a text."""
+        shown = self.as_json()
+        body = SECRET_IN_BODY.sub(r"\1***", hide(shown["body"]))
+        if len(body) > MOST_SENT:
+            body = f"{body[:MOST_SENT]} (and {len(body) - MOST_SENT} more characters)"
+        kept = {
+            "method": self.method,
+            "url": hide(self.url)[:2000],
+            "headers": {name: hide(value)[:500] for name, value in shown["headers"].items()},
+            "body": body,
+        }
+        return COMPACT.encode(kept)
 
 
 def _url(template: Template, scope: Scope) -> str:
@@ -11105,10 +11123,6 @@ class Worker(threading.Thread):
                 self.gate.done(event.ticket)
 
 
-MOST_SENT = 16384  # characters that are kept of a request's body
-SECRET_IN_BODY = re.compile(  # what stands beside a name that tells it, in JSON or in a form
-    r"""(?i)((?:passw|secret|token|api.?key)\w*(?:"\s*:\s*"|=))(?:[^"\\&]|\\.)+"""
-)
 MAY_HAVE = "it may have happened; `map` or `retry` decides"
 
 
@@ -11269,22 +11283,8 @@ class Delivery:
         return self.memory.mask(self.config.mask(words))[:500]
 
     def _as_sent(self, request: Request) -> str:
-        """A request as it is kept with its attempt: nobody's secret in it, and bounded."""
-        sent = request.as_json()
-
-        def hide(text: str) -> str:
-            return self.memory.mask(self.config.mask(text))
-
-        body = SECRET_IN_BODY.sub(r"\1***", hide(sent["body"]))
-        kept = {
-            "method": sent["method"],
-            "url": hide(sent["url"])[:2000],
-            "headers": {name: hide(value)[:500] for name, value in sent["headers"].items()},
-            "body": body[:MOST_SENT],
-        }
-        if len(body) > MOST_SENT:
-            kept["body"] += f" (and {len(body) - MOST_SENT} more characters)"
-        return COMPACT.encode(kept)
+        """A request as it is kept with its attempt."""
+        return request.as_kept(lambda text: self.memory.mask(self.config.mask(text)))
 
     def _tell_attempt(
         self,
