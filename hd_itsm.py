@@ -9637,8 +9637,8 @@ class Pages:
     def with_notice(self, where: str, notice: str) -> str:
         """The address with what the page there says once."""
         token = secrets.token_hex(8)
-        while len(self.notices) >= self.MOST_NOTICES:
-            self.notices.pop(next(iter(self.notices)), None)
+        for old in list(self.notices)[: -self.MOST_NOTICES]:  # whose pages nobody opened
+            self.notices.pop(old, None)
         self.notices[token] = notice
         return f"{where}{'&' if '?' in where else '?'}done={token}"
 
