@@ -12,6 +12,7 @@ import getpass
 import hashlib
 import json
 import re
+import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -22,8 +23,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+import hd_itsm
 from crowd import multiply
-from itsm import Answer, Headers, Itsm, Received, ok, reply, unauthorized
+from itsm import Answer, Headers, Itsm, Received, delay, ok, reply, unauthorized
 from service import (
     NO_HEADERS,
     NOTE,
@@ -1191,6 +1193,30 @@ def test_an_event_held_for_less_than_a_minute_needs_nobody(start: Start) -> None
     assert page.causes[0].buttons(0) == ["Map", "Drop"]
 
 
+def test_the_rate_of_deliveries_is_that_of_the_last_minute() -> None:
+    pulse = hd_itsm.Pulse(delivered=120)
+    assert pulse.rate() == 0.0
+    pulse.beats.append((time.monotonic() - 2, 100))
+    assert pulse.rate() == 0.0, "two seconds say nothing"
+    pulse.beats.appendleft((time.monotonic() - 30, 60))
+    assert pulse.rate() == pytest.approx(120, abs=1)
+
+
+@pytest.mark.slow
+def test_while_a_backlog_drains_it_says_how_fast_and_when_it_will_be_done(start: Start) -> None:
+    with Itsm(delay(0.2, ok())) as itsm:
+        service = start(itsm, itsm={"workers": 1})
+        for _ in range(80):
+            service.post("itsm_new", opening(ticket()))
+        wanted = r"\d+ events the oldest \d+ s; (\d+) a minute, done in \d+ (?:s|min)"
+
+        def rate() -> float:
+            match = re.fullmatch(wanted, get(service, "/").facts["On their way"])
+            return float(match[1]) if match else 0.0
+
+        assert 100 < until(rate, "it says how fast", 12) < 320, "five a second, or fewer"
+
+
 # ---- What needs a person, by cause -------------------------------------------------------------
 
 UNKNOWN = {"result": {"code": "E1042", "message": "등록되지 않은 사용자입니다: seoyun.choi"}}
@@ -1395,6 +1421,18 @@ def test_an_event_the_beginning_of_an_id_and_words_of_a_subject_are_found(start:
     assert page.events() == [2, 1]
     rows = [row.words for row in page.all("section", id="events")[0].all("tr")[1:]]
     assert "VPN 접속 불가" in rows[0]
+
+
+def test_the_subject_is_what_the_opening_sends_as_such_where_no_field_is_called_so(
+    start: Start,
+) -> None:
+    service = start(
+        hooks__desk={"kind": "new", "fields": {"ticket_id": "ticket_id", "betreff": "betreff"}},
+        kinds__new={"opens": True, "body": {"code": "000", "Short_Description": "{betreff|line}"}},
+    )
+    service.post("desk", {"ticket_id": "4182", "betreff": "Drucker druckt nicht"}, wait=5)
+    assert "4182 Drucker druckt nicht" in get(service, "/").words
+    assert get(service, "/search?q=drucker").events() == [1]
 
 
 def test_a_miss_repeats_what_was_asked(busy: Busy) -> None:
