@@ -5554,6 +5554,7 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "Does the helpdesk still send them?": "헬프데스크가 웹훅을 보내고 있는지 확인하세요.",
     "down": "응답 없음",
     "Drop": "포기",
+    "drop": "포기",
     "Drop event {n}": "이벤트 {n} 포기",
     "dropped": "포기",
     "dropped by hand: {why}": "직접 포기: {why}",
@@ -5576,6 +5577,9 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "found": "내용",
     "Found for “{text}”": "“{text}” 검색 결과",
     "From": "보낸 곳",
+    "from another machine the page needs [server] admin_password": (
+        "다른 컴퓨터에서 보려면 [server] admin_password를 설정하세요"
+    ),
     "from {sender}": "보낸 곳 {sender}",
     "Give event {n} up?": "이벤트 {n}: 포기할까요?",
     "given up after [retry] give_up_after: {why}": "[retry] give_up_after가 지나 포기: {why}",
@@ -5638,6 +5642,7 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
         "티켓 {ticket}: 요청 {request_id}에 연결할까요?"
     ),
     "Map ticket {ticket} to which request?": "티켓 {ticket}: 어느 요청에 연결할까요?",
+    "map {request_id}": "연결 {request_id}",
     "mapped by hand": "직접 연결함",
     "mapped by import": "가져오기로 연결함",
     "Mend it in the ITSM or in the configuration, then retry.": (
@@ -5669,7 +5674,12 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "No event yet.": "아직 이벤트가 없습니다.",
     "No request id yet.": "아직 요청 번호가 없습니다.",
     "no rule of hook {hook} matches": "훅 {hook}에 맞는 규칙이 없음",
+    "no such address": "없는 주소입니다",
+    "no such address: {method}": "없는 주소: {method}",
     "no ticket": "티켓 없음",
+    "no valid credential: see [access] token and hmac": (
+        "인증 정보가 맞지 않음: [access] token과 hmac을 확인하세요"
+    ),
     "No webhook came for {ago}": "{ago} 동안 웹훅이 없습니다",
     "nobody can say whether it was done": "처리됐는지 알 수 없음",
     "nobody else may read or write what is to be kept": (
@@ -5720,6 +5730,7 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "result": "결과",
     "Resume": "다시 시작",
     "Retry": "다시 보내기",
+    "retry": "다시 보냄",
     "Retry all {n}": "{n}건 모두 다시 보내기",
     "Retry event {n}": "이벤트 {n} 다시 보내기",
     "running": "동작 중",
@@ -5779,6 +5790,9 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "The old one goes on: {problem}": "이전 설정으로 동작합니다: {problem}",
     "The oldest of what waits for you came {when}.": "가장 오래된 것은 {when}에 받았습니다.",
     "the oldest {ago}": "가장 오래된 것 {ago} 전",
+    "the page wants its password: see [server] admin_password": (
+        "비밀번호가 필요합니다: [server] admin_password"
+    ),
     "the program ended while the request was on its way": "요청을 보내는 중에 프로그램이 종료됨",
     "the ticket already has request id {request_id}": "이미 요청 번호 {request_id}에 연결된 티켓",
     "Then wait for a mapping of the ticket: {events}.": (
@@ -5786,6 +5800,12 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     ),
     "They are translated with today's configuration and sent: {what}.": (
         "지금 설정으로 다시 변환해서 보냅니다: {what}."
+    ),
+    "this address may not post here: see [access] networks": (
+        "허용하지 않은 주소: [access] networks를 확인하세요"
+    ),
+    "this address takes another method (see Allow): {method}": (
+        "이 주소가 받지 않는 메서드: {method}"
     ),
     "Ticket": "티켓",
     "Ticket {ticket}": "티켓 {ticket}",
@@ -5896,6 +5916,8 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
         "받음 {received}, 전달 {delivered}, 실패 {failed}"
     ),
     "deliveries are paused: `resume`": "전달이 멈춰 있습니다: `resume`",
+    "{who}, by command": "{who} (명령)",
+    "{who}, on the page": "{who} (웹 화면)",
     "{why}: it may have happened; `map` or `retry` decides": (
         "{why}: 이미 처리됐을 수 있으니 연결하거나 다시 보내세요"
     ),
@@ -5921,7 +5943,7 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
 }
 
 
-REASONS = (  # those that are stored with an event, which people read
+REASONS = (  # those that are stored or answered, which people read
     "waits for the request id of its ticket; no opening event is pending",
     "duplicate of event {n}: the ticket is opened already",
     "duplicate of event {n}",
@@ -5946,6 +5968,14 @@ REASONS = (  # those that are stored with an event, which people read
     "no answer in time",
     "the body is neither JSON nor a form",
     "the program ended while the request was on its way",
+    "no such address: {method}",
+    "no such address",
+    "this address takes another method (see Allow): {method}",
+    "no valid credential: see [access] token and hmac",
+    "this address may not post here: see [access] networks",
+    "the page wants its password: see [server] admin_password",
+    "from another machine the page needs [server] admin_password",
+    *("retry", "drop", "map {request_id}", "{who}, by command", "{who}, on the page"),
 )
 FINDINGS = (  # those of `check`
     *("configuration", "version", "file", "address", "disk", "log", "secret", "zone", "look-up"),
@@ -6344,7 +6374,7 @@ def status_as_text(status: Mapping[str, Any], say: Say = ENGLISH) -> str:
     for away in status["turned_away"]:
         sender = say("from {sender}", sender=away["from"])
         what = f"{away['count']} x {away['status'] or ''} {away['path']} {sender}"
-        lines.append(labelled(say("turned away"), f"{what}: {away['reason']}"))
+        lines.append(labelled(say("turned away"), f"{what}: {say.known(away['reason'])}"))
     if status["turned_away"]:
         words = say("(in the last day; a helpdesk that does not repeat lost them)")
         lines.append(labelled("", words))
@@ -6916,7 +6946,7 @@ def event_as_text(event: Mapping[str, Any], say: Say = ENGLISH) -> str:
             f"  {attempt['outcome']} ({one_line(say.known(attempt['reason']))}){answer}"
         )
     for act in event["by_hand"]:
-        done = f"{act['at']}  {act['what']} ({act['who']})"
+        done = f"{act['at']}  {say.known(act['what'])} ({say.known(act['who'])})"
         lines.append("  " + labelled(say("by hand"), done, 11))
     if event["advice"]:
         lines.append("  " + labelled(say("to do"), say(event["advice"]), 11))
@@ -8417,8 +8447,8 @@ PARTS = """
         <td>
           % at(act['at'])
         </td>
-        <td>{{act['what']}}</td>
-        <td>{{act['who']}}</td>
+        <td>{{say.known(act['what'])}}</td>
+        <td>{{say.known(act['who'])}}</td>
       </tr>
       % end
     </tbody>
@@ -8538,7 +8568,7 @@ HOME = (
         <td>{{row['status'] or ''}}</td>
         <td>{{row['path']}}</td>
         <td>{{row['from']}}</td>
-        <td>{{row['reason']}}</td>
+        <td>{{say.known(row['reason'])}}</td>
       </tr>
       % end
     </tbody>
@@ -9137,7 +9167,7 @@ class Pages:
         """What went wrong, as a page."""
         phrases = {401: "Log in", 403: "Not for you", 404: "Not found", 503: "Not now"}
         title = self.say(phrases[status]) if status in phrases else self.say("That did not work")
-        return self.page(title, PROBLEM, status=status, problem=why)
+        return self.page(title, PROBLEM, status=status, problem=self.say.known(why))
 
     def by_head(self, environ: Mapping[str, Any]) -> bool:
         """From the machine itself without a password where none is set; else only with it.
