@@ -1678,6 +1678,10 @@ class Hidden(Protocol):
 
 
 TELLTALE = re.compile(r"(?i)authorization|cookie|token|secret|passw|api.?key|credential")
+MOST_SENT = 16384  # characters that are kept of a request's body
+SECRET_IN_BODY = re.compile(  # what stands beside a name that tells it, in JSON or in a form
+    r"""(?i)((?:passw|secret|token|api.?key)\w*(?:"\s*:\s*"|=))(?:[^"\\&]|\\.)+"""
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -1701,6 +1705,20 @@ class Request:
             },
             "body": next(decode_body(self.body))[0] if self.body else "",
         }
+
+    def as_kept(self, hide: Callable[[str], str]) -> str:
+        """The same in JSON, bounded; `hide` masks the secrets in a text."""
+        shown = self.as_json()
+        body = SECRET_IN_BODY.sub(r"\1***", hide(shown["body"]))
+        if len(body) > MOST_SENT:
+            body = f"{body[:MOST_SENT]} (and {len(body) - MOST_SENT} more characters)"
+        kept = {
+            "method": self.method,
+            "url": hide(self.url)[:2000],
+            "headers": {name: hide(value)[:500] for name, value in shown["headers"].items()},
+            "body": body,
+        }
+        return COMPACT.encode(kept)
 
 
 def _url(template: Template, scope: Scope) -> str:
@@ -5567,6 +5585,7 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "Does the helpdesk still send them?": "헬프데스크가 웹훅을 보내고 있는지 확인하세요.",
     "down": "응답 없음",
     "Drop": "포기",
+    "drop": "포기",
     "Drop event {n}": "이벤트 {n} 포기",
     "dropped": "포기",
     "dropped by hand: {why}": "직접 포기: {why}",
@@ -5589,6 +5608,9 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "found": "내용",
     "Found for “{text}”": "“{text}” 검색 결과",
     "From": "보낸 곳",
+    "from another machine the page needs [server] admin_password": (
+        "다른 컴퓨터에서 보려면 [server] admin_password를 설정하세요"
+    ),
     "from {sender}": "보낸 곳 {sender}",
     "Give event {n} up?": "이벤트 {n}: 포기할까요?",
     "given up after [retry] give_up_after: {why}": "[retry] give_up_after가 지나 포기: {why}",
@@ -5651,6 +5673,7 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
         "티켓 {ticket}: 요청 {request_id}에 연결할까요?"
     ),
     "Map ticket {ticket} to which request?": "티켓 {ticket}: 어느 요청에 연결할까요?",
+    "map {request_id}": "연결 {request_id}",
     "mapped by hand": "직접 연결함",
     "mapped by import": "가져오기로 연결함",
     "Mend it in the ITSM or in the configuration, then retry.": (
@@ -5682,7 +5705,12 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "No event yet.": "아직 이벤트가 없습니다.",
     "No request id yet.": "아직 요청 번호가 없습니다.",
     "no rule of hook {hook} matches": "훅 {hook}에 맞는 규칙이 없음",
+    "no such address": "없는 주소입니다",
+    "no such address: {method}": "없는 주소: {method}",
     "no ticket": "티켓 없음",
+    "no valid credential: see [access] token and hmac": (
+        "인증 정보가 맞지 않음: [access] token과 hmac을 확인하세요"
+    ),
     "No webhook came for {ago}": "{ago} 동안 웹훅이 없습니다",
     "nobody can say whether it was done": "처리됐는지 알 수 없음",
     "nobody else may read or write what is to be kept": (
@@ -5733,6 +5761,7 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "result": "결과",
     "Resume": "다시 시작",
     "Retry": "다시 보내기",
+    "retry": "다시 보냄",
     "Retry all {n}": "{n}건 모두 다시 보내기",
     "Retry event {n}": "이벤트 {n} 다시 보내기",
     "running": "동작 중",
@@ -5792,6 +5821,9 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "The old one goes on: {problem}": "이전 설정으로 동작합니다: {problem}",
     "The oldest of what waits for you came {when}.": "가장 오래된 것은 {when}에 받았습니다.",
     "the oldest {ago}": "가장 오래된 것 {ago} 전",
+    "the page wants its password: see [server] admin_password": (
+        "비밀번호가 필요합니다: [server] admin_password"
+    ),
     "the program ended while the request was on its way": "요청을 보내는 중에 프로그램이 종료됨",
     "the ticket already has request id {request_id}": "이미 요청 번호 {request_id}에 연결된 티켓",
     "Then wait for a mapping of the ticket: {events}.": (
@@ -5799,6 +5831,12 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     ),
     "They are translated with today's configuration and sent: {what}.": (
         "지금 설정으로 다시 변환해서 보냅니다: {what}."
+    ),
+    "this address may not post here: see [access] networks": (
+        "허용하지 않은 주소: [access] networks를 확인하세요"
+    ),
+    "this address takes another method (see Allow): {method}": (
+        "이 주소가 받지 않는 메서드: {method}"
     ),
     "Ticket": "티켓",
     "Ticket {ticket}": "티켓 {ticket}",
@@ -5898,11 +5936,10 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "{n} min": "{n}분",
     "{n} more of this reason": "같은 원인 {n}건 더 보기",
     "{n} more waits for it|{n} more wait for it": "이어서 {n}건 대기",
-    "{n} or more": "{n} 이상",
+    "{n} or more": "{n}+",
     "{n} reason|{n} reasons": "원인 {n}가지",
     "{n} s": "{n}초",
     "{n} ticket needs you|{n} tickets need you": "확인할 티켓 {n}건",
-    "{n} tickets need you, or more": "확인할 티켓 {n}건 이상",
     "{n} ticket|{n} tickets": "티켓 {n}건",
     "{n} webhook was turned away|{n} webhooks were turned away": "거부한 웹훅 {n}건",
     "{rate} a minute, done in {ago}": "분당 {rate}건, 약 {ago} 뒤 완료",
@@ -5910,6 +5947,8 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
         "받음 {received}, 전달 {delivered}, 실패 {failed}"
     ),
     "deliveries are paused: `resume`": "전달이 멈춰 있습니다: `resume`",
+    "{who}, by command": "{who} (명령)",
+    "{who}, on the page": "{who} (웹 화면)",
     "{why}: it may have happened; `map` or `retry` decides": (
         "{why}: 이미 처리됐을 수 있으니 연결하거나 다시 보내세요"
     ),
@@ -5935,7 +5974,7 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
 }
 
 
-REASONS = (  # those that are stored with an event, which people read
+REASONS = (  # those that are stored or answered, which people read
     "waits for the request id of its ticket; no opening event is pending",
     "duplicate of event {n}: the ticket is opened already",
     "duplicate of event {n}",
@@ -5960,6 +5999,14 @@ REASONS = (  # those that are stored with an event, which people read
     "no answer in time",
     "the body is neither JSON nor a form",
     "the program ended while the request was on its way",
+    "no such address: {method}",
+    "no such address",
+    "this address takes another method (see Allow): {method}",
+    "no valid credential: see [access] token and hmac",
+    "this address may not post here: see [access] networks",
+    "the page wants its password: see [server] admin_password",
+    "from another machine the page needs [server] admin_password",
+    *("retry", "drop", "map {request_id}", "{who}, by command", "{who}, on the page"),
 )
 FINDINGS = (  # those of `check`
     *("configuration", "version", "file", "address", "disk", "log", "secret", "zone", "look-up"),
@@ -6050,9 +6097,9 @@ class Say:
                 return self(phrase, **values)
         return text
 
-    def counted(self, number: int) -> str:
+    def counted(self, number: int) -> int | str:
         """A number of what is counted no further than MOST_COUNTED."""
-        return f"{number:,}" if number < MOST_COUNTED else self("{n} or more", n=f"{number:,}")
+        return number if number < MOST_COUNTED else self("{n} or more", n=f"{number:,}")
 
     def ago(self, seconds: float) -> str:
         """A span of time: 40 s, 12 min, 5 h, 3 days."""
@@ -6206,9 +6253,7 @@ def _tickets_trouble(
     oldest = min((cause["first"][0] for cause in causes), default=0)  # settled since it counted
     [row] = events.page(numbers=[oldest]) or [{"received": time.time()}]
     since = say.when(row["received"], config.clock, time.time())
-    word = say("{n} ticket needs you|{n} tickets need you", n=number)
-    if number == MOST_COUNTED:
-        word = say("{n} tickets need you, or more", n=say.counted(number))
+    word = say("{n} ticket needs you|{n} tickets need you", n=say.counted(number))
     return Trouble("warn", word, say("The oldest of what waits for you came {when}.", when=since))
 
 
@@ -6360,7 +6405,7 @@ def status_as_text(status: Mapping[str, Any], say: Say = ENGLISH) -> str:
     for away in status["turned_away"]:
         sender = say("from {sender}", sender=away["from"])
         what = f"{away['count']} x {away['status'] or ''} {away['path']} {sender}"
-        lines.append(labelled(say("turned away"), f"{what}: {away['reason']}"))
+        lines.append(labelled(say("turned away"), f"{what}: {say.known(away['reason'])}"))
     if status["turned_away"]:
         words = say("(in the last day; a helpdesk that does not repeat lost them)")
         lines.append(labelled("", words))
@@ -6932,7 +6977,7 @@ def event_as_text(event: Mapping[str, Any], say: Say = ENGLISH) -> str:
             f"  {attempt['outcome']} ({one_line(say.known(attempt['reason']))}){answer}"
         )
     for act in event["by_hand"]:
-        done = f"{act['at']}  {act['what']} ({act['who']})"
+        done = f"{act['at']}  {say.known(act['what'])} ({say.known(act['who'])})"
         lines.append("  " + labelled(say("by hand"), done, 11))
     if event["advice"]:
         lines.append("  " + labelled(say("to do"), say(event["advice"]), 11))
@@ -8433,8 +8478,8 @@ PARTS = """
         <td>
           % at(act['at'])
         </td>
-        <td>{{act['what']}}</td>
-        <td>{{act['who']}}</td>
+        <td>{{say.known(act['what'])}}</td>
+        <td>{{say.known(act['who'])}}</td>
       </tr>
       % end
     </tbody>
@@ -8554,7 +8599,7 @@ HOME = (
         <td>{{row['status'] or ''}}</td>
         <td>{{row['path']}}</td>
         <td>{{row['from']}}</td>
-        <td>{{row['reason']}}</td>
+        <td>{{say.known(row['reason'])}}</td>
       </tr>
       % end
     </tbody>
@@ -8646,16 +8691,6 @@ TICKET = (
       {{since}}
     </small>
   </p>
-  % if mapping['kept']:
-  <dl class="pairs">
-    % for name, value in mapping['kept'].items():
-    <div>
-      <dt>{{name}}</dt>
-      <dd>{{value}}</dd>
-    </div>
-    % end
-  </dl>
-  % end
   % else:
   <p>{{say('No request id yet.')}}</p>
   % end
@@ -9040,41 +9075,48 @@ def offers_of(row: Mapping[str, Any], can_retry: bool, say: Say) -> list[Offer]:
 def _ending_soon(config: Config, events: Events, say: Say) -> list[dict[str, Any]]:
     """What will soon be given up, as a cause."""
     numbers = events.near_end(config.retry.give_up_after)
-    if not numbers:
+    rows = events.page(numbers=numbers[:CAUSE_ROWS], after=-1) if numbers else []
+    if not rows:
         return []
-    rows = events.page(numbers=numbers[:CAUSE_ROWS], after=-1)
-    cause = {"cause": say("it will soon be given up"), "state": "pending", "rows": rows}
-    words = {"advice": say("Mend what stands against them, or raise [retry] give_up_after.")}
-    return [{**cause, **words, "events": len(numbers), "tickets": len(numbers)}] if rows else []
+    cause = {
+        "cause": say("it will soon be given up"),
+        "state": "pending",
+        "events": len(numbers),
+        "tickets": len(numbers),
+        "advice": say("Mend what stands against them, or raise [retry] give_up_after."),
+        "address": "/?state=pending#events",
+        "rows": rows,
+    }
+    return [cause]
+
+
+def _complete_row(row: dict[str, Any], events: Events, can_retry: set[int], say: Say) -> None:
+    """Adds to an event of a cause what can be done, and how many wait for it."""
+    row["offers"] = offers_of(row, row["event"] in can_retry, say)
+    stands_for_all = row["ticket"] and (row["opens"] or row["cause"] == WAITS)
+    number = len(events.behind(row["ticket"])) if stands_for_all else 0
+    phrase = "{n} more waits for it|{n} more wait for it"
+    row["behind"] = say(phrase, n=number) if number else ""
 
 
 def needs_now(config: Config, events: Events, say: Say) -> list[dict[str, Any]]:
     """What needs a person, by cause, each with its oldest events and what can be done."""
     causes = causes_now(config, events, say, CAUSE_ROWS)[:CAUSES_SHOWN]
-    causes += _ending_soon(config, events, say)
-    rows = [row for cause in causes for row in cause["rows"]]
-    can_retry = retriable(config, events, rows)
     for cause in causes:
-        cause["unclear"] = cause["rows"][0]["may_have_happened"]
-        for row in cause["rows"]:
-            row["offers"] = offers_of(row, row["event"] in can_retry, say)
-            behind = events.behind(row["ticket"]) if row["ticket"] and row["opens"] else []
-            if cause["cause"] == WAITS:
-                behind = events.behind(row["ticket"])
-            row["behind"] = ""
-            if behind:
-                row["behind"] = say("{n} more waits for it|{n} more wait for it", n=len(behind))
-        number, tickets, left = (
-            cause["events"],
-            cause["tickets"],
-            cause["events"] - len(cause["rows"]),
-        )
-        cause["count"] = say("{n} ticket|{n} tickets", n=tickets)
-        cause["more"] = say("{n} more of this reason", n=left) if left else ""
         cause["address"] = f"/?{urllib.parse.urlencode({'cause': cause['cause']})}#events"
-        together = not cause["unclear"] and cause["rows"][0]["event"] in can_retry and number > 1
-        name = say("Retry all {n}", n=number)
+    causes += _ending_soon(config, events, say)
+    can_retry = retriable(config, events, [row for cause in causes for row in cause["rows"]])
+    for cause in causes:
+        first, number = cause["rows"][0], cause["events"]
+        left = number - len(cause["rows"]) if number < MOST_COUNTED else number
+        for row in cause["rows"]:
+            _complete_row(row, events, can_retry, say)
+        cause["unclear"] = first["may_have_happened"] and first["state"] in ("held", "failed")
+        cause["count"] = say("{n} ticket|{n} tickets", n=say.counted(cause["tickets"]))
+        cause["more"] = say("{n} more of this reason", n=say.counted(left)) if left else ""
+        name = say("Retry all {n}", n=say.counted(number))
         offer = Offer("retry", {"cause": cause["cause"]}, name, f"{name}: {cause['cause']}")
+        together = first["event"] in can_retry and not cause["unclear"] and number > 1
         cause["offers"] = [offer] if together else []
     return causes
 
@@ -9156,7 +9198,7 @@ class Pages:
         """What went wrong, as a page."""
         phrases = {401: "Log in", 403: "Not for you", 404: "Not found", 503: "Not now"}
         title = self.say(phrases[status]) if status in phrases else self.say("That did not work")
-        return self.page(title, PROBLEM, status=status, problem=why)
+        return self.page(title, PROBLEM, status=status, problem=self.say.known(why))
 
     def by_head(self, environ: Mapping[str, Any]) -> bool:
         """From the machine itself without a password where none is set; else only with it.
@@ -9576,7 +9618,7 @@ class Pages:
         of_it = next((each for each in causes if each["cause"] == cause), None)
         if of_it is None:
             raise Error("no event has this reason any more")
-        tickets = say("{n} ticket|{n} tickets", n=of_it["tickets"])
+        tickets = say("{n} ticket|{n} tickets", n=say.counted(of_it["tickets"]))
         lines = [
             say.known(cause),
             say("They are translated with today's configuration and sent: {what}.", what=tickets),
@@ -9656,8 +9698,8 @@ class Pages:
     def with_notice(self, where: str, notice: str) -> str:
         """The address with what the page there says once."""
         token = secrets.token_hex(8)
-        while len(self.notices) >= self.MOST_NOTICES:
-            self.notices.pop(next(iter(self.notices)), None)
+        for old in list(self.notices)[: -self.MOST_NOTICES]:  # whose pages nobody opened
+            self.notices.pop(old, None)
         self.notices[token] = notice
         return f"{where}{'&' if '?' in where else '?'}done={token}"
 
@@ -11169,10 +11211,6 @@ class Worker(threading.Thread):
                 self.gate.done(event.ticket)
 
 
-MOST_SENT = 16384  # characters that are kept of a request's body
-SECRET_IN_BODY = re.compile(  # what stands beside a name that tells it, in JSON or in a form
-    r"""(?i)((?:passw|secret|token|api.?key)\w*(?:"\s*:\s*"|=))(?:[^"\\&]|\\.)+"""
-)
 MAY_HAVE = "it may have happened; `map` or `retry` decides"
 
 
@@ -11332,22 +11370,8 @@ class Delivery:
         return self.memory.mask(self.config.mask(words))[:500]
 
     def _as_sent(self, request: Request) -> str:
-        """A request as it is kept with its attempt: nobody's secret in it, and bounded."""
-        sent = request.as_json()
-
-        def hide(text: str) -> str:
-            return self.memory.mask(self.config.mask(text))
-
-        body = SECRET_IN_BODY.sub(r"\1***", hide(sent["body"]))
-        kept = {
-            "method": sent["method"],
-            "url": hide(sent["url"])[:2000],
-            "headers": {name: hide(value)[:500] for name, value in sent["headers"].items()},
-            "body": body[:MOST_SENT],
-        }
-        if len(body) > MOST_SENT:
-            kept["body"] += f" (and {len(body) - MOST_SENT} more characters)"
-        return COMPACT.encode(kept)
+        """A request as it is kept with its attempt."""
+        return request.as_kept(lambda text: self.memory.mask(self.config.mask(text)))
 
     def _tell_attempt(
         self,
