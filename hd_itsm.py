@@ -13775,6 +13775,8 @@ The ITSM is down after three "later" for different tickets in a row: then one pr
 at most retry.probe apart; tries meanwhile count against no event, and the first success lets
 all go. One ticket that always fails while others go through is `failed` after retry.tries;
 otherwise an event is given up after retry.give_up_after, with a warning at 80 % of it.
+A kind whose url leads to another host than itsm.url has no part in that: its outage delays its own
+events, and a credential refused there makes them `failed` after retry.tries.
 """
 
 RECIPES_WORDS = """\
