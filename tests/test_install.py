@@ -157,7 +157,9 @@ def test_the_one_file_has_the_recipes_with_it(pyz: Path, tmp_path: Path) -> None
 
 def test_the_bare_file_says_where_the_recipes_are(tmp_path: Path) -> None:
     shutil.copy(PROGRAM, tmp_path)
-    program = [sys.executable, "-P", str(tmp_path / "hd_itsm.py")]
+    alone = "sys.modules['hd_itsm_recipes'] = None"  # where the package is installed, too
+    run = f"import runpy, sys; {alone}; runpy.run_path('hd_itsm.py', run_name='__main__')"
+    program = [sys.executable, "-P", "-c", run]
     for words in (["init", "--helpdesk", "zammad", "--itsm", "itop"], ["help", "recipes"]):
         done = subprocess.run(
             [*program, *words],
