@@ -10706,12 +10706,23 @@ def _many(step: Step) -> bool:
     return step.does in ("any", "where") or re.fullmatch("-?[0-9]+", step.name) is not None
 
 
-def values_in(lookup: Lookup, message: Message, scope: Scope) -> list[Any] | None:
+NONE: Any = ()  # the body of an answer that says that there is none; JSON knows no tuple
+
+
+def values_in(
+    lookup: Lookup, message: Message, scope: Scope, strict: bool = False
+) -> list[Any] | None:
     """What a look-up brought: texts, numbers; None where its answer is not understood.
 
     There is none where the list at its path is empty; that a path leads nowhere is no answer.
+    `strict`: a hit that is no value is none either, nor is a body that is empty.
     Raises Untranslatable.
     """
+    headers = [path for path in lookup.value.paths if path[0].does == "header"]
+    if message.body is NONE and not headers:
+        return []
+    if message.body is MISSING and not message.text.strip() and not headers:
+        return None if strict else []
     conditions, values, understood = lookup.conditions(scope), list[Any](), False
     for path in lookup.value.paths:
         if path[0].does in ("header", "body"):
@@ -10731,7 +10742,9 @@ def values_in(lookup: Lookup, message: Message, scope: Scope) -> list[Any] | Non
             values += [element] if all(met) else []
     if not understood:
         return None
-    taken = (_taken(value, lookup.value.match) for value in values)
+    taken = [_taken(value, lookup.value.match) for value in values]
+    if strict and not all(map(read_id, taken)):
+        return None
     return list(dict.fromkeys(value for value in taken if present(value)))
 
 
@@ -10845,7 +10858,9 @@ class Inquiry:
         outcome = read_answer(lookup.answers, answer, message, time.time())
         if answer.status == 404 and outcome.name == "later":
             outcome = Outcome("delivered", "answered 404")
-            message = message._replace(body=MISSING, text="")
+            message = Message(NONE)
+        elif answer.status == 204:
+            message = message._replace(body=NONE)
         reason = f"look-up {lookup.name}: {outcome.reason}"
         name = "later" if outcome.name == "unclear" else outcome.name  # a question hurts nobody
         words = "" if name == "delivered" else outcome.words
@@ -10864,7 +10879,11 @@ class Inquiry:
         return outcome, message
 
     def values(
-        self, lookup: Lookup, answered: tuple[Outcome, Message], scope: Scope
+        self,
+        lookup: Lookup,
+        answered: tuple[Outcome, Message],
+        scope: Scope,
+        strict: bool = False,
     ) -> tuple[Any, Message]:
         """The values that were found and the answer; None where it is not understood.
 
@@ -10875,9 +10894,7 @@ class Inquiry:
             raise Unanswered(outcome)
         if outcome.name == "failed":
             return None, message
-        if message.body is MISSING and not message.text.strip():
-            return [], message  # nothing was found (204, 404)
-        return values_in(lookup, message, scope), message
+        return values_in(lookup, message, scope, strict), message
 
     def ask(self, lookup: Lookup, scope: Scope) -> Any:
         """A look-up's value, remembered or asked for. Raises Unanswered, Untranslatable."""
@@ -10911,7 +10928,7 @@ class Inquiry:
         elif not values and lookup.otherwise is MISSING:
             problem = f"look-up {lookup.name}: there is none{of}"
         if problem and lookup.is_login(scope):
-            name = "credential" if present(message.body) else "later"
+            name = "later" if message.body in (MISSING, NONE) else "credential"
             raise Unanswered(Outcome(name, problem))
         if problem:
             raise Untranslatable(problem)
@@ -11446,7 +11463,9 @@ class Delivery:
             return Verdict("held", reason, may_have_happened=True)
         asked = f"look-up {kind.find.name}"
         try:
-            values, _ = inquiry.values(kind.find, inquiry.insist(kind.find, scope), scope)
+            values, _ = inquiry.values(
+                kind.find, inquiry.insist(kind.find, scope), scope, strict=True
+            )
         except Untranslatable as error:
             reason = f"{asked} cannot be translated: {error}: {MAY_HAVE}"
             return Verdict("held", reason, may_have_happened=True)
@@ -11454,7 +11473,7 @@ class Delivery:
         if values is None:
             reason = f"{asked} was refused, or its answer leads nowhere: {MAY_HAVE}"
             return Verdict("held", reason, may_have_happened=True)
-        ids = [request_id for request_id in map(read_id, values) if request_id]
+        ids = list(dict.fromkeys(map(read_id, values)))  # 9 is "9"
         if len(ids) == 1:
             reason = f"{asked}: it had happened"
             return self._delivered(kind, Outcome("delivered", reason, request_id=ids[0]))

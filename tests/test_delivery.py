@@ -1961,8 +1961,12 @@ def test_no_ticket_fails_for_a_login_that_is_refused(
             until(lambda: works.delivery.breaker.why)
             assert works.events.counts["pending"] == 3
             good.set()
-            works.delivery.gate.probe_now()
-            works.wait_counts(delivered=3)
+
+            def over() -> bool:  # what was on its way shuts the gates again
+                works.delivery.gate.probe_now()
+                return works.events.counts["delivered"] == 3
+
+            until(over)
 
 
 def test_a_login_that_is_refused_lets_everything_wait_and_fails_nothing(tmp_path: Path) -> None:
@@ -2279,6 +2283,46 @@ def test_none_is_an_empty_list_at_the_path_and_nothing_else(
     scope = config.scope({}, 1, "4182", 0.0, None)
     message = hd_itsm.Message(answer)
     assert hd_itsm.values_in(config.lookups["x"], message, scope) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "state"),
+    [
+        (finds(None), "held"),
+        (finds({"a": 1}), "held"),
+        (finds(False), "held"),
+        (finds("x" * 300), "held"),
+        (finds("R-9", None), "held"),
+        (reply(200), "held"),
+        (finds(9, "9"), "delivered"),
+        (reply(204), "delivered"),
+    ],
+)
+def test_a_hit_without_an_id_is_not_none(
+    answer: stand_in.Answer, state: str, tmp_path: Path
+) -> None:
+    with Itsm(script=[take_then_cut(), answer]) as itsm:
+        with Works(tmp_path, itsm.url, kinds=FINDING.format(url=f"{itsm.url}/find")) as works:
+            works.wait(works.new("1"), state)
+        assert len(itsm.created) == (2 if answer == reply(204) else 1)
+
+
+@pytest.mark.parametrize("status", [200, 204])
+def test_a_header_is_read_though_there_is_no_body(status: int, tmp_path: Path) -> None:
+    def answer(received: Received) -> stand_in.Answer | None:
+        login = received.path.endswith("/login")
+        return reply(status, headers={"X-Session": "s-1"}) if login else None
+
+    kinds = """
+[lookups.token]
+method = "POST"
+url = "{url}/login"
+value = "@header:X-Session"
+"""
+    with Itsm(decide=answer) as itsm:
+        with Works(tmp_path, itsm.url, itsm=BEARER, kinds=kinds.format(url=itsm.url)) as works:
+            works.wait(works.new("1"), "delivered")
+        assert itsm.requests[-1].headers.get("Authorization") == "Bearer s-1"
 
 
 @pytest.mark.parametrize(
