@@ -1677,7 +1677,10 @@ class Hidden(Protocol):
         """The text."""
 
 
-TELLTALE = re.compile(r"(?i)authorization|cookie|token|secret|passw|api.?key|credential")
+TELLTALE = re.compile(
+    r"(?i)authorization|cookie|token|secret|passw|(?:api|subscription|access).?key|credential"
+    r"|session"
+)
 MOST_SENT = 16384  # characters that are kept of a request's body
 SECRET_IN_BODY = re.compile(  # what stands beside a name that tells it, in JSON or in a form
     r"""(?i)((?:passw|secret|token|api.?key)\w*(?:"\s*:\s*"|=))(?:[^"\\&]|\\.)+"""
@@ -7538,6 +7541,11 @@ def _header(environ: Mapping[str, Any], name: str) -> str:
     return str(value)
 
 
+BY_A_PROXY = re.compile(  # what proxies and tunnels add beside or instead of X-Forwarded-For
+    r"HTTP_(?:X_FORWARDED_|X_ORIGINAL_FORWARDED_|VIA$|CDN_LOOP$|.*(?:CLIENT|CONNECTING)_?IP$)"
+)
+
+
 def _hops(environ: Mapping[str, Any]) -> list[str]:
     """Where a request says that it came from, by whatever header a proxy adds; "" is not told."""
     hops = []
@@ -7548,9 +7556,7 @@ def _hops(environ: Mapping[str, Any]) -> list[str]:
     ):
         match = re.search(r'(?i)(?:^|;)\s*for\s*=\s*"?([^";]*)', element)  # RFC 7239
         hops.append(match[1].strip() if match else "")
-    if hops or not any(re.match("HTTP_(?:X_FORWARDED_|VIA$)", name) for name in environ):
-        return hops
-    return [""]
+    return hops or ([""] if any(map(BY_A_PROXY.match, environ)) else [])
 
 
 def client_address(environ: Mapping[str, Any], trusted: Sequence[Network]) -> Ip:

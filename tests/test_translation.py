@@ -18,6 +18,7 @@ from hd_itsm import (
     FILTERS,
     MISSING,
     Clock,
+    Request,
     RequestTemplate,
     Scope,
     Untranslatable,
@@ -770,3 +771,12 @@ def test_any_fields_give_a_request_that_can_be_sent(
     for name, text in request.headers.items():
         assert name
         text.encode("latin-1")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Ocp-Apim-Subscription-Key", "X-Access-Key", "X-Session-Id", "apikey", "PRIVATE-TOKEN"],
+)
+def test_a_header_whose_name_tells_a_credential_is_masked(name: str) -> None:
+    request = Request("GET", "https://h/", {name: "s3cret", "X-Issue-Key": "A-1"}, b"")
+    assert request.as_json()["headers"] == {name: "***", "X-Issue-Key": "A-1"}
