@@ -1990,7 +1990,7 @@ class Secret:
         return self.source != "text" or bool(self._value)
 
     def refresh(self) -> bool:
-        """Reads the file if it changed; tells whether it did. Raises OSError, UnicodeError.
+        """Reads the file if it changed; whether the secret did. Raises OSError, UnicodeError.
 
         An empty file changes nothing: it may be on its way to a new secret, and anybody could
         sign with an empty one.
@@ -2007,8 +2007,8 @@ class Secret:
         if not text and self._value:
             log.warning("%s is empty: the secret that it held before goes on", self.name)
             return False
-        self._value = text
-        return True
+        before, self._value = self._value, text
+        return text != before  # a file that is only written anew is no new secret
 
     def reveal(self) -> str:
         """The text; the last one known where its file cannot be read any more."""

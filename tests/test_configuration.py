@@ -914,6 +914,18 @@ def test_a_file_that_goes_leaves_the_last_known_secret(folder: Path) -> None:
     assert secret.reveal() == "known"
 
 
+def test_a_secret_that_is_written_anew_unchanged_is_no_new_one(folder: Path) -> None:
+    """Else a credential that is refused would be tried again each time, until it is locked."""
+    path = folder / "token"
+    path.write_text("known", encoding="utf-8")
+    secret = load(folder, f"[itsm]\nauthorization = {{ file = '{path}' }}").credential
+    secret.reveal()
+    path.write_text("known\n", encoding="utf-8")
+    assert secret.refresh() is False
+    path.write_text("another", encoding="utf-8")
+    assert secret.refresh() is True
+
+
 @pytest.mark.parametrize(
     ("given", "word"),
     [
