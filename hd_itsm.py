@@ -13110,19 +13110,20 @@ NONSENSE = "hd-itsm-check-0"  # a ticket that no ITSM knows
 def _check_lookup(config: Config, lookup: Lookup) -> Finding:
     """A token is asked for; a question is put with a nonsense id, which must find nothing."""
     names = {part.name for part in lookup.placeholders}
-    token = not names - {*config.values, *config.lookups}
-    if not token and lookup.request.method != "GET":
-        return "ok", "look-up", f"{lookup.name} is not tried: it is a {lookup.request.method}"
     inquiry = _inquiry(config)
     fields = dict.fromkeys(names - {*COMPUTED, *config.values, *config.lookups}, NONSENSE)
     scope = config.scope(fields, 0, NONSENSE, time.time(), NONSENSE)._replace(ask=inquiry.ask)
+    token = lookup.is_login(scope)
+    if not token and lookup.request.method != "GET":
+        return "ok", "look-up", f"{lookup.name} is not tried: it is a {lookup.request.method}"
+    strict = any(kind.find is lookup for kind in config.kinds.values())
     try:
         if token:
             left = inquiry.memory.left(inquiry.ask(lookup, scope))
             until = config.clock.local(time.time() + left).strftime("%H:%M")
             good = f"good until {until}" if left else "asked for each request anew (keep_for)"
             return "ok", "look-up", f"{lookup.name} brought a value, {good}"
-        values, _ = inquiry.values(lookup, inquiry.insist(lookup, scope), scope)
+        values, _ = inquiry.values(lookup, inquiry.insist(lookup, scope), scope, strict)
     except Unanswered as error:
         return "wrong", "look-up", str(error)
     except Untranslatable as error:

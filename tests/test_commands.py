@@ -1331,6 +1331,17 @@ def test_check_finds_a_question_whose_filter_the_itsm_ignores(start: Start) -> N
         assert "request finds R-1 for an id that nobody has: say in its `when`" in run.out
 
 
+def test_check_reads_the_answer_to_a_find_as_a_delivery_does(start: Start) -> None:
+    """One that is empty says nothing there, and would hold the event."""
+    with Itsm(decide=lambda received: reply(200) if "find" in received.path else None) as itsm:
+        find = {"url": f"{itsm.url}/find?q={{ticket_id}}", "value": "result.*.sys_id"}
+        new = {"opens": True, "unclear": "find", "find": "request", "body": {"a": "{subject}"}}
+        service = start(itsm.url, lookups__request=find, kinds__new=new)
+        run = service.cli("check")
+        assert run.code == 0, run.out
+        assert "request is answered, but `value` leads nowhere" in run.out
+
+
 def test_check_says_what_is_wrong_with_a_login(start: Start) -> None:
     with Itsm(decide=lambda received: reply(401)) as itsm:
         service = start(itsm.url, SECRET_OF_OURS, **asking(itsm.url))
