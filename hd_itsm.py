@@ -10120,8 +10120,9 @@ class Answer:
 
     def words(self) -> str:
         """The beginning of what was said, as one line."""
-        text = self.body[:8000].decode("utf-8", "replace")
-        return re.sub(r"\s+", " ", text).strip()
+        text = self.body.decode("utf-8", "replace")
+        # cut where nobody looks: what a cut leaves of a secret is not masked
+        return re.sub(r"\s+", " ", text).strip()[:8000]
 
     def is_html(self) -> bool:
         """Whether a page came instead of data: a login, a proxy, a notice before the JSON."""

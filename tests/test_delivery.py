@@ -944,6 +944,14 @@ def test_the_credential_goes_with_every_request_and_stays_out_of_file_and_log(
     assert b"s3cret" not in copy.read_bytes()
 
 
+def test_no_cut_leaves_a_part_of_a_secret(tmp_path: Path) -> None:
+    body = b" " * 7990 + b"no: the-s3cret-word"
+    with Itsm(reply(400, data=body)) as itsm:
+        with Works(tmp_path, itsm.url, itsm='authorization = "the-s3cret-word"') as works:
+            row = works.wait(works.new("1"), "failed")
+        assert row["reason"] == "answered 400: no: ***"
+
+
 def test_the_log_holds_one_line_per_attempt_and_no_ticket_text(
     itsm: Itsm, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
