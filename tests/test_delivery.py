@@ -138,7 +138,7 @@ def test_an_empty_or_plain_answer_fails_an_opening_that_may_have_happened(
 
 
 @pytest.mark.parametrize("kind", [NEW, ASSIGN])
-@pytest.mark.parametrize("body", [b"", b"OK, your request was st", GOOD[:-1], GOOD[:10]])
+@pytest.mark.parametrize("body", [b"", b"OK, your request was st", GOOD[:-1], GOOD[:10], b"12"])
 def test_text_without_a_length_is_unclear(body: bytes, kind: str, plain: Config) -> None:
     assert decided(plain, kind, 200, body, framed=False).name == "unclear"
 
