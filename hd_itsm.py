@@ -1739,6 +1739,7 @@ def _url(template: Template, scope: Scope) -> str:
     path = urllib.parse.urlsplit(url).path
     for _ in range(2):  # a server may split it before it decodes it, or after
         for segment in re.split(r"[/\\]", path):
+            segment = segment.partition(";")[0]  # what follows are parameters to some
             if segment in (".", ".."):
                 raise Untranslatable(f"{segment!r} as a segment of the URL would lead elsewhere")
         path = urllib.parse.unquote(path)
