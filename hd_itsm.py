@@ -11434,6 +11434,8 @@ class Delivery:
             answered, message = error.outcome, Message(None)
         except Untranslatable as error:  # after the request was sent: no fault of it
             answered, message = Outcome("failed", f"look-up {lookup.name}: {error}"), Message(None)
+        if answered.name == "credential":  # not to be tried again at the pace of a retry
+            self.gate.hear(answered, scope.ticket)
         if answered.name != "delivered":
             reason = f"{taken}, but nobody can say whether it was done: {answered.reason}"
             return outcome._replace(name="unclear", reason=reason, may_have_happened=True)

@@ -41,6 +41,7 @@ from itsm import (
     drip_body,
     hang_up,
     held,
+    named_request,
     ok,
     redirect,
     reply,
@@ -2059,6 +2060,31 @@ def test_what_was_opened_is_named_and_not_opened_again_whatever_is_asked_after(
             assert "as R-1, but" in row["reason"]
             assert row["may_have_happened"]
         assert len(itsm.created) == 1
+
+
+def test_a_verify_whose_credential_is_refused_is_tried_as_sparingly_as_a_delivery(
+    tmp_path: Path,
+) -> None:
+    def answer(received: Received) -> stand_in.Answer | None:
+        if received.method == "GET":
+            return stand_in.unauthorized()
+        return None if named_request(received) is None else stand_in.empty(204)
+
+    kinds = """
+[kinds.assign]
+body = {{ request_id = "{{request_id}}" }}
+verify = "asked"
+[lookups.asked]
+url = "{url}/asked"
+when = {{ x = "1" }}
+"""
+    with Itsm(decide=answer) as itsm:
+        with Works(tmp_path, itsm.url, kinds=kinds.format(url=itsm.url)) as works:
+            works.wait(works.new("1"), "delivered")
+            works.assign("1")
+            until(lambda: works.delivery.breaker.why == "credential", "it is told")
+            time.sleep(0.3)  # in which there would be many
+        assert [one.method for one in itsm.requests] == ["POST", "POST", "GET"]
 
 
 def test_a_question_that_cannot_be_asked_leaves_the_create_unclear(tmp_path: Path) -> None:
