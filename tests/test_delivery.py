@@ -2459,4 +2459,6 @@ def test_a_credential_that_another_host_refuses_is_told_and_stops_nobody_else(
         works.wait_counts(delivered=4, failed=4)
         assert works.delivery.breaker.why == ""
         assert len(desk.requests) == 12
-        assert "answered 401" in works.row(5)["reason"]
+        assert {row["reason"] for row in works.events.page("failed")} == {
+            "failed 3 times while others went through: answered 401"
+        }
