@@ -2929,6 +2929,11 @@ class Config:
         """Who may post to a hook."""
         return hook.access or self.access
 
+    @functools.cached_property
+    def desks(self) -> frozenset[str]:
+        """The desks that hooks name."""
+        return frozenset(hook.desk for hook in self.hooks.values() if hook.desk)
+
     def accesses(self) -> Iterator[tuple[str, AccessOptions]]:
         """Every table of access, with its key."""
         yield "access", self.access
@@ -6616,6 +6621,10 @@ def judge(config: Config, hook: Hook, reading: Reading, base: NewEvent) -> NewEv
         delivery_id=reading.delivery_id or base.delivery_id,
         stamp=reading.stamp,
     )
+    desk, colon, _ = reading.ticket.partition(":")
+    if colon and not hook.desk and desk in config.desks:
+        reason = f"hook {hook.name} has no desk, and this would be a ticket of desk {desk}"
+        return base._replace(state="failed", reason=reason, kind="", ticket=None)
     if not reading.kind:
         return base._replace(state="ignored", reason=f"no rule of hook {hook.name} matches")
     return judge_kind(config, base, reading.fields)

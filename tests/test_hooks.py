@@ -153,6 +153,9 @@ def test_two_desks_with_the_same_numbers_have_tickets_of_their_own(
     assert sent[2] == {"id": mappings["facility:17"], "ticket": "17"}
     assert mappings["it:17"] != mappings["facility:17"]
     assert "facility:17" in service.cli("show", "--ticket", "facility:17").out
+    stranger = service.post("itsm_new", {"ticket_id": "facility:17", "text": "whose?"})
+    assert stranger.status == 400, "a hook without a desk does not reach into one"
+    assert "desk facility" in service.show(stranger.event)["reason"]
 
 
 def test_a_delivery_id_may_stand_in_the_body_and_counts_within_ticket_and_kind(
