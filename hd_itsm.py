@@ -3147,6 +3147,7 @@ class _Loader:
             source=source,
         )
         self.agree(config)
+        self.senseless(config)
         return replace(
             config,
             warnings=tuple(self.warnings),
@@ -3339,6 +3340,8 @@ class _Loader:
             given = {}
         values: dict[str, Any] = {"item_id": "", "service": ""}
         for name, value in given.items():
+            if name in COMPUTED:
+                self.wrong(f"values.{name}", "has the name of something that is computed")
             if isinstance(value, dict):
                 value = self.read(f"values.{name}", _read_secret, value, "")
             elif isinstance(value, str | int | float):
@@ -3367,6 +3370,18 @@ class _Loader:
                 self.wrong(f"tables.{name}", "must hold texts only")
             found[name] = dict(rows)
         return found
+
+    def senseless(self, config: Config) -> None:
+        """Warns of what means nothing beside the rest."""
+        for key, access in config.accesses():
+            for name in ("query_token", "token_header"):
+                if getattr(access, name) and not access.token:
+                    self.warnings.append(f"{key}.{name}: means nothing without {key}.token")
+        retry = config.retry
+        if retry.first > retry.max:
+            self.warnings.append(
+                f"retry.first: {retry.first:g} s is longer than retry.max, {retry.max:g} s"
+            )
 
     def agree(self, config: Config) -> None:
         """Whether hooks, kinds, tables and fields name each other rightly."""

@@ -1201,3 +1201,24 @@ def test_a_configuration_of_ours_in_a_folder_like_tmp_is_believed(tmp_path: Path
         tmp_path.chmod(0o1777)
         assert service.cli("check").code == 0
         assert itsm.requests
+
+
+@pytest.mark.parametrize(
+    ("toml", "key"),
+    [
+        ("[access]\nquery_token = true", "access.query_token"),
+        ("[access]\ntoken_header = 'X-Key'", "access.token_header"),
+        ("[retry]\nfirst = 10\nmax = 5", "retry.first"),
+    ],
+)
+def test_what_means_nothing_beside_the_rest_is_a_warning(
+    folder: Path, toml: str, key: str
+) -> None:
+    (folder / "hd_itsm.toml").write_text(toml)
+    config = hd_itsm.load_config(str(folder / "hd_itsm.toml"), {}, {}, complete=False)
+    assert [line.split(": ")[0] for line in config.warnings] == [key]
+
+
+def test_a_constant_with_a_computed_name_is_a_mistake(folder: Path) -> None:
+    found = problems(folder, "[values]\nticket_id = 'x'")
+    assert [line.split(": ")[0] for line in found] == ["values.ticket_id"]
