@@ -138,8 +138,9 @@ class Helpdesk:
         return self._log.read_text("utf-8", "replace")
 
     def complaints(self) -> list[str]:
-        """What it printed besides where it serves."""
-        return [line for line in self.log.splitlines() if not line.startswith("serving on ")]
+        """What it printed besides where it serves, and that it is busy itself."""
+        usual = ("serving on ", "Task queue depth is ")
+        return [line for line in self.log.splitlines() if not line.startswith(usual)]
 
     def _serving(self) -> str:
         assert self._process.poll() is None, self.log
