@@ -1712,13 +1712,16 @@ class Request:
     def as_kept(self, hide: Callable[[str], str]) -> str:
         """The same in JSON, bounded; `hide` masks the secrets in a text."""
         shown = self.as_json()
-        body = SECRET_IN_BODY.sub(r"\1***", hide(shown["body"]))
+        texts = (shown["body"], self.url, *shown["headers"].values())
+        whole = "\0".join(text.replace("\0", "\ufffd") for text in texts)
+        body, url, *values = hide(whole).split("\0")  # at once: each look at a secret costs
+        body = SECRET_IN_BODY.sub(r"\1***", body)
         if len(body) > MOST_SENT:
             body = f"{body[:MOST_SENT]} (and {len(body) - MOST_SENT} more characters)"
         kept = {
             "method": self.method,
-            "url": hide(self.url)[:2000],
-            "headers": {name: hide(value)[:500] for name, value in shown["headers"].items()},
+            "url": url[:2000],
+            "headers": {n: value[:500] for n, value in zip(shown["headers"], values, strict=True)},
             "body": body,
         }
         return COMPACT.encode(kept)
