@@ -729,7 +729,7 @@ def test_a_port_in_use_is_refused_and_nothing_leaks() -> None:
         descriptors = len(os.listdir("/proc/self/fd"))
         with pytest.raises(OSError, match="in use"):
             Itsm(port=itsm.port)
-        assert len(os.listdir("/proc/self/fd")) == descriptors
+        assert len(os.listdir("/proc/self/fd")) <= descriptors  # older ones may go meanwhile
 
 
 def test_there_is_an_end_to_how_many_requests_are_kept() -> None:
