@@ -651,7 +651,7 @@ def test_closing_ends_every_mode_at_once_and_leaves_nothing(mode: str) -> None:
         itsm.close()
         assert monotonic() - before < 1.0
     assert own_threads() == []
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(os.listdir("/proc/self/fd")) <= descriptors  # older ones may go meanwhile
     assert itsm.failures == []
 
 
