@@ -1858,6 +1858,10 @@ class Lookup:
         )
 
 
+SUBJECTS = ("subject", "title", "summary")
+AS_SUBJECT = re.compile(r"(?i)(?:.*[._])?(?:subject|title|summary|short_?description|name)")
+
+
 @dataclass(frozen=True)
 class Kind:
     """What an event of this kind becomes at the ITSM, and how its answer is read."""
@@ -1890,6 +1894,14 @@ class Kind:
         """The fields that make a difference to its request."""
         names = {part.name for part in self.placeholders}
         return frozenset(names | {"date"} if names & {*NEEDS_DATE} else names)
+
+    @functools.cached_property
+    def subjects(self) -> tuple[str, ...]:
+        """Fields that say what people call the ticket: by their name, or sent as such to open."""
+        sent = self.request.form or self.request.body
+        members = sent.items() if self.opens and isinstance(sent, dict) else ()
+        leaves = [leaf for key, leaf in members if AS_SUBJECT.fullmatch(key)]
+        return (*SUBJECTS, *(part.name for leaf in leaves for part in placeholders_in(leaf)))
 
     @functools.cached_property
     def unknown_id(self) -> str:
@@ -2957,6 +2969,10 @@ class Config:
     def _has_secret_values(self) -> bool:
         return any(isinstance(value, Secret) for value in self.values.values())
 
+    @functools.cached_property
+    def _stand_ins(self) -> Mapping[str, str]:
+        return {name: name.upper() for kind in self.kinds.values() for name in kind.keep}
+
     def scope(
         self,
         fields: Mapping[str, Any],
@@ -2974,7 +2990,7 @@ class Config:
         """
         values = self.values
         if kept is None:
-            kept = {name: name.upper() for kind in self.kinds.values() for name in kind.keep}
+            kept = self._stand_ins
         if self._has_secret_values:
             values = {
                 name: ("***" if masked else value.reveal()) if isinstance(value, Secret) else value
@@ -3025,9 +3041,9 @@ def _origin(url: str) -> tuple[str, str, int | None]:
     )
 
 
-def at_home(row: RequestOptions, itsm: ItsmOptions) -> bool:
-    """Whether a request goes to the host of itsm.url, whose secrets and answers it shares."""
-    return not row.url or _origin(row.url) == _origin(itsm.url)
+def at_home(url: str, itsm: ItsmOptions) -> bool:
+    """Whether a request goes to the host of itsm.url ("": there), and shares its secrets."""
+    return not url or _origin(url) == _origin(itsm.url)
 
 
 def merge_headers(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -3221,7 +3237,7 @@ class _Loader:
         common = {
             name: value
             for name, value in itsm.headers.items()
-            if at_home(row, itsm)
+            if at_home(row.url, itsm)
             or (isinstance(value, Template) and not any(placeholders_in(value)))
         }
         if row.form and row.body is not MISSING:
@@ -3237,13 +3253,13 @@ class _Loader:
 
     def answers(self, row: RequestOptions, itsm: ItsmOptions) -> tuple[Rule, ...]:
         """Its own rules, then those of [itsm] where it is the ITSM that answers."""
-        theirs = itsm.answers if not itsm.url or at_home(row, itsm) else ()
+        theirs = itsm.answers if not itsm.url or at_home(row.url, itsm) else ()
         return (*row.answers, *theirs)
 
     def logged_in(self, request: RequestTemplate, itsm: ItsmOptions) -> RequestTemplate:
         """The request with itsm.authorization, where it goes to the host of itsm.url."""
-        to = _origin("".join(part for part in request.url.parts if isinstance(part, str)))
-        if not itsm.authorization or to != _origin(itsm.url):
+        url = "".join(part for part in request.url.parts if isinstance(part, str))
+        if not itsm.authorization or not at_home(url, itsm):
             return request
         login = {"Authorization": itsm.authorization}
         return replace(request, headers=merge_headers(login, request.headers))
@@ -3281,7 +3297,7 @@ class _Loader:
             verify=lookups.get(row.verify),
             then=row.then,
             keep=row.keep,
-            elsewhere=bool(itsm.url) and not at_home(row, itsm),
+            elsewhere=bool(itsm.url) and not at_home(row.url, itsm),
             asks=self.asked_by(request.placeholders, lookups),
         )
 
@@ -4817,7 +4833,6 @@ class Events(Questions):
             self.file.count(enters, hourly=True)
         if enters == "delivered":
             self.file.count_to("last_delivery", round(time.time() * 1000))
-        if enters == "delivered":
             self.file.after_commit(self.pulse.count_delivered)
         if enters not in ("pending", "held"):
             self.file.after_commit(lambda: self.waiters.tell(event))
@@ -6241,7 +6256,7 @@ class Trouble(NamedTuple):
 
 
 CAUSES = 50  # that are looked at
-NOT_FOR_YOU = ("paused", "away")  # troubles that somebody wants, or that may be nothing
+WANTED = "paused"  # a trouble that somebody wants: nobody is told
 
 
 def _itsm_trouble(
@@ -6315,10 +6330,6 @@ def troubles(
     if silence and last is not None and now - last > silence:
         word = say("No webhook came for {ago}", ago=say.ago(now - last))
         wrong["silence"] = Trouble("warn", word, say("Does the helpdesk still send them?"))
-    if count := sum(row["count"] for row in turned_away(events)):
-        word = say("{n} webhook was turned away|{n} webhooks were turned away", n=count)
-        todo = say("In the last day; a helpdesk that does not repeat them has lost them.")
-        wrong["away"] = Trouble("warn", word, todo)
     return {name: trouble for name, trouble in wrong.items() if trouble}
 
 
@@ -6387,9 +6398,7 @@ def status_now(
         "turned_away": turned_away(events),
         "running": bool(events.pulse.beat),
         "needs": [
-            f"{trouble.word}. {trouble.todo}"
-            for name, trouble in wrong.items()
-            if name not in NOT_FOR_YOU
+            f"{trouble.word}. {trouble.todo}" for name, trouble in wrong.items() if name != WANTED
         ],
         "causes": [
             {name: cause[name] for name in ("state", "cause", "tickets", "events", "command")}
@@ -6585,19 +6594,9 @@ def openapi(config: Config) -> dict[str, Any]:
 # ── Judging: a webhook to what is to be stored; duplicates are known in Events ─────────────────
 
 
-SUBJECTS = ("subject", "title", "summary")
-AS_SUBJECT = re.compile(r"(?i)(?:.*[._])?(?:subject|title|summary|short_?description|name)")
-
-
 def subject_of(kind: Kind, fields: Mapping[str, Any]) -> str:
-    """What people call the ticket: the field of such a name, or what the opening sends as such."""
-    names = list(SUBJECTS)
-    sent = kind.request.form or kind.request.body
-    if kind.opens and isinstance(sent, dict):
-        for key, leaf in sent.items():
-            if AS_SUBJECT.fullmatch(key):
-                names += [part.name for part in placeholders_in(leaf)]
-    values = (as_text(fields[name]) for name in names if present(fields.get(name)))
+    """What people call the ticket, "" where nothing says it."""
+    values = (as_text(fields[name]) for name in kind.subjects if present(fields.get(name)))
     return one_line(next(values, ""))[:200].strip()
 
 
@@ -8983,9 +8982,13 @@ class Headline(NamedTuple):
         return SHAPES[self.tone]
 
 
-def headline(config: Config, events: Events, say: Say) -> Headline:
-    """Is all well? The worst first."""
+def headline(config: Config, events: Events, away: int, say: Say) -> Headline:
+    """Is all well? The worst first; last what may be nothing: `away` webhooks turned away."""
     wrong = [*troubles(config, events, HELD_AFTER, 0.0, say).values()]
+    if away:
+        word = say("{n} webhook was turned away|{n} webhooks were turned away", n=away)
+        todo = say("In the last day; a helpdesk that does not repeat them has lost them.")
+        wrong.append(Trouble("warn", word, todo))
     pending = events.counts["pending"]
     if wrong:
         others = [trouble.word for trouble in wrong[1:]]
@@ -9133,9 +9136,13 @@ def _complete_row(row: dict[str, Any], events: Events, can_retry: set[int], say:
     row["behind"] = say(phrase, n=number) if number else ""
 
 
-def needs_now(config: Config, events: Events, say: Say) -> list[dict[str, Any]]:
-    """What needs a person, by cause, each with its oldest events and what can be done."""
-    causes = causes_now(config, events, say, CAUSE_ROWS)[:CAUSES_SHOWN]
+def needs_now(config: Config, events: Events, say: Say) -> tuple[list[dict[str, Any]], bool]:
+    """What needs a person, by cause, each with its oldest events and what can be done.
+
+    And whether there are more causes than these.
+    """
+    all_causes = causes_now(config, events, say, CAUSE_ROWS)
+    causes = all_causes[:CAUSES_SHOWN]
     for cause in causes:
         cause["address"] = f"/?{urllib.parse.urlencode({'cause': cause['cause']})}#events"
     causes += _ending_soon(config, events, say)
@@ -9152,7 +9159,7 @@ def needs_now(config: Config, events: Events, say: Say) -> list[dict[str, Any]]:
         offer = Offer("retry", {"cause": cause["cause"]}, name, f"{name}: {cause['cause']}")
         together = first["event"] in can_retry and not cause["unclear"] and number > 1
         cause["offers"] = [offer] if together else []
-    return causes
+    return causes, len(all_causes) > CAUSES_SHOWN
 
 
 # ── Page · pages ───────────────────────────────────────────────────────────────────────────────
@@ -9322,8 +9329,10 @@ class Pages:
                 hours=(),
                 **listed,
             )
-        head, config, events = headline(self.config, self.events, say), self.config, self.events
-        causes = needs_now(config, events, say)
+        config, events = self.config, self.events
+        away = turned_away(events)
+        head = headline(config, events, sum(row["count"] for row in away), say)
+        causes, further = needs_now(config, events, say)
         paused = events.file.fact("paused")
         verb, word = ("resume", say("Resume")) if paused else ("pause", say("Pause"))
         hours = hours_now(config, events, say)
@@ -9340,9 +9349,9 @@ class Pages:
             paused=float(paused) if paused else 0.0,
             pausing=Offer(verb, {}, word, word),
             causes=causes,
-            further=len(events.causes(time.time(), CAUSES_SHOWN + 1, 1)) > CAUSES_SHOWN,
+            further=further,
             needing=say("{n} reason|{n} reasons", n=len(causes)),
-            away=turned_away(events),
+            away=away,
             hours=hours,
             legend=say(
                 "Wide: received. Narrow, within: delivered. Below the line: failed. In numbers"
@@ -10625,14 +10634,6 @@ def read_answer(rules: Sequence[Rule], answer: Answer, message: Message, now: fl
 LOCATION = parse_path("@header:Location")
 
 
-def _id_in(value: Any, match: re.Pattern[str] | None) -> str:
-    """The id that `value` is, or holds; "" for none."""
-    if match is None:
-        return read_id(value)
-    group = match.search(as_text(value))
-    return read_id(group[1]) if group else ""
-
-
 def answered_at(path: Path, message: Message, match: re.Pattern[str] | None) -> list[Any]:
     """What stands at a path of an answer; of a header Location its last segment.
 
@@ -10645,13 +10646,21 @@ def answered_at(path: Path, message: Message, match: re.Pattern[str] | None) -> 
     return [urllib.parse.unquote(url.split("/")[-1]) for url in urls]
 
 
+def _taken(value: Any, match: re.Pattern[str] | None) -> Any:
+    """A value that was found, or the part of it that is wanted; MISSING where it is none."""
+    if match is not None:
+        group = match.search(as_text(value))
+        return group[1] if group else MISSING
+    return value if isinstance(value, str | int | float) else MISSING
+
+
 def read_ids(place: Field, message: Message) -> list[str]:
     """The ids that stand at a place; of a header Location its last segment.
 
     Raises ValueError for a Location that is no URL.
     """
     ids = [
-        _id_in(value, place.match)
+        read_id(_taken(value, place.match))
         for path in place.paths
         for value in answered_at(path, message, place.match)
     ]
@@ -10669,14 +10678,6 @@ def _with_request_id(kind: Kind, message: Message, outcome: Outcome) -> Outcome:
         return outcome._replace(name="failed", reason=reason, may_have_happened=True)
     reason = f"{outcome.reason} without a request id where it should be"
     return outcome._replace(name="failed", reason=reason)
-
-
-def _taken(value: Any, match: re.Pattern[str] | None) -> Any:
-    """A value that was found, or the part of it that is wanted; MISSING where it is none."""
-    if match is not None:
-        group = match.search(as_text(value))
-        return group[1] if group else MISSING
-    return value if isinstance(value, str | int | float) else MISSING
 
 
 def _kept_values(kind: Kind, message: Message) -> dict[str, Any]:
@@ -10706,7 +10707,8 @@ def decide(kind: Kind, answer: Answer, now: float) -> Outcome:
     """
     message = answer.message()
     outcome = read_answer(kind.answers, answer, message, now)
-    outcome = outcome._replace(kept=_kept_values(kind, message))
+    if kind.keep:
+        outcome = outcome._replace(kept=_kept_values(kind, message))
     taken = outcome.name == "delivered" or (answer.too_long and outcome.name == "unclear")
     if kind.opens and taken:
         try:
@@ -11209,7 +11211,7 @@ class Alerts:
         now = {
             name: f"{trouble.word}. {trouble.todo}"
             for name, trouble in wrong.items()
-            if name not in NOT_FOR_YOU
+            if name != WANTED
         }
         told: dict[str, str] = json.loads(self.events.file.fact("told") or "{}")
         lines = [text for name, text in now.items() if name not in told]
@@ -11413,8 +11415,9 @@ class Delivery:
             log.exception("event %d: a fault of this program over the answer", event.event)
             reason = "a fault of this program over the answer (see the log)"
             outcome = Outcome("unclear", reason, may_have_happened=True)
-        said = self._masked(own_words(outcome.words))
-        outcome = outcome._replace(words=self._masked(outcome.words), said=said)
+        if outcome.name != "delivered" or kind.verify:  # else nobody reads them as a reason
+            outcome = outcome._replace(said=self._masked(own_words(outcome.words)))
+        outcome = outcome._replace(words=self._masked(outcome.words))
         inquiry.tell(began, request, answer, outcome, "")
         return outcome
 
