@@ -17,14 +17,6 @@ from itsm import Answer, Itsm, Received, hang_up, reply
 from service import until
 
 HOP = ("connection", "content-length", "transfer-encoding")  # headers of one connection
-RUN = """
-[server]
-listen = "127.0.0.1:0"
-[retry]
-first = 0.05
-max = 0.2
-probe = 0.2
-"""
 
 
 class RealItsm:

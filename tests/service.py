@@ -71,6 +71,16 @@ def as_toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+QUICK = """
+[server]
+listen = "127.0.0.1:0"
+[retry]
+first = 0.05
+max = 0.2
+probe = 0.2
+"""  # what a recipe needs besides to be tried
+
+
 def settings(itsm_url: str, **sections: Mapping[str, Any]) -> str:
     """A configuration; `sections` come on top, `hooks__x` is the section [hooks.x]."""
     tables: dict[str, dict[str, Any]] = {

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from itsm import Itsm, Received, held, ok, silence
-from service import HERE, Service, until
+from service import HERE, QUICK, Service, until
 
 try:
     VERSION = importlib.metadata.version("django-helpdesk")
@@ -245,14 +245,7 @@ def recipes(itsm: Itsm, token_in_query: bool = True) -> str:
     for blank, filled in blanks.items():
         assert text.count(blank) == 1, blank
         text = text.replace(blank, filled)
-    return f"""{text}
-[server]
-listen = "127.0.0.1:0"
-[retry]
-first = 0.05
-max = 0.2
-probe = 0.2
-[time]
+    return f"""{text}{QUICK}[time]
 zone = "+09:00"
 """
 

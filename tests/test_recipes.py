@@ -28,7 +28,7 @@ import pytest
 import hd_itsm
 from hd_itsm import Config, Kind, Lookup, Scope, Untranslatable, decide
 from itsm import Answer, Itsm, Received, hang_up, reply
-from service import HERE, Reply, Sample, Service, sample, until
+from service import HERE, QUICK, Reply, Sample, Service, sample, until
 
 RECIPES = HERE / "recipes"
 CASES: dict[str, Any] = json.loads((RECIPES / "cases.json").read_text(encoding="utf-8"))
@@ -338,13 +338,7 @@ PAIRS = (
     ("itop", "hubspot"),
 )
 OTHER_HOSTS = ("https://api.hubapi.com", "https://accounts.zoho.com")
-RUN = """
-[server]
-listen = "127.0.0.1:0"
-[retry]
-first = 0.05
-max = 0.2
-probe = 0.2
+RUN = f"""{QUICK}
 [time]
 zone = "Asia/Seoul"
 """

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from realitsm import RUN, RealItsm, relay
-from service import HERE, Service, assignment, opening, ticket
+from realitsm import RealItsm, relay
+from service import HERE, QUICK, Service, assignment, opening, ticket
 from service import closing as completion
 
 HOME = Path("/usr/share/redmine")
@@ -129,7 +129,7 @@ def start(redmine: Redmine, tmp_path: Path) -> Iterator[Start]:
                 text = text.replace(five.format(5), five.format(number))
             people = "".join(f'"{name}" = {user["id"]}\n' for name, user in redmine.users.items())
             text = re.sub(r'(\[tables.users\]\n)(".*\n)+', rf"\1{people}", text)
-            services.append(Service(tmp_path, text + RUN, {}))
+            services.append(Service(tmp_path, text + QUICK, {}))
             services[-1].start()
             return Sidecar(services[-1], secret)
 

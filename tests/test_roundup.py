@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from itsm import Received
-from realitsm import RUN, RealItsm, relay
-from service import HERE, Service, assignment, opening, until
+from realitsm import RealItsm, relay
+from service import HERE, QUICK, Service, assignment, opening, until
 from service import closing as completion
 
 try:
@@ -130,7 +130,7 @@ def world(prepared: Path, tmp_path: Path) -> Iterator[World]:
         roundup = Roundup(Path(shutil.copytree(prepared, tmp_path / "tracker")), address)
         secret = tmp_path / "authorization"
         secret.write_text(login("hd_itsm"))
-        text = RECIPE.read_text("utf-8").replace(PREFIX, address).replace('"60s"', '"0s"') + RUN
+        text = RECIPE.read_text("utf-8").replace(PREFIX, address).replace('"60s"', '"0s"') + QUICK
         text = text.replace('{ env = "ITSM_AUTHORIZATION" }', f'{{ file = "{secret}" }}')
         with closing(roundup), Service(tmp_path, text, {}) as service:
             yield World(service, roundup, text)
