@@ -9315,21 +9315,18 @@ class Pages:
         places = (query.get(name, "") for name in ("before", "from"))
         before, first = (int(p) if re.fullmatch("[0-9]{1,15}", p) else 0 for p in places)
         listed = self.listed(chosen, before, max(first, 1))
-        if any(chosen.values()) or before:
-            what = [say.state(chosen["state"])] if chosen["state"] else []
-            what += [say.known(chosen[name]) for name in ("kind", "cause") if chosen[name]]
-            title = say("Events: {what}", what=", ".join(what) or say("all"))
-            return self.page(
-                title,
-                HOME,
-                renews=not before,
-                filtered=True,
-                causes=(),
-                away=(),
-                hours=(),
-                **listed,
-            )
-        config, events = self.config, self.events
+        if not any(chosen.values()) and not before:
+            return self.all_of_it(listed)
+        what = [say.state(chosen["state"])] if chosen["state"] else []
+        what += [say.known(chosen[name]) for name in ("kind", "cause") if chosen[name]]
+        title = say("Events: {what}", what=", ".join(what) or say("all"))
+        return self.page(
+            title, HOME, renews=not before, filtered=True, causes=(), away=(), hours=(), **listed
+        )
+
+    def all_of_it(self, listed: Mapping[str, Any]) -> bottle.HTTPResponse:
+        """The first page without a filter: how it is, what needs a person, the last day."""
+        say, config, events = self.say, self.config, self.events
         away = turned_away(events)
         head = headline(config, events, sum(row["count"] for row in away), say)
         causes, further = needs_now(config, events, say)

@@ -169,8 +169,19 @@ PIPELINED = {
 }
 
 
-@pytest.mark.parametrize("reads", [False, True], ids=["never reading", "reading"])
-@pytest.mark.parametrize("request_", PIPELINED.values(), ids=PIPELINED)
+@pytest.mark.parametrize(
+    ("request_", "reads"),
+    [
+        pytest.param(
+            request,
+            reads,
+            id=f"{name}-{'reading' if reads else 'never reading'}",
+            marks=[pytest.mark.slow] if (name, reads) != ("nowhere", True) else [],
+        )
+        for name, request in PIPELINED.items()
+        for reads in (False, True)
+    ],
+)
 def test_200_connections_that_pipeline_do_not_keep_a_good_webhook_waiting(
     start: Start, request_: bytes, reads: bool
 ) -> None:
@@ -476,6 +487,7 @@ def bombard(
         statuses.update(found or [0])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240 if os.environ.get("CI") else 60)
 def test_mutated_requests_never_give_a_500_or_end_the_process(start: Start) -> None:
     door = start()

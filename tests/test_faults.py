@@ -208,6 +208,7 @@ def killed_under_load(folder: Path, kills: int, program: Path = PROGRAM) -> list
         return judge(book.kept, itsm.requests, cuts=kills)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_under_load_all_answered_200_arrives_in_order(
     tmp_path: Path,
 ) -> None:

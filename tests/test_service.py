@@ -805,6 +805,7 @@ class Asking:
         until(lambda: len(self.codes) >= wanted or self._process.poll(), "commands end")
 
 
+@pytest.mark.slow
 def test_no_command_fails_and_none_ends_the_service_whatever_the_service_does(
     start: Start, itsm: Itsm
 ) -> None:
