@@ -948,11 +948,13 @@ class Message(NamedTuple):
 
     def elements(self, path: Path) -> list[Any]:
         """Every element that `path` means."""
-        name = path[0].name
-        if path[0].does == "header":
+        name, does = path[0].name, path[0].does
+        if does == "header":
             return [self.headers[name]] if name in self.headers else []
-        if path[0].does == "body":
+        if does == "body":
             return [self.text.strip() if self.body is MISSING else self.body]
+        if does == "key" and len(path) == 1 and type(self.body) is dict:  # most paths, at once
+            return [self.body[name]] if name in self.body else []
         return [element for _, element in locate(self.body, path)]
 
 
@@ -981,6 +983,8 @@ class Field:
     def read(self, message: Message) -> Any:
         """The value, or MISSING; null or empty only where no path has something."""
         value: Any = MISSING
+        if not self.paths:
+            return value
         for candidate in self.values(message):
             if present(candidate):
                 return candidate
@@ -1464,7 +1468,6 @@ class Scope(NamedTuple):
         return self.ask(self.lookups[name], self._replace(fields={**self.fields, "value": value}))
 
     def _computed(self, name: str) -> Any:
-        received = self.clock.local(self.received)
         match name:
             case "request_id":
                 return MISSING if self.request_id is None else self.request_id
@@ -1474,6 +1477,8 @@ class Scope(NamedTuple):
                 return self.event
             case "idempotency_key":
                 return self.idempotency_key
+        received = self.clock.local(self.received)
+        match name:
             case "received":
                 return received.isoformat(timespec="seconds")
             case "today":
@@ -1588,8 +1593,9 @@ class Template:
 
     def render(self, scope: Scope) -> Any:
         """Text; or, where the whole is one placeholder, its value with its JSON type."""
-        if len(self.parts) == 1 and isinstance(self.parts[0], Placeholder):
-            return self.parts[0].render(scope)
+        if len(self.parts) == 1:
+            only = self.parts[0]
+            return only if isinstance(only, str) else only.render(scope)
         return self.text(scope)
 
     def text(self, scope: Scope) -> str:
@@ -1644,8 +1650,11 @@ def render_tree(tree: Tree, scope: Scope) -> Any:
     if isinstance(tree, Template):
         return tree.render(scope)
     if isinstance(tree, dict):
-        rendered = {key: render_tree(element, scope) for key, element in tree.items()}
-        return {key: value for key, value in rendered.items() if value is not OMIT}
+        return {
+            key: value
+            for key, element in tree.items()
+            if (value := render_tree(element, scope)) is not OMIT
+        }
     if isinstance(tree, list):
         elements = [render_tree(element, scope) for element in tree]
         return [value for value in elements if value is not OMIT]
@@ -1687,6 +1696,20 @@ SECRET_IN_BODY = re.compile(  # what stands beside a name that tells it, in JSON
 )
 
 
+@functools.lru_cache(maxsize=256)
+def tells_secret(name: str) -> bool:
+    """Whether a header's name says that nobody may see its value."""
+    return bool(TELLTALE.search(name))
+
+
+def without_secrets(body: str) -> str:
+    """A body without what stands in it as a password, token or key."""
+    folded = body.lower()  # most hold none of the words, and the pattern is slow to find that out
+    if not any(word in folded for word in ("passw", "secret", "token", "key")):
+        return body
+    return SECRET_IN_BODY.sub(r"\1***", body)
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One HTTP request, ready to be sent. It does not print: its headers may be secrets."""
@@ -1703,7 +1726,7 @@ class Request:
             "method": self.method,
             "url": self.url,
             "headers": {
-                name: "***" if name in self.secret or TELLTALE.search(name) else value
+                name: "***" if name in self.secret or tells_secret(name) else value
                 for name, value in self.headers.items()
             },
             "body": next(decode_body(self.body))[0] if self.body else "",
@@ -1715,7 +1738,7 @@ class Request:
         texts = (shown["body"], self.url, *shown["headers"].values())
         whole = "\0".join(text.replace("\0", "\ufffd") for text in texts)
         body, url, *values = hide(whole).split("\0")  # at once: each look at a secret costs
-        body = SECRET_IN_BODY.sub(r"\1***", body)
+        body = without_secrets(body)
         if len(body) > MOST_SENT:
             body = f"{body[:MOST_SENT]} (and {len(body) - MOST_SENT} more characters)"
         kept = {
@@ -1740,7 +1763,7 @@ def _url(template: Template, scope: Scope) -> str:
         pieces.append(urllib.parse.quote(text, safe=""))
     url = "".join(pieces)
     path = urllib.parse.urlsplit(url).path
-    for _ in range(2):  # a server may split it before it decodes it, or after
+    for _ in range(2 if "." in path or "%" in path else 0):  # split before it is decoded, or after
         for segment in re.split(r"[/\\]", path):
             segment = segment.partition(";")[0]  # what follows are parameters to some
             if segment in (".", ".."):
@@ -1785,7 +1808,7 @@ class RequestTemplate:
             text = as_text(rendered)
             if CONTROL.search(text):
                 raise Untranslatable(f"header {name} would hold control characters")
-            headers[name] = text.encode().decode("latin-1")
+            headers[name] = text if text.isascii() else text.encode().decode("latin-1")
         content: Any = MISSING
         if self.method not in ("GET", "HEAD"):
             content = render_tree(dict(self.form) or self.body, scope)
@@ -1943,6 +1966,7 @@ Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
+@functools.lru_cache(maxsize=1024)
 def read_ip(text: str) -> Ip:
     """The address that `text` names, as addresses are compared here. Raises ValueError.
 
@@ -2028,8 +2052,9 @@ class Secret:
 
     def reveal(self) -> str:
         """The text; the last one known where its file cannot be read any more."""
-        with contextlib.suppress(OSError, UnicodeError):
-            self.refresh()
+        if self.source in ("file", "credential"):
+            with contextlib.suppress(OSError, UnicodeError):
+                self.refresh()
         return self._value
 
     def problem(self) -> str:
@@ -3170,7 +3195,7 @@ class _Loader:
         return replace(
             config,
             warnings=tuple(self.warnings),
-            secrets=tuple(secret for _, secret in self.secrets),
+            secrets=tuple(secret for _, secret in self.secrets if secret),
         )
 
     def access(self, name: str, given: Any) -> AccessOptions:
@@ -4030,8 +4055,8 @@ class File:
     def _keep_counts(self) -> None:
         """Keeps what this transaction counted, in it; one statement for all."""
         with self._soon_lock:
-            soon = self._soon.copy()
-        for name, more in soon.items():
+            soon = self._soon.copy() if self._soon else None
+        for name, more in soon.items() if soon else ():
             self.count(name, more, hourly=True)
         changes = [(hour, name, more) for (hour, name), more in self._counting.items() if more]
         self._counting.clear()
@@ -4847,16 +4872,21 @@ class Events(Questions):
         """
         line = self.file.row(
             "SELECT request_id, head, EXISTS (SELECT 1 FROM events INDEXED BY events_held"
-            " WHERE ticket = :ticket AND state = 'held' AND may_have_happened = 0) AS held"
+            " WHERE ticket = :ticket AND state = 'held' AND may_have_happened = 0) AS held,"
+            " EXISTS (SELECT 1 FROM events INDEXED BY events_pending"
+            " WHERE ticket = :ticket AND state = 'pending') AS pending"
             " FROM tickets WHERE ticket = :ticket",
             ticket=ticket,
         )
         if line is None:
             return
+        first = None
         if line["request_id"] is not None:
             if line["held"]:
                 self._switch(ticket, "held", "pending", "", "may_have_happened = 0")
-            first = self._earliest(ticket, *(f"{PENDING} AND waits_for_id = {n}" for n in (0, 1)))
+            if line["held"] or line["pending"]:
+                waiting = (f"{PENDING} AND waits_for_id = {n}" for n in (0, 1))
+                first = self._earliest(ticket, *waiting)
         else:
             barred = self._hold(ticket, bool(line["held"]))
             which = "opens = 1" if barred else "waits_for_id = 0"
@@ -7559,13 +7589,19 @@ class Refused(Error):
 # ── Door · admission: addresses, tokens, signatures ────────────────────────────────────────────
 
 
+@functools.lru_cache(maxsize=256)
+def _keys(name: str) -> tuple[str, str]:
+    """Where a header may stand in an environ."""
+    key = name.upper().replace("-", "_")
+    return f"HTTP_{key}", key
+
+
 def _header(environ: Mapping[str, Any], name: str) -> str:
     if name.startswith("?"):  # a field of the query
         query = urllib.parse.parse_qs(environ.get("QUERY_STRING", ""), encoding="latin-1")
         return str(query.get(name[1:], [""])[0])
-    key = name.upper().replace("-", "_")
-    value = environ.get(f"HTTP_{key}", environ.get(key, ""))
-    return str(value)
+    key, plain_key = _keys(name)
+    return str(environ.get(key, environ.get(plain_key, "")))
 
 
 BY_A_PROXY = re.compile(  # what proxies and tunnels add beside or instead of X-Forwarded-For
@@ -7616,10 +7652,10 @@ def by_another_site(environ: Mapping[str, Any]) -> bool:
 
     It says so itself (Fetch Metadata; Origin), and no page can make it say otherwise.
     """
-    origin, host = _header(environ, "Origin"), _header(environ, "Host").lower()
     if _header(environ, "Sec-Fetch-Site").lower() not in ("", "same-origin", "none"):
         return True
-    return bool(origin) and origin.lower() not in (f"http://{host}", f"https://{host}")
+    origin, host = _header(environ, "Origin").lower(), _header(environ, "Host").lower()
+    return bool(origin) and origin not in (f"http://{host}", f"https://{host}")
 
 
 def _names_an_address(host: str) -> bool:
@@ -7803,9 +7839,12 @@ PACKED = {  # Content-Encodings that change a body; whatever else is written the
 
 def hook_headers(hook: Hook, environ: Mapping[str, Any]) -> dict[str, str]:
     """What a hook's paths read of a request's headers and query, by name."""
+    values = ((name, _header(environ, name)) for name in hook.headers)
     return {
-        name: _header(environ, name).encode("latin-1", "replace").decode("utf-8", "replace")
-        for name in hook.headers
+        name: value
+        if value.isascii()
+        else value.encode("latin-1", "replace").decode("utf-8", "replace")
+        for name, value in values
     }
 
 
@@ -8004,8 +8043,8 @@ class Door:
         """
         raw, received = environ["wsgi.input"].read(), time.time()
         self.admit(self.config.access_to(hook), environ, raw, received)
-        codings = re.split(r"[\s,]+", _header(environ, "Content-Encoding").lower())
-        if PACKED.intersection(codings):
+        codings = _header(environ, "Content-Encoding").lower()
+        if codings and PACKED.intersection(re.split(r"[\s,]+", codings)):
             raise Refused(415, "a compressed body is not read: send it plain")
         headers = hook_headers(hook, environ)
         webhook = NewEvent(
@@ -10156,7 +10195,7 @@ class Answer:
         """The beginning of what was said, as one line."""
         text = self.body.decode("utf-8", "replace")
         # cut where nobody looks: what a cut leaves of a secret is not masked
-        return re.sub(r"\s+", " ", text).strip()[:8000]
+        return " ".join(text.split())[:8000]
 
     def is_html(self) -> bool:
         """Whether a page came instead of data: a login, a proxy, a notice before the JSON."""
@@ -10172,13 +10211,19 @@ class _Timed:
 
     deadline = math.inf  # monotonic
 
+    def settimeout(self, seconds: float | None) -> None:
+        """Sets it, unless it is nearly so already: each time lets others run for a while."""
+        before = self.gettimeout()  # type: ignore[attr-defined]
+        if before is None or seconds is None or abs(seconds - before) > 0.02:
+            super().settimeout(seconds)  # type: ignore[misc]
+
     def limit(self) -> None:
         """Raises TimeoutError where none is left."""
         if self.deadline < math.inf:
             left = self.deadline - time.monotonic()
             if left <= 0:
                 raise TimeoutError
-            self.settimeout(left)  # type: ignore[attr-defined]
+            self.settimeout(left)
 
     def recv_into(self, *arguments: Any) -> int:
         """Reads what is there, at least one byte."""
@@ -10261,8 +10306,11 @@ class _Connection:
                 self.sockets.append(layer)
             layer = getattr(layer, "socket", None)
 
-    def exchange(self, request: Request, target: str, deadline: float) -> Any:
-        """The response to a request, its body unread."""
+    def exchange(self, request: Request, target: str, deadline: float) -> http.client.HTTPResponse:
+        """The response to a request, its body unread.
+
+        It is http.client's own: what urllib3 puts around it, we do not use.
+        """
         self.deadline, self.sent = deadline, False
         if self.sock is None:
             self.timeout = max(0.01, deadline - time.monotonic())
@@ -10276,13 +10324,11 @@ class _Connection:
                 target,
                 body=request.body or None,
                 headers=request.headers,
-                preload_content=False,
-                decode_content=False,
             )
         finally:
             whole, self._held = self._held, None
         self.send(whole)
-        return self.getresponse()  # type: ignore[attr-defined]
+        return http.client.HTTPConnection.getresponse(self)  # type: ignore[arg-type]
 
     def send(self, data: Any) -> None:
         """Sends; head and body of a request in one piece, which halves what the system does."""
@@ -10442,23 +10488,26 @@ class Wire:
             reason = str(error) if isinstance(error, Error) else _transport_reason(error)
             return Answer(None, error=reason, sent=sent)
 
-    def _read(self, connection: Any, response: Any) -> Answer:
+    def _read(self, connection: Any, response: http.client.HTTPResponse) -> Answer:
         """The answer, at most MAX_ANSWER bytes of it.
 
-        The connection is used again only where it is known to have brought all of it.
+        The connection is used again only where it is known to have brought all of it. Raises
+        InvalidHeader where it has two lengths.
         """
         error, body = "", b""
         named = {name.lower(): value for name, value in response.headers.items()}
+        if len(set(response.headers.get_all("content-length", ()))) > 1:
+            raise urllib3.exceptions.InvalidHeader
         # as http.client reads it: what else stands there tells no end
-        chunked = named.get("transfer-encoding", "").lower() == "chunked"
-        framed = chunked or response.length_remaining is not None
+        framed = response.chunked or response.length is not None
         more = response.status == 204 and named.get("content-length", "0") != "0"
         try:
-            while (
-                response.length_remaining != 0
-                and len(body) <= MAX_ANSWER
-                and (piece := response.read(MAX_ANSWER + 1 - len(body)))
-            ):
+            while response.length != 0 and len(body) <= MAX_ANSWER:
+                piece = response.read(MAX_ANSWER + 1 - len(body))
+                if not piece and response.length:
+                    raise http.client.IncompleteRead(body, response.length)
+                if not piece:
+                    break
                 body += piece
             body = inflate(named.get("content-encoding", "").strip().lower(), body)
             if len(body) > MAX_ANSWER:
@@ -10471,7 +10520,7 @@ class Wire:
             error = f"its answer was cut: {_transport_reason(trouble)}"
         if error or more or not framed:
             connection.close()
-        response.release_conn()
+        response.close()  # or the connection would wait for more of it
         return Answer(
             response.status,
             named,
@@ -11072,9 +11121,12 @@ class Gate:
         self._look_at = 0.0  # monotonic; when something becomes due by itself
 
     def wake(self) -> None:
-        """Something may be due. Cheap: only the first call since the last look wakes a worker."""
+        """Something may be due. Cheap: only the first call since the last look wakes a worker.
+
+        None where nothing may go: whoever changes that notifies.
+        """
         with self._changed:
-            if not self._fresh:
+            if not self._fresh and self._open():
                 self._fresh = True
                 self._changed.notify()
 
@@ -11106,7 +11158,7 @@ class Gate:
         if self._edits != self.events.edits:
             self._page.clear()  # a person changed something: what was read before is old
             self._fresh = True
-        if not self._page or self._barred() or not self.breaker.admits(self.events.file.clock()):
+        if not self._page or not self._open():
             return None
         event = self._page.popleft()
         self._busy.add(event.ticket)
@@ -11114,6 +11166,10 @@ class Gate:
         if self._page and not self.breaker.why:
             self._changed.notify()
         return event
+
+    def _open(self) -> bool:
+        """Whether an event may go."""
+        return not self._barred() and self.breaker.admits(self.events.file.clock())
 
     def _barred(self) -> bool:
         """Whether nothing may go: paused, or its outcome could not be recorded."""
@@ -11738,6 +11794,8 @@ def start_logging(config: Config, environ: Environ) -> None:
         rotating.setFormatter(_OneLine(timed))
         handlers.append(rotating)
     logging.basicConfig(level=config.log.level, handlers=handlers, force=True)
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # what no line shows is not worked out
     logging.raiseExceptions = False  # a full disk under the log file is no reason to fail
     for name in ("urllib3", "waitress", "waitress.queue"):  # urllib3's DEBUG shows whole URLs
         logging.getLogger(name).setLevel(logging.ERROR)
