@@ -24,6 +24,9 @@ from faultlib import Rig, sabotaged
 from itsm import Answer, Itsm, Received, hang_up, ok, reply, unauthorized
 from service import NO_HEADERS, Reply, Service, assignment, closing, opening, settings, until
 
+pytestmark = pytest.mark.slow  # one service goes through everything first
+
+
 # ---- Where a secret could show -----------------------------------------------------------------
 
 

@@ -99,6 +99,7 @@ def alike(command: tuple[str, ...], run: Run) -> Run:
     return run
 
 
+@pytest.mark.slow
 def test_each_command_prints_the_same_with_and_without_a_running_service_and_after_a_kill(
     start: Start, itsm: Itsm
 ) -> None:
@@ -1166,6 +1167,7 @@ def test_large_events_are_shown_part_by_part_and_never_held_together(
         assert peak(service.pid) < before + 60, command
 
 
+@pytest.mark.slow
 def test_a_long_timeline_and_a_long_list_come_whole_and_in_order(start: Start, itsm: Itsm) -> None:
     service = start(itsm.url)
     service.cli("pause")

@@ -2271,6 +2271,7 @@ def test_an_event_is_given_up_too_where_no_create_is_risked(tmp_path: Path) -> N
         assert "given up" in works.row(4)["reason"]
 
 
+@pytest.mark.slow
 def test_while_the_itsm_is_down_tickets_that_failed_before_are_probes_like_others(
     tmp_path: Path,
 ) -> None:

@@ -456,7 +456,7 @@ def test_a_notify_socket_that_is_not_there_is_no_obstacle(
 # ---- The watchdog ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("patience", [0.5, 7200.0])
+@pytest.mark.parametrize("patience", [0.5, pytest.param(7200.0, marks=pytest.mark.slow)])
 def test_the_watchdog_is_fed_twice_in_its_time_at_least_and_every_other_second(
     patience: float, start: Start, itsm: Itsm
 ) -> None:
@@ -662,6 +662,7 @@ def delivered_once(itsm: Itsm, tickets: list[str]) -> None:
     assert len(came) == len(set(came)), "some were delivered twice"
 
 
+@pytest.mark.slow
 def test_no_connection_is_refused_or_cut_and_no_webhook_lost_by_reloads(
     start: Start, itsm: Itsm
 ) -> None:
@@ -1162,7 +1163,9 @@ def test_options_of_the_command_line_hold_over_a_reload(
         assert unit.stop() == 0
 
 
-@pytest.mark.parametrize("after", ["SIGHUP", "the old one stops"])
+@pytest.mark.parametrize(
+    "after", ["SIGHUP", pytest.param("the old one stops", marks=pytest.mark.slow)]
+)
 def test_a_stop_during_a_reload_is_a_stop(after: str, start: Start, itsm: Itsm) -> None:
     go = threading.Event()
     itsm.script = [held(go, ok())]
@@ -1326,6 +1329,7 @@ def test_an_empty_file_is_ready_in_half_a_second(tmp_path: Path, itsm: Itsm) -> 
     assert min(ours) < limit, f"{ours} s, the imports alone {bare} s"
 
 
+@pytest.mark.slow
 def test_with_100_000_waiting_events_it_is_ready_in_two_seconds(
     start: Start, itsm: Itsm, manager: Manager
 ) -> None:

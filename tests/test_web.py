@@ -336,6 +336,7 @@ def test_callers_who_wait_do_not_lock_out_those_who_do_not(start: Start) -> None
         assert {one.result(15).status for one in waiting} == {200}
 
 
+@pytest.mark.slow
 def test_with_one_thread_a_caller_who_waits_does_not_lock_out_the_others(start: Start) -> None:
     door = start(Itsm(silence()), server={"threads": 1})
     with ThreadPoolExecutor(3) as pool:
