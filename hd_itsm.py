@@ -983,23 +983,20 @@ class Field:
     def read(self, message: Message) -> Any:
         """The value, or MISSING; null or empty only where no path has something."""
         value: Any = MISSING
-        if not self.paths:
-            return value
-        for candidate in self.values(message):
-            if present(candidate):
-                return candidate
-            if value is MISSING and not (isinstance(candidate, str) and candidate):
-                value = candidate
+        for path in self.paths:
+            for candidate in self._at(path, message):
+                if present(candidate):
+                    return candidate
+                if value is MISSING and not (isinstance(candidate, str) and candidate):
+                    value = candidate
         return value
 
-    def values(self, message: Message) -> Iterator[Any]:
-        """All that stands at the paths, in their order."""
-        for path in self.paths:
-            for element in message.elements(path):
-                if self.match is None:
-                    yield element
-                elif (group := first_group(self.match, as_text(element))) is not MISSING:
-                    yield group
+    def _at(self, path: Path, message: Message) -> Sequence[Any]:
+        """All that stands at a path."""
+        if self.match is None:
+            return message.elements(path)
+        groups = [first_group(self.match, as_text(e)) for e in message.elements(path)]
+        return [group for group in groups if group is not MISSING]
 
 
 @dataclass(frozen=True, slots=True)
@@ -1792,6 +1789,12 @@ class RequestTemplate:
         tree = [self.url, dict(self.headers), self.body, dict(self.form)]
         return tuple(placeholders_in(tree))
 
+    @functools.cached_property
+    def hidden(self) -> frozenset[str]:
+        """Names of its headers that are secrets."""
+        headers = self.headers.items()
+        return frozenset(name for name, value in headers if not isinstance(value, Template))
+
     def parts(self, scope: Scope) -> tuple[str, dict[str, str], Any]:
         """URL, headers and content in `scope`, the content not yet encoded.
 
@@ -1831,12 +1834,10 @@ class RequestTemplate:
         elif content is not MISSING:
             encoder = COMPACT if self.encoding == "utf-8" else COMPACT_ASCII
             body, content_type = encoder.encode(content).encode(), "application/json"
-        named = {name.lower() for name in headers}
-        if content_type and "content-type" not in named:
+        if content_type and "content-type" not in map(str.lower, headers):
             charset = "" if self.form else f"; charset={self.encoding}"
             headers["Content-Type"] = content_type + charset
-        hidden = (name for name, value in self.headers.items() if not isinstance(value, Template))
-        return Request(self.method, url, headers, body, frozenset(hidden))
+        return Request(self.method, url, headers, body, self.hidden)
 
 
 @dataclass(frozen=True, eq=False)
@@ -6657,7 +6658,8 @@ def judge_kind(config: Config, base: NewEvent, fields: Mapping[str, Any]) -> New
 
 def judge(config: Config, hook: Hook, reading: Reading, base: NewEvent) -> NewEvent:
     """The webhook as it is to be stored: pending, ignored by the rules, or failed and why."""
-    base = base._replace(raw=reading.raw or base.raw)
+    if reading.raw:
+        base = base._replace(raw=reading.raw)
     if reading.problem:
         return base._replace(state="failed", reason=reading.problem, repaired=reading.repaired)
     base = base._replace(
@@ -7628,6 +7630,8 @@ def client_address(environ: Mapping[str, Any], trusted: Sequence[Network]) -> Ip
     0.0.0.0, which is nobody, where a trusted proxy does not tell it by X-Forwarded-For.
     """
     address = read_ip(str(environ.get("REMOTE_ADDR", "0.0.0.0")))
+    if not trusted:
+        return address
     told = environ.get("HTTP_X_FORWARDED_FOR")
     hops = told.split(",") if told is not None else [""] if _hops(environ) else []
     while hops and any(address in network for network in trusted):
