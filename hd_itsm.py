@@ -10500,8 +10500,12 @@ class Wire:
         """
         error, body = "", b""
         named = {name.lower(): value for name, value in response.headers.items()}
-        if len(set(response.headers.get_all("content-length", ()))) > 1:
+        told = ",".join(response.headers.get_all("content-length", ())).split(",")
+        first, *others = {length.strip() for length in told}
+        if others:
             raise urllib3.exceptions.InvalidHeader
+        if response.length is None and not response.chunked and first.isdecimal():
+            response.length = int(first)  # told twice, alike (RFC 9110 8.6)
         # as http.client reads it: what else stands there tells no end
         framed = response.chunked or response.length is not None
         more = response.status == 204 and named.get("content-length", "0") != "0"

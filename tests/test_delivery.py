@@ -2403,6 +2403,7 @@ def test_hold_means_the_same_for_a_kind_that_does_not_open(tmp_path: Path) -> No
             stand_in.Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabc"),
             "is broken",
         ),
+        (stand_in.Raw(b"HTTP/1.1 200 OK\r\nContent-Length: 3, 4\r\n\r\nabc"), "is broken"),
         (stand_in.many_headers(), "head of its answer"),
         (stand_in.long_header(), "head of its answer"),
     ],
@@ -2414,6 +2415,15 @@ def test_no_name_of_a_library_stands_as_a_reason(
         works.new("1")
         attempt = works.wait_attempts(1, 1)[0]
     assert words in attempt["reason"]
+
+
+def test_a_length_that_is_told_twice_alike_is_one(tmp_path: Path) -> None:
+    body = b'{"result": {"request_id": "R-7"}}'
+    twice = f"Content-Length: {len(body)}, {len(body)}"
+    answer = stand_in.Raw(f"HTTP/1.1 200 OK\r\n{twice}\r\n\r\n".encode() + body, end="hang")
+    with Itsm(script=[answer]) as itsm, Works(tmp_path, itsm.url) as works:
+        works.wait(works.new("1"), "delivered")
+        assert works.request_id("1") == "R-7"
 
 
 # ---- Another host than the ITSM's --------------------------------------------------------------
