@@ -684,7 +684,10 @@ class Ours(Child):
     def settled(self, seconds: float = 300.0) -> float:
         """When nothing was pending any more (monotonic)."""
         until(lambda: self.health()["pending"] == 0, seconds, "an empty line", 0.002)
-        return time.monotonic()
+        now, health = time.monotonic(), self.health()
+        if health["held"] or health["failed"]:
+            raise Trouble(f"not all was delivered: {health}")
+        return now
 
 
 class Loaded(NamedTuple):
@@ -1030,7 +1033,7 @@ def measure_big(bench: Bench) -> Iterator[Row]:
             big.start()
             with Ours(bench, "small", other.port) as small:
                 rows = [
-                    f"{FIRST_TICKET + n},R-{n},2026-11-01T00:00:00+09:00" for n in range(count)
+                    f"{FIRST_TICKET + n},M-{n},2026-11-01T00:00:00+09:00" for n in range(count)
                 ]
                 csv = bench.folder / "small.csv"
                 csv.write_text("\n".join(rows) + "\n")
@@ -1099,7 +1102,7 @@ def grow(path: pathlib.Path, events: int, mappings: int) -> None:
         db.execute(
             "WITH RECURSIVE copies (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM copies WHERE"
             " n < :copies) INSERT OR IGNORE INTO tickets (ticket, request_id, since, origin)"
-            f" SELECT CAST({FIRST_TICKET} + n AS TEXT), 'R-' || n, 0.0, 'import' FROM copies",
+            f" SELECT CAST({FIRST_TICKET} + n AS TEXT), 'M-' || n, 0.0, 'import' FROM copies",
             {"copies": mappings},
         )
 
