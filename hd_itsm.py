@@ -10499,7 +10499,10 @@ class Wire:
         InvalidHeader where it has two lengths.
         """
         error, body = "", b""
-        named = {name.lower(): value for name, value in response.headers.items()}
+        named = {  # what goes on in a further line does so after a space (RFC 9112 5.2)
+            name.lower(): " ".join(value.split()) if "\n" in value else value
+            for name, value in response.headers.items()
+        }
         told = ",".join(response.headers.get_all("content-length", ())).split(",")
         first, *others = {length.strip() for length in told}
         if others:

@@ -2360,6 +2360,23 @@ value = "@header:X-Session"
         assert itsm.requests[-1].headers.get("Authorization") == "Bearer s-1"
 
 
+def test_a_header_that_goes_on_in_a_further_line_is_one(tmp_path: Path) -> None:
+    def answer(received: Received) -> stand_in.Answer | None:
+        head = b"HTTP/1.1 200 OK\r\nX-Session: s-1;\r\n\t part=2\r\nContent-Length: 0\r\n\r\n"
+        return stand_in.Raw(head) if received.path.endswith("/login") else None
+
+    kinds = """
+[lookups.token]
+method = "POST"
+url = "{url}/login"
+value = "@header:X-Session"
+"""
+    with Itsm(decide=answer) as itsm:
+        with Works(tmp_path, itsm.url, itsm=BEARER, kinds=kinds.format(url=itsm.url)) as works:
+            works.wait(works.new("1"), "delivered")
+        assert itsm.requests[-1].headers.get("Authorization") == "Bearer s-1; part=2"
+
+
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
