@@ -143,6 +143,7 @@ def without_quotes(text: str) -> str:
 
 
 STATES = ("pending", "held", "delivered", "failed", "ignored", "dropped")
+NO_ID = "without a request id where it should be"  # how an opening's answer was; was it done?
 
 HOOKS: dict[str, dict[str, Any]] = {
     "itsm_new": {
@@ -1045,6 +1046,17 @@ class Rule:
         return all(condition.holds(message) for condition in self.when)
 
 
+def met_by(rules: Sequence[Rule], message: Message) -> str:
+    """What stands where rules look, for people: where none fits, that is the reason."""
+    looked_at = {condition.path: None for rule in rules for condition in rule.when}
+    met = []
+    for path in [*looked_at][:3]:
+        texts = [repr(as_text(element)[:60]) for element in message.elements(path)[:3]]
+        where = ".".join(step.name or "*" for step in path)
+        met.append(f"{where} is {' and '.join(texts) or 'not there'}")
+    return ", ".join(met)
+
+
 def first_that_fits(rules: Sequence[Rule], message: Message, status: int = 0) -> int:
     """The number of the rule that decides, from 1; 0 where none fits."""
     for number, rule in enumerate(rules, 1):
@@ -1190,6 +1202,7 @@ class Reading(NamedTuple):
     rule: int = 0  # the rule that fits, from 1; 0 for none
     delivery_id: str = ""
     stamp: float | None = None  # what `order` says
+    met: str = ""  # what stands where the rules look, if none fits
     raw: bytes = b""  # its own part of a body that holds several, as a list
 
 
@@ -1219,7 +1232,8 @@ def read_message(hook: Hook, message: Message, repaired: str, zone: tzinfo | Non
         ticket = ticket and f"{hook.desk}:{ticket}"
     delivery_id = hook.delivery_id.read(message)
     delivery_id = as_text(delivery_id)[:MAX_ID] if present(delivery_id) else ""
-    return Reading(kind, ticket, fields, repaired, problem, number, delivery_id, stamp)
+    met = "" if number else met_by(hook.rules, message)
+    return Reading(kind, ticket, fields, repaired, problem, number, delivery_id, stamp, met)
 
 
 MOST_AT_ONCE = 1000  # webhooks in one body
@@ -5553,8 +5567,10 @@ class Events(Questions):
         """What a new mapping makes of the ticket's line; the events that it freed, in order."""
         openings = self.file.execute(
             "SELECT event, state FROM events WHERE ticket = :ticket AND opens = 1 AND (state IN"
-            " ('pending', 'held') OR (state = 'failed' AND may_have_happened = 1))",
+            " ('pending', 'held') OR (state = 'failed'"
+            " AND (may_have_happened = 1 OR reason LIKE :without_id)))",
             ticket=ticket,
+            without_id=f"%{NO_ID}%",
         ).fetchall()
         for row in openings:
             self._move(row["event"], row["state"], "delivered", reason)
@@ -5702,8 +5718,8 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "issued by {issuer}, good for {n} days: have it renewed": (
         "발급 {issuer}, {n}일 남음: 갱신하세요"
     ),
-    "issued by {issuer}, good for {n} days: name the authority's certificate in itsm.ca_file": (
-        "발급 {issuer}, {n}일 남음: 발급 기관 인증서를 itsm.ca_file에 지정하세요"
+    "issued by {issuer}, good for {n} days: itsm.ca_file (PEM) must hold its authority": (
+        "발급 {issuer}, {n}일 남음: 발급 기관 인증서(PEM)를 itsm.ca_file에 넣으세요"
     ),
     "it has a trouble of its own, or a proxy before it: deliveries wait until it is over": (
         "ITSM이나 앞단 프록시에 문제가 있습니다. 풀릴 때까지 전달이 기다립니다"
@@ -5732,6 +5748,11 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
         "log.file: {file}에 쓸 수 없습니다: 파일이나 {folder}가 없거나 권한이 없습니다"
     ),
     "look": "확인",
+    "Look into the ITSM: if the request is there, map it, and name in itsm.request_id where its"
+    " answers say the id now; if not, retry.": (
+        "ITSM에서 확인하세요: 요청이 있으면 `map`으로 연결하고, 번호가 있는 새 위치를"
+        " itsm.request_id에 적으세요. 없으면 `retry`하세요."
+    ),
     "Look into the ITSM: if the request is there, map it; if not, retry.": (
         "ITSM에서 요청을 찾아보세요. 있으면 연결하고, 없으면 다시 보내세요."
     ),
@@ -5778,11 +5799,15 @@ KOREAN: dict[str, str] = {  # what the page and the commands say -> the same in 
     "No event yet.": "아직 이벤트가 없습니다.",
     "No request id yet.": "아직 요청 번호가 없습니다.",
     "no rule of hook {hook} matches": "훅 {hook}에 맞는 규칙이 없음",
+    "no rule of hook {hook} matches: {what}": "훅 {hook}에 맞는 규칙이 없음: {what}",
     "no such address": "없는 주소입니다",
     "no such address: {method}": "없는 주소: {method}",
     "no ticket": "티켓 없음",
     "no valid credential: see [access] token and hmac": (
         "인증 정보가 맞지 않음: [access] token과 hmac을 확인하세요"
+    ),
+    "no valid credential and no header {name}: see [access] token and hmac": (
+        "인증 정보가 맞지 않고 {name} 헤더도 없음: [access] token과 hmac을 확인하세요"
     ),
     "No webhook came for {ago}": "{ago} 동안 웹훅이 없습니다",
     "nobody can say whether it was done": "처리됐는지 알 수 없음",
@@ -6052,6 +6077,7 @@ REASONS = (  # those that are stored or answered, which people read
     "duplicate of event {n}: the ticket is opened already",
     "duplicate of event {n}",
     "the ticket already has request id {request_id}",
+    "no rule of hook {hook} matches: {what}",
     "no rule of hook {hook} matches",
     "mapped by hand",
     "mapped by import",
@@ -6076,6 +6102,7 @@ REASONS = (  # those that are stored or answered, which people read
     "no such address",
     "this address takes another method (see Allow): {method}",
     "no valid credential: see [access] token and hmac",
+    "no valid credential and no header {name}: see [access] token and hmac",
     "this address may not post here: see [access] networks",
     "the page wants its password: see [server] admin_password",
     "from another machine the page needs [server] admin_password",
@@ -6110,7 +6137,7 @@ FINDINGS = (  # those of `check`
     "{hook}: no template uses {fields}",
     "the ITSM's clock is {n} s from ours: dates and hours may be off",
     "issued by {issuer}, good for {n} days: have it renewed",
-    "issued by {issuer}, good for {n} days: name the authority's certificate in itsm.ca_file",
+    "issued by {issuer}, good for {n} days: itsm.ca_file (PEM) must hold its authority",
     "issued by {issuer}, good for {n} days",
     "issued by {issuer}, expired: have it renewed",
     "{name} is older than its last security fix {fix}: upgrade it, or see that your distribution"
@@ -6364,9 +6391,20 @@ def troubles(
     return {name: trouble for name, trouble in wrong.items() if trouble}
 
 
+def unsure(event: Mapping[str, Any]) -> bool:
+    """Whether an event that needs a person may have been carried out all the same."""
+    there = event["may_have_happened"] or NO_ID in event["reason"]
+    return event["state"] in ("held", "failed") and bool(there)
+
+
 def advice(event: Mapping[str, Any], say: Say) -> str:
     """What a person may do about an event, in one sentence."""
-    if event["state"] in ("held", "failed") and event["may_have_happened"]:
+    if unsure(event) and NO_ID in event["reason"]:
+        return say(
+            "Look into the ITSM: if the request is there, map it, and name in itsm.request_id"
+            " where its answers say the id now; if not, retry."
+        )
+    if unsure(event):
         return say("Look into the ITSM: if the request is there, map it; if not, retry.")
     if event["state"] == "held":
         return say("Map the ticket to its request, or retry its opening where that was dropped.")
@@ -6383,7 +6421,7 @@ def _command(event: Mapping[str, Any], cause: Mapping[str, Any]) -> str:
     """The command that settles all of a cause, or that shows what to decide."""
     if event["state"] == "held" and not event["may_have_happened"]:
         return f"hd-itsm map {shlex.quote(event['ticket'])} REQUEST"
-    if event["may_have_happened"]:
+    if unsure(event):
         return f"hd-itsm show {event['event']}"
     return f"hd-itsm retry --reason {shlex.quote(cause['cause'])}"
 
@@ -6675,7 +6713,8 @@ def judge(config: Config, hook: Hook, reading: Reading, base: NewEvent) -> NewEv
         reason = f"hook {hook.name} has no desk, and this would be a ticket of desk {desk}"
         return base._replace(state="failed", reason=reason, kind="", ticket=None)
     if not reading.kind:
-        return base._replace(state="ignored", reason=f"no rule of hook {hook.name} matches")
+        met = reading.met and f": {reading.met}"
+        return base._replace(state="ignored", reason=f"no rule of hook {hook.name} matches{met}")
     return judge_kind(config, base, reading.fields)
 
 
@@ -7764,7 +7803,10 @@ def admit(
             return True
     if access.hmac and (raw is None or signature_holds(access.hmac, environ, raw, now)):
         return raw is not None
-    raise Refused(401, "no valid credential: see [access] token and hmac")
+    why = "no valid credential"
+    if access.hmac and not _header(environ, access.hmac.header):
+        why += f" and no header {access.hmac.header}"
+    raise Refused(401, f"{why}: see [access] token and hmac")
 
 
 # ── Door · answers in JSON ─────────────────────────────────────────────────────────────────────
@@ -8106,7 +8148,7 @@ class Door:
                 "webhook for ticket %s on %s ignored: %s",
                 webhook.ticket,
                 hook.path,
-                receipt.reason,
+                without_quotes(receipt.reason),
             )
         else:
             log.debug(
@@ -9195,7 +9237,7 @@ def needs_now(config: Config, events: Events, say: Say) -> tuple[list[dict[str, 
         left = number - len(cause["rows"]) if number < MOST_COUNTED else number
         for row in cause["rows"]:
             _complete_row(row, events, can_retry, say)
-        cause["unclear"] = first["may_have_happened"] and first["state"] in ("held", "failed")
+        cause["unclear"] = unsure(first)
         cause["count"] = say("{n} ticket|{n} tickets", n=say.counted(cause["tickets"]))
         cause["more"] = say("{n} more of this reason", n=say.counted(left)) if left else ""
         name = say("Retry all {n}", n=say.counted(number))
@@ -10378,9 +10420,9 @@ def _transport_reason(error: BaseException) -> str:
     if isinstance(cause, ssl.SSLCertVerificationError):
         remedy = {
             62: "; it must name the host as a subjectAltName, its common name counts not",
-            20: "; name the authority's certificate in itsm.ca_file",
+            20: "; itsm.ca_file (PEM) must hold its authority",
             18: "; it is its own authority: name it in itsm.ca_file",
-            19: "; name the authority's certificate in itsm.ca_file",
+            19: "; itsm.ca_file (PEM) must hold its authority",
             10: "; have it renewed",
         }.get(cause.verify_code, "")
         return f"TLS certificate refused: {cause.verify_message}{remedy}"
@@ -10733,7 +10775,7 @@ def _with_request_id(kind: Kind, message: Message, outcome: Outcome) -> Outcome:
     if message.body is MISSING:
         reason = f"{outcome.reason} without JSON: it may have happened; `map` or `retry` decides"
         return outcome._replace(name="failed", reason=reason, may_have_happened=True)
-    reason = f"{outcome.reason} without a request id where it should be"
+    reason = f"{outcome.reason} {NO_ID}"
     return outcome._replace(name="failed", reason=reason)
 
 
@@ -12021,7 +12063,9 @@ def listen(address: tuple[str, int]) -> socket.socket:
         return listener
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
-        what = "another program has this address" if taken else error.strerror
+        what = error.strerror
+        if taken:
+            what = "another program has this address, if not an hd_itsm with another file"
         raise Error(f"cannot listen on {host}:{port}: {what}; see [server] listen") from None
 
 
@@ -12157,7 +12201,8 @@ class Service:
 
     def _start(self) -> None:
         self.delivery.start()
-        log.info("listening on %s, delivering to %s", self.url, self._target())
+        places = (self.url, self._target(), self.config.store.path)
+        log.info("listening on %s, delivering to %s, keeping all in %s", *places)
         if not self.inherited:
             notify(self.environ, f"FDSTOREREMOVE=1\nFDNAME={OWN}")  # one for a former address
             notify(self.environ, f"FDSTORE=1\nFDNAME={OWN}", self.listener.fileno())
@@ -13190,7 +13235,7 @@ def _check_certificate(config: Config, url: str) -> list[Finding]:
     left = ssl.cert_time_to_seconds(found["notAfter"]) - time.time()
     days = f"good for {int(left // 86400)} days" if left > 0 else "expired"
     if word == "wrong" and left > 0:
-        days += ": name the authority's certificate in itsm.ca_file"
+        days += ": itsm.ca_file (PEM) must hold its authority"
     elif left < 30 * 86400:
         word, days = "wrong" if left <= 0 else "look", days + ": have it renewed"
     return [(word, "certificate", f"issued by {issuer or 'nobody known'}, {days}")]

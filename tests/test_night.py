@@ -6,8 +6,8 @@ import signal
 import socket
 from pathlib import Path
 
-from itsm import Itsm
-from service import Service, Start, settings, until
+from itsm import Itsm, reply
+from service import Service, Start, assignment, opening, settings, until
 
 
 def words_of(service: Service, *command: str) -> str:
@@ -74,3 +74,37 @@ def test_of_a_damaged_file_is_told_where_it_stands_how_to_restore(
     service.database.write_bytes(b"this is no database" * 100)
     assert "restore a backup (`help upgrade`)" in words_of(service, "status")
     assert "Restore:" in words_of(service, "help", "upgrade")
+
+
+def test_where_an_answer_had_no_id_nobody_is_told_to_send_again_what_may_be_there(
+    start: Start,
+) -> None:
+    with Itsm(decide=lambda received: reply(json={"data": {"no": "Q-3"}})) as itsm:
+        service = start(itsm.url)
+        service.post("itsm_new", opening("7"))
+        service.post("itsm_ass", assignment("7"))
+        until(lambda: service.show(1)["state"] == "failed", "it is refused")
+        said = words_of(service, "status")
+        assert "Q-3" in said
+        assert "hd-itsm show 1" in said
+        assert "retry --reason" not in said
+        assert "if the request is there, map it" in words_of(service, "show", "1")
+        service.cli("map", "7", "Q-3")
+        until(lambda: service.show(2)["state"] == "delivered", "what waited for it goes out")
+        assert "all is well" in words_of(service, "status")
+
+
+def test_a_signature_that_is_not_there_is_named(start: Start, itsm: Itsm) -> None:
+    access = {"hmac": {"secret": "s3cret-s3cret", "header": "X-Desk-Signature"}}
+    service = start(itsm.url, access=access)
+    service.post("itsm_new", opening("7"))
+    assert "no header X-Desk-Signature" in words_of(service, "status")
+
+
+def test_a_webhook_that_no_rule_wants_says_what_the_rules_met(start: Start, itsm: Itsm) -> None:
+    rules = [{"kind": "note", "when": {"ticket.state": "closed"}}]
+    hook = {"path": "/desk", "rules": rules, "fields": {"ticket_id": "ticket.id"}}
+    service = start(itsm.url, hooks__desk=hook, kinds__note={"body": {"ticket": "{ticket_id}"}})
+    service.post("desk", {"ticket": {"id": "7", "state": "closed successful"}})
+    assert "ticket.state is 'closed successful'" in words_of(service, "show", "1")
+    assert "closed successful" not in service.log

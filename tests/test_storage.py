@@ -1250,6 +1250,15 @@ def test_a_failed_opening_that_may_have_happened_is_settled_by_a_mapping(house: 
     assert house.drain() == [2]
 
 
+def test_an_opening_whose_answer_had_no_id_is_settled_by_a_mapping(house: House) -> None:
+    house.new("1")
+    house.assign("1")
+    assert house.settle(1, Verdict("failed", f"answered 200 {hd_itsm.NO_ID}: {{}}"))
+    house.events.map("1", "R-7")
+    assert house.states("1") == ["delivered", "pending"]
+    assert house.drain() == [2]
+
+
 def test_a_mapping_leaves_an_opening_alone_that_was_refused(house: House) -> None:
     house.new("1")
     house.fail(1)
