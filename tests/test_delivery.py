@@ -2342,39 +2342,29 @@ def test_a_hit_without_an_id_is_not_none(
         assert len(itsm.created) == (2 if answer == reply(204) else 1)
 
 
-@pytest.mark.parametrize("status", [200, 204])
-def test_a_header_is_read_though_there_is_no_body(status: int, tmp_path: Path) -> None:
-    def answer(received: Received) -> stand_in.Answer | None:
-        login = received.path.endswith("/login")
-        return reply(status, headers={"X-Session": "s-1"}) if login else None
+FOLDED = b"HTTP/1.1 200 OK\r\nX-Session: s-1;\r\n\t part=2\r\nContent-Length: 0\r\n\r\n"
 
+
+@pytest.mark.parametrize(
+    ("answer", "session"),
+    [
+        *((reply(status, headers={"X-Session": "s-1"}), "s-1") for status in (200, 204)),
+        (stand_in.Raw(FOLDED), "s-1; part=2"),  # it goes on in a further line
+    ],
+)
+def test_a_header_is_read_though_there_is_no_body(
+    answer: stand_in.Answer, session: str, tmp_path: Path
+) -> None:
     kinds = """
 [lookups.token]
 method = "POST"
 url = "{url}/login"
 value = "@header:X-Session"
 """
-    with Itsm(decide=answer) as itsm:
+    with Itsm(decide=lambda got: answer if got.path.endswith("/login") else None) as itsm:
         with Works(tmp_path, itsm.url, itsm=BEARER, kinds=kinds.format(url=itsm.url)) as works:
             works.wait(works.new("1"), "delivered")
-        assert itsm.requests[-1].headers.get("Authorization") == "Bearer s-1"
-
-
-def test_a_header_that_goes_on_in_a_further_line_is_one(tmp_path: Path) -> None:
-    def answer(received: Received) -> stand_in.Answer | None:
-        head = b"HTTP/1.1 200 OK\r\nX-Session: s-1;\r\n\t part=2\r\nContent-Length: 0\r\n\r\n"
-        return stand_in.Raw(head) if received.path.endswith("/login") else None
-
-    kinds = """
-[lookups.token]
-method = "POST"
-url = "{url}/login"
-value = "@header:X-Session"
-"""
-    with Itsm(decide=answer) as itsm:
-        with Works(tmp_path, itsm.url, itsm=BEARER, kinds=kinds.format(url=itsm.url)) as works:
-            works.wait(works.new("1"), "delivered")
-        assert itsm.requests[-1].headers.get("Authorization") == "Bearer s-1; part=2"
+        assert itsm.requests[-1].headers.get("Authorization") == f"Bearer {session}"
 
 
 @pytest.mark.parametrize(
