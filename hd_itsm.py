@@ -881,6 +881,11 @@ def parse_path(text: str) -> Path:
     return tuple(steps)
 
 
+def path_as_text(path: Path) -> str:
+    """Where a path leads, for people."""
+    return ".".join(step.name for step in path)
+
+
 def as_text(value: Any) -> str:
     """`value` as text: 4182 and 4182.0 are "4182", true is "true", null is "", a list is JSON."""
     if isinstance(value, str):
@@ -1052,8 +1057,7 @@ def met_by(rules: Sequence[Rule], message: Message) -> str:
     met = []
     for path in [*looked_at][:3]:
         texts = [repr(as_text(element)[:60]) for element in message.elements(path)[:3]]
-        where = ".".join(step.name or "*" for step in path)
-        met.append(f"{where} is {' and '.join(texts) or 'not there'}")
+        met.append(f"{path_as_text(path)} is {' and '.join(texts) or 'not there'}")
     return ", ".join(met)
 
 
@@ -1705,6 +1709,7 @@ MOST_SENT = 16384  # characters that are kept of a request's body
 SECRET_IN_BODY = re.compile(  # what stands beside a name that tells it, in JSON or in a form
     r"""(?i)((?:passw|secret|token|api.?key)\w*(?:"\s*:\s*"|=))(?:[^"\\&]|\\.)+"""
 )
+IN_SUCH_NAMES = ("passw", "secret", "token", "key")  # each of its names holds one of them
 
 
 @functools.lru_cache(maxsize=256)
@@ -1715,8 +1720,8 @@ def tells_secret(name: str) -> bool:
 
 def without_secrets(body: str) -> str:
     """A body without what stands in it as a password, token or key."""
-    folded = body.lower()  # most hold none of the words, and the pattern is slow to find that out
-    if not any(word in folded for word in ("passw", "secret", "token", "key")):
+    folded = body.casefold()  # most hold none, and the pattern takes long to find that out
+    if not any(word in folded for word in IN_SUCH_NAMES):
         return body
     return SECRET_IN_BODY.sub(r"\1***", body)
 
@@ -1761,6 +1766,13 @@ class Request:
         return COMPACT.encode(kept)
 
 
+def _refuse_dots(path: str) -> None:
+    for segment in re.split(r"[/\\]", path):
+        segment = segment.partition(";")[0]  # what follows are parameters to some
+        if segment in (".", ".."):
+            raise Untranslatable(f"{segment!r} as a segment of the URL would lead elsewhere")
+
+
 def _url(template: Template, scope: Scope) -> str:
     in_path, pieces = True, []
     for part in template.parts:
@@ -1774,12 +1786,9 @@ def _url(template: Template, scope: Scope) -> str:
         pieces.append(urllib.parse.quote(text, safe=""))
     url = "".join(pieces)
     path = urllib.parse.urlsplit(url).path
-    for _ in range(2 if "." in path or "%" in path else 0):  # split before it is decoded, or after
-        for segment in re.split(r"[/\\]", path):
-            segment = segment.partition(";")[0]  # what follows are parameters to some
-            if segment in (".", ".."):
-                raise Untranslatable(f"{segment!r} as a segment of the URL would lead elsewhere")
-        path = urllib.parse.unquote(path)
+    if "." in path or "%" in path:  # else no segment can be dots
+        for way in (path, urllib.parse.unquote(path)):  # split before it is decoded, or after
+            _refuse_dots(way)
     return url
 
 
@@ -1825,7 +1834,7 @@ class RequestTemplate:
             text = as_text(rendered)
             if CONTROL.search(text):
                 raise Untranslatable(f"header {name} would hold control characters")
-            headers[name] = text if text.isascii() else text.encode().decode("latin-1")
+            headers[name] = text.encode().decode("latin-1")
         content: Any = MISSING
         if self.method not in ("GET", "HEAD"):
             content = render_tree(dict(self.form) or self.body, scope)
@@ -2067,9 +2076,8 @@ class Secret:
 
     def reveal(self) -> str:
         """The text; the last one known where its file cannot be read any more."""
-        if self.source in ("file", "credential"):
-            with contextlib.suppress(OSError, UnicodeError):
-                self.refresh()
+        with contextlib.suppress(OSError, UnicodeError):
+            self.refresh()
         return self._value
 
     def problem(self) -> str:
@@ -4070,8 +4078,8 @@ class File:
     def _keep_counts(self) -> None:
         """Keeps what this transaction counted, in it; one statement for all."""
         with self._soon_lock:
-            soon = self._soon.copy() if self._soon else None
-        for name, more in soon.items() if soon else ():
+            soon = self._soon.copy()
+        for name, more in soon.items():
             self.count(name, more, hourly=True)
         changes = [(hour, name, more) for (hour, name), more in self._counting.items() if more]
         self._counting.clear()
@@ -6399,12 +6407,12 @@ def unsure(event: Mapping[str, Any]) -> bool:
 
 def advice(event: Mapping[str, Any], say: Say) -> str:
     """What a person may do about an event, in one sentence."""
-    if unsure(event) and NO_ID in event["reason"]:
-        return say(
-            "Look into the ITSM: if the request is there, map it, and name in itsm.request_id"
-            " where its answers say the id now; if not, retry."
-        )
     if unsure(event):
+        if NO_ID in event["reason"]:
+            return say(
+                "Look into the ITSM: if the request is there, map it, and name in itsm.request_id"
+                " where its answers say the id now; if not, retry."
+            )
         return say("Look into the ITSM: if the request is there, map it; if not, retry.")
     if event["state"] == "held":
         return say("Map the ticket to its request, or retry its opening where that was dropped.")
@@ -7885,12 +7893,9 @@ PACKED = {  # Content-Encodings that change a body; whatever else is written the
 
 def hook_headers(hook: Hook, environ: Mapping[str, Any]) -> dict[str, str]:
     """What a hook's paths read of a request's headers and query, by name."""
-    values = ((name, _header(environ, name)) for name in hook.headers)
     return {
-        name: value
-        if value.isascii()
-        else value.encode("latin-1", "replace").decode("utf-8", "replace")
-        for name, value in values
+        name: _header(environ, name).encode("latin-1", "replace").decode("utf-8", "replace")
+        for name in hook.headers
     }
 
 
@@ -9180,7 +9185,7 @@ def retriable(config: Config, events: Events, rows: Sequence[Mapping[str, Any]])
 
 def offers_of(row: Mapping[str, Any], can_retry: bool, say: Say) -> list[Offer]:
     """What can be done about an event, the least harm first."""
-    event, unclear, offers = row["event"], row["may_have_happened"], list[Offer]()
+    event, unclear, offers = row["event"], unsure(row), list[Offer]()
     held = row["state"] == "held"
     open_still = (held and not unclear) or (unclear and row["opens"])
     if row["ticket"] and row["state"] in ("held", "failed") and open_still:
@@ -9609,7 +9614,7 @@ class Pages:
         line = [rows[number] for number in numbers if number in rows]
         can_retry, ahead = retriable(self.config, events, line), dict[str, Any]()
         for row in line:
-            row["unclear"] = row["may_have_happened"] and row["state"] in ("held", "failed")
+            row["unclear"] = unsure(row)
             row["attempts"] = events.attempts(row["event"])
             row["offers"] = offers_of(row, row["event"] in can_retry, say)
             row["waits"] = self.waits(row, ahead)
@@ -10401,7 +10406,6 @@ WORDS_FOR = {  # what http.client and urllib3 call a trouble -> what it is
     "UnknownProtocol": "what came back is no HTTP",
     "LineTooLong": "the head of its answer is too large",
     "HTTPException": "the head of its answer is too large",
-    "InvalidChunkLength": "its answer is broken: a chunk without length",
     "LocationParseError": "the address is no URL",
     "UnicodeError": "the name in the address cannot be a host's",
     "UnicodeEncodeError": "a header holds letters that HTTP cannot carry",
@@ -10569,7 +10573,7 @@ class Wire:
             error = "its answer was cut before it was compressed"
         except zlib.error:
             error = "its answer is compressed, and broken or in a way that is not known here"
-        except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as trouble:
+        except (http.client.HTTPException, OSError) as trouble:
             error = f"its answer was cut: {_transport_reason(trouble)}"
         if error or more or not framed:
             connection.close()
@@ -11232,14 +11236,11 @@ class Gate:
         """How long there is nothing to do, in seconds; 0: a page is to be read."""
         if self._reading:
             return self.IDLE
-        now = self.events.file.clock()
-        barred = self._barred()
-        if barred or not self.breaker.admits(now):
+        if not self._open():
             self._fresh, self._look_at = False, 0.0  # to be read once something may go
-        if barred:
-            return self.IDLE
-        if not self.breaker.admits(now):
-            return self.IDLE if self.breaker.probing else max(0.01, self.breaker.next_probe - now)
+            if self._barred() or self.breaker.probing:
+                return self.IDLE
+            return max(0.01, self.breaker.next_probe - self.events.file.clock())
         return 0.0 if self._fresh else max(0.0, self._look_at - time.monotonic())
 
     def _read_page(self, busy: frozenset[str], edits: int) -> None:
@@ -11578,7 +11579,7 @@ class Delivery:
         for condition in conditions:
             if not condition.holds(message):
                 there = ", ".join(as_text(value) for value in message.elements(condition.path))
-                where = ".".join(step.name for step in condition.path)
+                where = path_as_text(condition.path)
                 words = self._masked(there or "not there")
                 return outcome._replace(
                     name="failed",
@@ -12062,9 +12063,8 @@ def listen(address: tuple[str, int]) -> socket.socket:
         listener.listen(1024)
         return listener
     except OSError as error:
-        taken = error.errno == errno.EADDRINUSE
         what = error.strerror
-        if taken:
+        if error.errno == errno.EADDRINUSE:
             what = "another program has this address, if not an hd_itsm with another file"
         raise Error(f"cannot listen on {host}:{port}: {what}; see [server] listen") from None
 

@@ -1,7 +1,8 @@
 """How the tests are run: on several processes, within time limits, and alike on every machine.
 
 `pytest` runs what a newcomer needs to see: every room, in three minutes on two cores. What is slow
-(kill loops, power cuts, fuzzing, a browser, systemd's patience, ways to install) is marked `slow`;
+(kill loops, power cuts, fuzzing, the search for secrets, a browser, systemd's patience, ways to
+install) is marked `slow`;
 `pytest -m ""` runs that too, and so does a test that is called by its name.
 """
 

@@ -89,6 +89,7 @@ def test_where_an_answer_had_no_id_nobody_is_told_to_send_again_what_may_be_ther
         assert "hd-itsm show 1" in said
         assert "retry --reason" not in said
         assert "if the request is there, map it" in words_of(service, "show", "1")
+        assert b"Map ticket 7" in service.request("GET", "/events/1").body
         service.cli("map", "7", "Q-3")
         until(lambda: service.show(2)["state"] == "delivered", "what waited for it goes out")
         assert "all is well" in words_of(service, "status")

@@ -783,3 +783,9 @@ def test_any_fields_give_a_request_that_can_be_sent(
 def test_a_header_whose_name_tells_a_credential_is_masked(name: str) -> None:
     request = Request("GET", "https://h/", {name: "s3cret", "X-Issue-Key": "A-1"}, b"")
     assert request.as_json()["headers"] == {name: "***", "X-Issue-Key": "A-1"}
+
+
+@pytest.mark.parametrize("name", ["password", "PASSWD", "pa\u017fsword", "to\u212aen", "apiKey"])
+def test_of_what_was_sent_a_secret_is_not_kept_that_its_name_tells(name: str) -> None:
+    body = json.dumps({name: "s3cret-word"}, ensure_ascii=False).encode()
+    assert "s3cret-word" not in Request("POST", "/", body=body).as_kept(str)
